@@ -1,0 +1,118 @@
+"""Bytes of an image file -> Slices, whatever the format.
+
+In: the bytes of one DICOM, PNG, JPEG or TIFF object, told apart by content and never by name. Out:
+an ImageFile whose frames decode to Slices. Every failure leaves as a SliceError with a code: the
+text of a library's exception may hold header values and stays here.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO, Final
+
+from cctmn.errors import CctmnError, SliceError
+from cctmn.read import dicom, picture
+from cctmn.read.intensity import Slice, Turn
+
+__all__ = ["ImageFile", "Slice", "Turn", "frame_count", "open_image", "sniff"]
+
+_MAGIC: Final = (
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"\xff\xd8\xff", "jpeg"),
+    (b"II*\x00", "tiff"),
+    (b"MM\x00*", "tiff"),
+    (b"II+\x00", "tiff"),  # BigTIFF
+    (b"MM\x00+", "tiff"),
+    (b"PK\x03\x04", "zip"),
+    (b"PK\x05\x06", "zip"),  # no member
+    (b"\x1f\x8b", "gzip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ\x00", "xz"),
+)
+# A data set without preamble starts with an element of group 0002 or 0008, little endian: a VR
+# (explicit) or the upper bytes of a small length (implicit) tell it from chance.
+_HEADLESS: Final = re.compile(rb"[\x02\x08]\x00.\x00(?:[A-Z][A-Z]|..\x00\x00)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An opened image; its frames fail one by one."""
+
+    image: dicom.DicomImage | picture.PictureImage
+
+    @property
+    def frames(self) -> int:
+        """Number of frames or pages."""
+        return self.image.frames
+
+    def frame(self, index: int) -> Slice:
+        """Decode frame `index`, from 0."""
+        with _coded():
+            if not 0 <= index < self.frames:
+                raise SliceError("truncated")
+            return self.image.frame(index)
+
+
+def sniff(head: bytes) -> str:
+    """Return the kind of a file by its first bytes, "" if it is none that can be read.
+
+    DICM at 128 goes first: its preamble may be made up as another format.
+    """
+    if head[128:132] == b"DICM":
+        return "dicom"
+    for magic, kind in _MAGIC:
+        if head.startswith(magic):
+            return kind
+    if head[257:262] == b"ustar":
+        return "tar"
+    return "dicom" if _HEADLESS.match(head) else ""
+
+
+def frame_count(file: BinaryIO, *, kind: str) -> int:
+    """Return how many rows the object must yield, from a few ranged reads.
+
+    A damaged object yields one row: decoding it gives the code. Errors of the storage pass.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if kind == "dicom":
+                return dicom.frame_count(file)
+            return picture.page_count(file, kind=kind) or 1
+    except (OSError, CctmnError):
+        raise
+    except Exception:  # noqa: BLE001
+        return 1
+
+
+def open_image(data: bytes | memoryview) -> ImageFile:
+    """Check the header and the container of an image; its pixels are decoded by frame()."""
+    with _coded():
+        content = bytes(data)
+        if not content:
+            raise SliceError("empty_file")
+        kind = sniff(content[:512])
+        if kind == "dicom":
+            return ImageFile(dicom.open_dicom(content))
+        if kind in ("png", "jpeg", "tiff"):
+            return ImageFile(picture.open_picture(content, kind=kind))
+        raise SliceError("unsupported_format")
+
+
+@contextmanager
+def _coded() -> Iterator[None]:
+    """The slice boundary: whatever fails inside leaves as a SliceError, and says no more."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except SliceError as error:
+        raise SliceError(error.code) from None
+    except MemoryError:
+        raise SliceError("too_large") from None
+    except Exception:  # noqa: BLE001
+        raise SliceError("corrupt") from None

@@ -1,0 +1,352 @@
+"""One DICOM object -> its CT slices in Hounsfield units.
+
+In: the bytes of an object. Out: a Slice for every frame, turned to the usual axial display, or a
+SliceError. The checks stand in one order (object, kind of image, geometry, size, pixels, values),
+so that a file always gets the same code.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
+
+from cctmn.errors import SliceError
+from cctmn.read import codestream
+from cctmn.read.header import (
+    BIG_ENDIAN,
+    MAX_INFLATED_BYTES,
+    NATIVE,
+    PIXEL_TAGS,
+    Header,
+    find_macro,
+    functional_groups,
+    integer_of,
+    is_absent,
+    numbers_of,
+    pixel_element,
+    read_header,
+    sop_class_of,
+    text_of,
+    values_of,
+)
+from cctmn.read.intensity import AIR_HU, LOWEST_HU, Slice, Turn, check_hu, check_size
+
+_CT: Final = "1.2.840.10008.5.1.4.1.1.2"
+_ENHANCED: Final = frozenset({_CT + ".1", _CT + ".2"})  # Enhanced and Legacy Converted Enhanced CT
+_DICOMDIR: Final = "1.2.840.10008.1.3.10"
+
+# Values 3 and 4 of Image Type that name something other than a slice in HU: PS3.3 C.8.16.1 and
+# C.8.2.1, and what scanners write there.
+_LOCALIZER: Final = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW"})
+_MAPS: Final = frozenset(
+    "MIP MAX_IP MAXIP MIN_IP MINIP PROJECTION VOLREN VRT SSD PERFUSION RCBF RCBV MTT TTP TMAX "  # noqa: SIM905
+    "PERMEABILITY SUBTRACTION DIFFERENCE DOSE DOSE_INFO SCREEN_SAVE STATISTICS MAT_DECOMP "
+    "MAT_FRACTIONAL MAT_MODIFIED MAT_REMOVED MAT_VALUE_BASED EFF_ATOMIC_NUM ELECTRON_DENSITY "
+    "IODINE ATTENUATION CALCIUM_SCORE".split()
+)
+# Rescale Type (PS3.3 C.11.1.1.2) of maps. Anything else counts as HU: "US", "Houndsfield Unit" ...
+_NOT_HU: Final = frozenset({"OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"})
+
+_MIN_AXIAL_NZ: Final = 0.9  # 25 degrees, more than any gantry tilts
+_MIN_STRAIGHT_NZ: Final = math.cos(math.radians(5))
+_MAX_SLOPE: Final = 1e5
+_MAX_INTERCEPT: Final = 1e5  # the same bound; 16 bits and a slope of 1 need 65536
+# Up to (0028,0008), once cheaply; enhanced objects may list their sources before it.
+_HEAD_BYTES: Final = (64 << 10, 1 << 20)
+# No frame with its functional groups and fragment takes fewer bytes, so a larger claim is a lie.
+_MIN_BYTES_PER_FRAME: Final = 128
+_FRAMES_TAG: Final = 0x00280008
+
+
+def frame_count(file: BinaryIO) -> int:
+    """Return how many rows the object must yield; 1 for whatever decoding will refuse."""
+    size = file.seek(0, io.SEEK_END)
+    for limit in _HEAD_BYTES:
+        file.seek(0)
+        header = read_header(
+            file.read(limit), stop=lambda tag: tag > _FRAMES_TAG, max_inflated_bytes=limit
+        )
+        if header.stopped or limit >= size:
+            break
+    if sop_class_of(header) not in ("", _CT, *_ENHANCED):
+        return 1
+    frames = integer_of(header.dataset, "NumberOfFrames") or 1
+    return frames if 1 <= frames <= max(1, size // _MIN_BYTES_PER_FRAME) else 1
+
+
+@dataclass(frozen=True)
+class DicomImage:
+    """A checked CT object whose frames can be decoded one by one."""
+
+    header: Header
+    frames: int
+    pixels: bytes  # value of the pixel element
+    flags: frozenset[str]
+
+    def frame(self, index: int) -> Slice:
+        """Return frame `index`, from 0."""
+        dataset = self.header.dataset
+        groups = functional_groups(dataset, index)
+        _check_image_type(find_macro(groups, "CTImageFrameTypeSequence", dataset), "FrameType")
+        turn, flags = _orientation(find_macro(groups, "PlaneOrientationSequence", dataset))
+        rows, cols = _rows_cols(dataset)
+        stored = self._stored(index, rows=rows, cols=cols)
+        transform = find_macro(groups, "PixelValueTransformationSequence", dataset)
+        hu, rescale_flags = _to_hu(stored, dataset, transform)
+        check_hu(hu)
+        spacing = numbers_of(
+            find_macro(groups, "PixelMeasuresSequence", dataset), "PixelSpacing", 2
+        )
+        position = numbers_of(
+            find_macro(groups, "PlanePositionSequence", dataset), "ImagePositionPatient", 3
+        )
+        return Slice(
+            pixels=turn.apply(hu),
+            unit="hu",
+            turn=turn,
+            rows=rows,
+            cols=cols,
+            spacing_row_mm=spacing[0] if spacing else None,
+            spacing_col_mm=spacing[1] if spacing else None,
+            slice_z_mm=position[2] if position else None,
+            study_uid=text_of(dataset, "StudyInstanceUID") or None,
+            series_uid=text_of(dataset, "SeriesInstanceUID") or None,
+            patient_id=text_of(dataset, "PatientID") or None,
+            flags=self.flags | flags | rescale_flags,
+        )
+
+    def _stored(self, index: int, *, rows: int, cols: int) -> npt.NDArray[Any]:
+        dataset, syntax = self.header.dataset, self.header.syntax
+        allocated, stored_bits, signed = _bits(dataset)
+        if syntax in NATIVE:
+            size = rows * cols * allocated // 8
+            frame = self.pixels[index * size : (index + 1) * size]
+            if len(frame) < size:
+                raise SliceError("truncated")
+            order = ">" if syntax == BIG_ENDIAN else "<"
+            raw: npt.NDArray[Any] = np.frombuffer(frame, f"{order}u{allocated // 8}").reshape(
+                rows, cols
+            )
+        else:
+            raw = codestream.decode_frame(
+                self._fragments(index),
+                syntax=syntax,
+                rows=rows,
+                cols=cols,
+                bits_allocated=allocated,
+            )
+            _check_range(raw, allocated=allocated, stored_bits=stored_bits, signed=signed)
+            if syntax not in codestream.LOSSY and not signed:
+                _check_largest(raw, dataset)
+        # Bits above BitsStored are overlays of old, or copies of the sign.
+        values: npt.NDArray[Any] = raw.astype("i4" if allocated < 32 else "i8") & (
+            (1 << stored_bits) - 1
+        )
+        if signed:
+            sign = 1 << (stored_bits - 1)
+            values = (values ^ sign) - sign
+        return values
+
+    def _fragments(self, index: int) -> bytes:
+        dataset = self.header.dataset
+        offsets = None  # pydicom finds the basic offset table itself
+        if "ExtendedOffsetTable" in dataset and "ExtendedOffsetTableLengths" in dataset:
+            offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
+        try:
+            return get_frame(
+                self.pixels, index, extended_offsets=offsets, number_of_frames=self.frames
+            )
+        except ValueError:  # fewer fragments than frames
+            raise SliceError("truncated") from None
+
+
+def open_dicom(data: bytes) -> DicomImage:
+    """Read the header, check all that holds for every frame and find the pixel element."""
+    header = read_header(
+        data,
+        stop=PIXEL_TAGS.__contains__,
+        max_inflated_bytes=MAX_INFLATED_BYTES,
+    )
+    dataset = header.dataset
+    if not header.inflated:
+        full = len(header.body) >= MAX_INFLATED_BYTES
+        raise SliceError("too_large" if full else "truncated")
+    sop_class = sop_class_of(header)
+    if sop_class == _DICOMDIR:
+        raise SliceError("dicomdir")
+    modality = text_of(dataset, "Modality")
+    if not sop_class and not modality:
+        raise SliceError("not_ct_sop_class" if header.stopped else "no_pixel_data")
+    if sop_class not in ("", _CT, *_ENHANCED):
+        raise SliceError("not_ct_sop_class")
+    if modality not in ("", "CT"):
+        raise SliceError("wrong_modality")
+    if not header.stopped:
+        # An element that claims more bytes than there are leaves the reader behind the end.
+        raise SliceError("truncated" if header.end > len(header.body) else "no_pixel_data")
+    frames = integer_of(dataset, "NumberOfFrames") or 1
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
+    if frames < 1 or (per_frame and len(per_frame) != frames):
+        raise SliceError("corrupt")
+    _check_image_type(dataset, "ImageType")
+    _orientation(find_macro(functional_groups(dataset, 0), "PlaneOrientationSequence", dataset))
+    if (integer_of(dataset, "SamplesPerPixel") or 1) != 1:
+        raise SliceError("color")
+    photometric = text_of(dataset, "PhotometricInterpretation")
+    if photometric not in ("", "MONOCHROME1", "MONOCHROME2"):
+        raise SliceError("color")
+    flags = {"monochrome1"} if photometric == "MONOCHROME1" else set()
+    allocated, _, _ = _bits(dataset)
+    rows, cols = _rows_cols(dataset)
+    check_size(rows, cols)
+    if allocated == 8 and header.syntax == BIG_ENDIAN:  # bytes may be swapped in pairs
+        raise SliceError("unsupported_bits")
+    if header.syntax not in NATIVE and header.syntax not in codestream.FAMILY:
+        raise SliceError("unsupported_transfer_syntax")
+    pixels, rest = pixel_element(header)
+    if header.syntax in NATIVE:
+        excess = len(pixels) - rows * cols * allocated // 8 * frames
+        # One byte evens the length and writers pad to a sector; more than a row is another image.
+        if excess > cols * allocated // 8:
+            raise SliceError("pixel_length_mismatch")
+        if excess > 1:
+            flags.add("trailing_data")
+    if rest:
+        flags.add("trailing_data")
+    if frames > 1:
+        flags.add("multiframe")
+    if header.syntax in codestream.LOSSY or text_of(dataset, "LossyImageCompression") == "01":
+        flags.add("lossy")
+    return DicomImage(header=header, frames=frames, pixels=pixels, flags=frozenset(flags))
+
+
+def _check_image_type(dataset: Dataset, keyword: str) -> None:
+    words = {str(word).strip().upper() for word in values_of(dataset, keyword)}
+    if words & _LOCALIZER:
+        raise SliceError("localizer")
+    if words & _MAPS:
+        raise SliceError("derived_map")
+
+
+def _orientation(plane: Dataset) -> tuple[Turn, frozenset[str]]:
+    """Return how to turn the stored image to anterior on top, patient right on the left.
+
+    The direction cosines point along a row (to the next column) and along a column, in mm to the
+    patient's left (x), back (y) and head (z): PS3.3 C.7.6.2.1.1.
+    """
+    cosines = numbers_of(plane, "ImageOrientationPatient", 6)
+    if cosines is None:
+        return Turn(), frozenset({"orientation"})
+    along_row, along_col = np.array(cosines[:3]), np.array(cosines[3:])
+    normal = np.cross(along_row, along_col)
+    # 1 % covers cosines rounded to two digits; what is further off is no orientation at all.
+    if not np.allclose([np.linalg.norm(v) for v in (along_row, along_col, normal)], 1, atol=0.01):
+        return Turn(), frozenset({"orientation"})
+    tilt_nz = abs(normal[2])
+    if tilt_nz < _MIN_AXIAL_NZ:
+        raise SliceError("not_axial")
+    transpose = bool(abs(along_row[0]) < abs(along_row[1]))
+    if transpose:
+        along_row, along_col = along_col, along_row
+    turn = Turn(
+        transpose=transpose, flip_rows=bool(along_col[1] < 0), flip_cols=bool(along_row[0] < 0)
+    )
+    flags = {"orientation"} if turn != Turn() else set()
+    if tilt_nz < _MIN_STRAIGHT_NZ:
+        flags.add("oblique")
+    return turn, frozenset(flags)
+
+
+def _bits(dataset: Dataset) -> tuple[int, int, bool]:
+    """Return bits allocated, bits stored and whether stored values have a sign."""
+    allocated = integer_of(dataset, "BitsAllocated")
+    stored = integer_of(dataset, "BitsStored")
+    sign = integer_of(dataset, "PixelRepresentation")
+    if allocated is None or stored is None or sign not in (0, 1) or not 1 <= stored <= allocated:
+        raise SliceError("invalid_header")
+    if allocated not in (8, 16, 32) or integer_of(dataset, "HighBit") not in (None, stored - 1):
+        raise SliceError("unsupported_bits")
+    return allocated, stored, sign == 1
+
+
+def _rows_cols(dataset: Dataset) -> tuple[int, int]:
+    rows, cols = integer_of(dataset, "Rows"), integer_of(dataset, "Columns")
+    if rows is None or cols is None:
+        raise SliceError("invalid_header")
+    return rows, cols
+
+
+def _check_range(raw: npt.NDArray[Any], *, allocated: int, stored_bits: int, signed: bool) -> None:
+    """Refuse decoded values that BitsStored cannot hold: the stream is damaged or another's."""
+    lowest, highest = int(raw.min()), int(raw.max())
+    limit = 1 << stored_bits
+    if signed:  # a negative value may come with its sign extended to all allocated bits
+        extended = raw[raw >= limit]
+        lowest_extended = (1 << allocated) - limit // 2
+        if extended.size and int(extended.min()) >= lowest_extended:
+            highest = limit - 1
+    if highest >= limit or lowest < -limit // 2:
+        raise SliceError("decode_error")
+
+
+def _check_largest(raw: npt.NDArray[Any], dataset: Dataset) -> None:
+    """Refuse a lossless stream with values above the largest that its writer has seen.
+
+    The element was the maximum in 901 of 901 real files and a round number above it in others.
+    Padding need not count, so files with padding are not checked.
+    """
+    largest = integer_of(dataset, "LargestImagePixelValue")
+    if largest and "PixelPaddingValue" not in dataset and int(raw.max()) > largest:
+        raise SliceError("decode_error")
+
+
+def _to_hu(
+    stored: npt.NDArray[Any], dataset: Dataset, transform: Dataset
+) -> tuple[npt.NDArray[np.float32], frozenset[str]]:
+    if text_of(transform, "RescaleType").upper() in _NOT_HU:
+        raise SliceError("derived_map")
+    flags: frozenset[str] = frozenset()
+    if is_absent(transform, "RescaleSlope") or is_absent(transform, "RescaleIntercept"):
+        # Some writers store HU and leave 1 and 0 out. An unsigned value cannot be HU, so there
+        # 1 and 0 would be wrong by 1024.
+        if not _bits(dataset)[2] or "ModalityLUTSequence" in dataset:
+            raise SliceError("missing_rescale")
+        flags = frozenset({"missing_rescale"})
+        hu = stored.astype(np.float32)
+    else:
+        slope = numbers_of(transform, "RescaleSlope", 1)
+        intercept = numbers_of(transform, "RescaleIntercept", 1)
+        if slope is None or intercept is None:
+            raise SliceError("invalid_rescale")
+        if not 0 < abs(slope[0]) <= _MAX_SLOPE or abs(intercept[0]) > _MAX_INTERCEPT:
+            raise SliceError("invalid_rescale")
+        hu = stored.astype(np.float32)
+        hu *= np.float32(slope[0])
+        hu += np.float32(intercept[0])
+    padded = _padding(stored, dataset)
+    if padded is not None:
+        # What scanners write at or below air (-3024 of GE) stays: it is black in any window.
+        hu[padded] = np.clip(hu[padded], LOWEST_HU, AIR_HU)
+    return hu, flags
+
+
+def _padding(stored: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[np.bool_] | None:
+    """Return where the stored values are padding (PS3.3 C.7.5.1.1.2), None if nowhere."""
+    value = integer_of(dataset, "PixelPaddingValue")
+    if value is None:
+        return None
+    limit = integer_of(dataset, "PixelPaddingRangeLimit")
+    allocated, _, signed = _bits(dataset)
+    # The element is often written with the other signedness than the pixels.
+    ends = [v % (1 << allocated) for v in (value, value if limit is None else limit)]
+    if signed:
+        ends = [v - (1 << allocated) if v >> (allocated - 1) else v for v in ends]
+    padded = (stored >= min(ends)) & (stored <= max(ends))
+    return padded if padded.any() else None

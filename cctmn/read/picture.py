@@ -1,0 +1,292 @@
+"""PNG, JPEG and TIFF -> 8-bit slices.
+
+In: the bytes of a picture. Out: a Slice of 8-bit grey for every frame or page, or a SliceError.
+Pictures carry no Hounsfield units: what is scored is the grey as stored, so whatever leaves its
+scale open (16 bits without full range, floats, colour) is refused. Size and end of the file are
+checked here before Pillow decodes anything; its own limits are too wide.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from cctmn.errors import SliceError
+from cctmn.read.codestream import jpeg_size
+from cctmn.read.intensity import Slice, Turn, check_size
+
+_ORIENTATION: Final = 274  # EXIF and TIFF tag
+# EXIF 2.32, tag 274: where row 0 and column 0 of the stored image belong.
+_EXIF_TURNS: Final = {
+    2: Turn(flip_cols=True),
+    3: Turn(flip_rows=True, flip_cols=True),
+    4: Turn(flip_rows=True),
+    5: Turn(transpose=True),
+    6: Turn(transpose=True, flip_cols=True),
+    7: Turn(transpose=True, flip_rows=True, flip_cols=True),
+    8: Turn(transpose=True, flip_rows=True),
+}
+_TIFF_BITS: Final = 258
+_TIFF_COMPRESSION: Final = 259
+_TIFF_SAMPLE_FORMAT: Final = 339
+_TIFF_JPEG: Final = (6, 7)
+_TIFF_FLOAT: Final = 3
+
+_PNG_SIGNATURE_BYTES: Final = 8
+_PNG_CHANNELS: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+# First column and row and their steps in the seven passes of an interlaced PNG.
+_ADAM7: Final = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
+_APNG_FRAME_BYTES: Final = 38  # one fcTL chunk, so no frame takes less
+_MAX_PAGES: Final = 10_000
+
+# Channels of a grey picture differ by less after chroma subsampling; a coloured overlay as small as
+# 16 x 16 px in 512 x 512 is more than one in a thousand.
+_MAX_CHANNEL_DIFFERENCE: Final = 16
+_MAX_COLOR_FRACTION: Final = 1e-3
+
+# A byte after FF in entropy-coded data: 00 is a stuffed zero, D0..D7 restarts, FF fills.
+_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_EOI: Final = 0xD9
+_SOS: Final = 0xDA
+
+
+def page_count(file: BinaryIO, *, kind: str) -> int:
+    """Return the number of frames of a PNG or pages of a TIFF; 1 for a JPEG."""
+    if kind == "png":
+        return _apng_frames(file)
+    return len(list(_tiff_pages(file))) if kind == "tiff" else 1
+
+
+@dataclass(frozen=True)
+class PictureImage:
+    """A picture whose container is whole, and whose frames can be decoded one by one."""
+
+    data: bytes
+    kind: str
+    frames: int
+    flags: frozenset[str]
+
+    def frame(self, index: int) -> Slice:
+        """Return frame or page `index`, from 0."""
+        try:
+            image = Image.open(io.BytesIO(self.data), formats=[self.kind.upper()])
+            image.seek(index)
+        except Image.DecompressionBombError:  # for a TIFF, whose size only Pillow has read
+            raise SliceError("too_large") from None
+        check_size(image.height, image.width)
+        tiff_flags = _check_tiff(image) if self.kind == "tiff" else set()
+        turn = _EXIF_TURNS.get(image.getexif().get(_ORIENTATION, 1), Turn())
+        try:
+            image.load()  # only now are pixels decoded
+        except OSError as error:
+            # Pillow has one class for both; its text is read here and goes no further.
+            code = "truncated" if "truncated" in str(error) else "decode_error"
+            raise SliceError(code) from None
+        pixels, grey_flags = _to_grey(image)
+        if self.kind != "tiff":  # Pillow turns a TIFF itself
+            pixels = turn.apply(pixels)
+        rows, cols = pixels.shape[::-1] if turn.transpose else pixels.shape
+        turn_flags = {"orientation"} if turn != Turn() else set()
+        return Slice(
+            pixels=pixels.astype(np.float32),
+            unit="grey8",
+            turn=turn,
+            rows=rows,
+            cols=cols,
+            spacing_row_mm=None,
+            spacing_col_mm=None,
+            slice_z_mm=None,
+            study_uid=None,
+            series_uid=None,
+            patient_id=None,
+            flags=self.flags | tiff_flags | grey_flags | turn_flags,
+        )
+
+
+def open_picture(data: bytes, *, kind: str) -> PictureImage:
+    """Check the container: its size, its depth and that it is whole."""
+    flags = set()
+    if kind == "png":
+        end = _check_png(data)
+    elif kind == "jpeg":
+        end = _check_jpeg(data)
+        flags.add("lossy")
+    else:
+        end = len(data)  # a TIFF may hold its pages anywhere
+    if len(data) > end:
+        flags.add("trailing_data")
+    frames = page_count(io.BytesIO(data), kind=kind)
+    if frames > 1:
+        flags.add("multiframe")
+    return PictureImage(data=data, kind=kind, frames=frames, flags=frozenset(flags))
+
+
+def _check_png(data: bytes) -> int:
+    """Check size, depth and every checksum; return where IEND ends."""
+    if len(data) < _PNG_SIGNATURE_BYTES + 25:
+        raise SliceError("truncated")
+    cols, rows, depth, color = struct.unpack_from(">IIBB", data, _PNG_SIGNATURE_BYTES + 8)
+    check_size(rows, cols)
+    if depth == 16 and color != 0:
+        raise SliceError("ambiguous_depth")
+    at = _PNG_SIGNATURE_BYTES
+    packed = []
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if end > len(data):
+            break
+        if zlib.crc32(data[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+            raise SliceError("corrupt")
+        if kind == b"IDAT":
+            packed.append(data[at + 8 : end - 4])
+        if kind == b"IEND":
+            _check_png_rows(b"".join(packed), header=data[_PNG_SIGNATURE_BYTES + 8 :])
+            return end
+        at = end
+    raise SliceError("truncated")
+
+
+def _check_png_rows(packed: bytes, *, header: bytes) -> None:
+    """Check that the packed rows are all there; Pillow leaves missing ones black without a word."""
+    cols, rows, depth, color, _, _, interlaced = struct.unpack_from(">IIBBBBB", header)
+    if color not in _PNG_CHANNELS or interlaced > 1:
+        raise SliceError("corrupt")
+    wanted = 0
+    for col, row, col_step, row_step in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+        width, height = -(-(cols - col) // col_step), -(-(rows - row) // row_step)
+        if width > 0 and height > 0:  # each row has a byte for its filter
+            wanted += height * (1 + -(-width * depth * _PNG_CHANNELS[color] // 8))
+    try:
+        unpacked = zlib.decompressobj().decompress(packed, wanted)
+    except zlib.error:
+        raise SliceError("corrupt") from None
+    if len(unpacked) < wanted:
+        raise SliceError("truncated")
+
+
+def _check_jpeg(data: bytes) -> int:
+    """Check the size of a JPEG and return where its EOI ends.
+
+    Scans are walked marker by marker: a thumbnail in the EXIF block has an EOI of its own.
+    """
+    rows, cols, _ = jpeg_size(data)
+    check_size(rows, cols)
+    at = 2
+    while found := _MARKER.search(data, at):
+        marker = data[found.start() + 1]
+        if marker == _EOI:
+            return found.end()
+        if found.end() + 2 > len(data):
+            break
+        at = found.end() + int(struct.unpack_from(">H", data, found.end())[0])
+    raise SliceError("truncated")
+
+
+def _check_tiff(page: Image.Image) -> set[str]:
+    """Refuse samples of more than 8 bits; the flags say what the tags tell."""
+    tags: Any = page.tag_v2  # type: ignore[attr-defined]
+    bits = max(tags.get(_TIFF_BITS, (1,)))
+    if bits > 16 or _TIFF_FLOAT in tags.get(_TIFF_SAMPLE_FORMAT, (1,)):
+        raise SliceError("unsupported_bits")
+    if bits > 8:
+        raise SliceError("ambiguous_depth")
+    return {"lossy"} if tags.get(_TIFF_COMPRESSION) in _TIFF_JPEG else set()
+
+
+def _to_grey(image: Image.Image) -> tuple[npt.NDArray[np.uint8], set[str]]:
+    if image.mode.startswith("I"):
+        return _from_16_bits(np.asarray(image)), set()
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L")), set()
+    flags = set()
+    if image.mode in ("RGBA", "LA", "PA"):
+        low, _ = image.getchannel("A").getextrema()
+        if low != 255:
+            flags.add("alpha")
+    if image.mode == "LA":
+        return np.asarray(image.getchannel("L")), flags
+    rgb = image.convert("RGB")  # drops alpha and composites nothing
+    red, green, blue = np.moveaxis(np.asarray(rgb), 2, 0)
+    highest = np.maximum(np.maximum(red, green), blue)
+    difference = highest - np.minimum(np.minimum(red, green), blue)
+    colored = np.count_nonzero(difference > _MAX_CHANNEL_DIFFERENCE)
+    if colored > _MAX_COLOR_FRACTION * difference.size:
+        raise SliceError("color")
+    if difference.any():  # three equal channels are grey, however they are stored
+        flags.add("color")
+    return np.asarray(rgb.convert("L")), flags
+
+
+def _from_16_bits(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Scale a 16-bit picture that uses its full range; any other has no known scale.
+
+    Wrapped negative HU reach 65535 as well, but leave the middle of the range empty.
+    """
+    middle = np.count_nonzero((pixels >= 0x4000) & (pixels < 0xC000))
+    if pixels.max() < 0xFF00 or middle < 0.01 * pixels.size:
+        raise SliceError("ambiguous_depth")
+    return (pixels // 257).astype(np.uint8)
+
+
+def _apng_frames(file: BinaryIO) -> int:
+    """Return the frames of an animated PNG, and a still default image as one more."""
+    size = file.seek(0, io.SEEK_END)
+    at, frames, animated_default = _PNG_SIGNATURE_BYTES, 0, False
+    while at + 12 <= size:
+        file.seek(at)
+        length, kind = struct.unpack(">I4s", file.read(8))
+        if kind == b"acTL":
+            (frames,) = struct.unpack(">I", file.read(4))
+        elif kind == b"fcTL":
+            animated_default = True
+        elif kind == b"IDAT":
+            break
+        at += 12 + length
+    if not 0 < frames <= size // _APNG_FRAME_BYTES:
+        return 1
+    return frames if animated_default else frames + 1
+
+
+def _tiff_pages(file: BinaryIO) -> Iterator[int]:
+    """Yield the offset of every page; a loop or a wild offset ends the walk."""
+    file.seek(0)
+    head = file.read(16)
+    order = "<" if head[:2] == b"II" else ">"
+    big = struct.unpack_from(f"{order}H", head, 2)[0] == 43  # BigTIFF: 64-bit offsets
+    count_format, offset_format, entry_bytes = ("Q", "Q", 20) if big else ("H", "I", 12)
+    count_bytes, offset_bytes = (
+        struct.calcsize("<" + count_format),
+        struct.calcsize("<" + offset_format),
+    )
+    (at,) = struct.unpack_from(order + offset_format, head, 8 if big else 4)
+    seen: set[int] = set()
+    while at and at not in seen and len(seen) < _MAX_PAGES:
+        file.seek(at)
+        count = file.read(count_bytes)
+        if len(count) < count_bytes:
+            return
+        seen.add(at)
+        yield at
+        file.seek(at + count_bytes + struct.unpack(order + count_format, count)[0] * entry_bytes)
+        following = file.read(offset_bytes)
+        if len(following) < offset_bytes:
+            return
+        (at,) = struct.unpack(order + offset_format, following)

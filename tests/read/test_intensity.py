@@ -1,0 +1,164 @@
+"""From a slice to the model's input: window, resize, flags, and boxes back to the stored image."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from cctmn.errors import ModelError, SliceError
+from cctmn.read.decode import Slice, Turn
+from cctmn.read.intensity import InputContract, boxes_to_stored, check_hu, check_size, to_input
+from tests.read.test_dicom import phantom_hu
+
+
+def make_slice(pixels: np.ndarray, *, unit: str = "hu", turn: Turn = Turn()) -> Slice:  # noqa: B008
+    rows, cols = pixels.shape[::-1] if turn.transpose else pixels.shape
+    return Slice(
+        pixels=pixels.astype(np.float32),
+        unit=unit,  # type: ignore[arg-type]
+        turn=turn,
+        rows=rows,
+        cols=cols,
+        spacing_row_mm=None,
+        spacing_col_mm=None,
+        slice_z_mm=None,
+        study_uid=None,
+        series_uid=None,
+        patient_id=None,
+        flags=frozenset(),
+    )
+
+
+def window(hu: np.ndarray) -> np.ndarray:
+    return (255 * np.clip((hu.astype(np.float64) + 1350) / 1500, 0, 1)).astype(np.uint8)
+
+
+def flags_of(pixels: np.ndarray, unit: str = "hu") -> frozenset[str]:
+    return to_input(make_slice(pixels, unit=unit), InputContract()).flags
+
+
+def test_window_is_truncated_for_every_hu() -> None:
+    ramp = np.tile(np.arange(-1500, 548), (512, 1)).astype(np.float32)
+    ramp[:, 1000:] = ramp[:, 1000:][:, ::-1]
+    contract = InputContract(size_px=512, max_size_px=2048)
+    np.testing.assert_array_equal(to_input(make_slice(ramp), contract).pixels, window(ramp))
+
+
+def test_the_window_is_the_contracts() -> None:
+    soft = InputContract(window_center_hu=40, window_width_hu=400)
+    pixels = to_input(make_slice(phantom_hu(512, 512)), soft).pixels
+    assert pixels.min() == 0
+    assert np.median(pixels[250:260, 250:260]) == pytest.approx(127, abs=8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((512, 512), (512, 512)), ((256, 256), (512, 512)), ((1024, 1024), (512, 512)),
+     ((512, 600), (512, 600)), ((300, 400), (512, 683)), ((200, 600), (341, 1024)),
+     ((512, 2000), (262, 1024))],
+)  # fmt: skip
+def test_resize(shape: tuple[int, int], expected: tuple[int, int]) -> None:
+    model_input = to_input(make_slice(phantom_hu(*shape)), InputContract())
+    assert model_input.pixels.shape == expected
+    assert model_input.pixels.dtype == np.uint8
+    assert model_input.scale_row == expected[0] / shape[0]
+    assert model_input.scale_col == expected[1] / shape[1]
+
+
+def test_shrinking_is_antialiased() -> None:
+    checker = np.indices((1024, 1024)).sum(0) % 2 * 1500 - 1350.0
+    checker[:, :300] = np.linspace(-1350, 150, 300)  # enough grey levels
+    pixels = to_input(make_slice(checker), InputContract()).pixels
+    assert np.abs(pixels[8:-8, 200:-8].astype(int) - 127).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "turn", [Turn(*bits) for bits in itertools.product([False, True], repeat=3)]
+)
+@pytest.mark.parametrize("shape", [(512, 512), (96, 160), (1024, 700)])
+def test_boxes_come_back(turn: Turn, shape: tuple[int, int]) -> None:
+    """A bright block of the stored image is found in the model's input and mapped back."""
+    stored = phantom_hu(*shape).astype(np.float32)
+    box = np.array([shape[1] // 4, shape[0] // 8, shape[1] // 2, shape[0] // 2])
+    stored[box[1] : box[3], box[0] : box[2]] = 3000
+    turned = turn.apply(stored)
+    slice_ = make_slice(turned, turn=turn)
+    assert (slice_.rows, slice_.cols) == shape
+    model_input = to_input(slice_, InputContract())
+    ys, xs = np.nonzero(model_input.pixels > 252)
+    found = np.array([[xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]])
+    back = boxes_to_stored(
+        found,
+        scale_row=model_input.scale_row,
+        scale_col=model_input.scale_col,
+        turn=turn,
+        rows=slice_.rows,
+        cols=slice_.cols,
+    )
+    one_px = 1.5 / min(1, model_input.scale_row, model_input.scale_col)
+    np.testing.assert_allclose(back, [box], atol=one_px)
+    assert back.dtype == np.float32
+    assert boxes_to_stored(
+        np.empty((0, 4)), scale_row=1, scale_col=1, turn=turn, rows=9, cols=9
+    ).shape == (0, 4)
+
+
+def test_contract_from_card() -> None:
+    card = {"size_px": 256, "window_width_hu": 1400.0, "mean": 0.5, "resize": "bilinear"}
+    assert InputContract.from_card(card) == InputContract(size_px=256, window_width_hu=1400.0)
+    with pytest.raises(ModelError, match="channels") as caught:
+        InputContract.from_card({"channels": 3})
+    assert "\n" not in str(caught.value)
+
+
+def test_hu_that_no_body_has() -> None:
+    hu = phantom_hu().astype(np.float32)
+    check_hu(hu)
+    for wrong in (hu + 1500, hu * 40, np.where(hu == hu.max(), 33000, hu), np.full_like(hu, 40)):
+        with pytest.raises(SliceError, match="implausible_hu"):
+            check_hu(wrong.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("code", "size"),
+    [("too_small", (1, 256)), ("too_large", (9000, 64)), ("too_large", (8192, 4096))],
+)
+def test_size(code: str, size: tuple[int, int]) -> None:
+    with pytest.raises(SliceError, match=code):
+        check_size(*size)
+
+
+def test_constant_image() -> None:
+    for pixels, unit in (
+        (np.full((512, 512), -1000), "hu"),
+        (np.indices((512, 512))[0] // 128, "grey8"),
+    ):
+        with pytest.raises(SliceError, match="constant_image"):
+            flags_of(pixels, unit)
+
+
+def test_flags_of_hu() -> None:
+    hu = phantom_hu(512, 512)
+    assert flags_of(hu) == frozenset()
+    assert flags_of(phantom_hu(200, 256)) == {"small"}
+    no_lung = hu.copy()
+    no_lung[100:420, 40:470] = np.maximum(no_lung[100:420, 40:470], 20)
+    assert "no_lung" in flags_of(no_lung)
+    blank = hu.copy()
+    blank[300:] = -1024
+    assert "partly_blank" in flags_of(blank)
+    assert "partly_blank" in flags_of(blank.T)
+    assert "not_ct_like" in flags_of(np.concatenate([hu] * 3, axis=1))
+
+
+def test_flags_of_pictures() -> None:
+    hu = phantom_hu(512, 512)
+    lung_window = window(hu)
+    assert flags_of(lung_window, "grey8") == frozenset()
+    assert "inverted" in flags_of(255 - lung_window, "grey8")
+    soft_tissue = 255 * np.clip((hu + 160) / 400, 0, 1)
+    assert "window" in flags_of(soft_tissue, "grey8")
+    full_range = 255 * np.clip((hu + 1000) / 1400, 0, 1)
+    assert "window" in flags_of(full_range, "grey8")
