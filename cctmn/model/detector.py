@@ -1,0 +1,253 @@
+"""Stage 1, the Mask R-CNN lesion detector, built from torchvision's public parts.
+
+In: normalised slices. Out: in training the five losses, else each slice's raw box-head output
+(from which `ranking` makes lesions and ranked boxes) or, by `predict`, finished predictions.
+The constants are the author's (method.md, stage 1); the training ones go into torchvision's own
+RPN and RoIHeads.
+
+Shape suffixes: B slices, H W px, P proposals, K classes with background, M lesions, A anchors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchvision.models.detection import roi_heads, rpn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
+from torchvision.ops.poolers import initLevelMapper
+
+from cctmn.model import ranking
+from cctmn.model.backbone import CHANNELS, Arch, Backbone
+from cctmn.model.predict import Prediction, Size, predict_each
+
+ANCHOR_SIZES_PX: Final = (2, 4, 8, 16, 32)
+ASPECT_RATIOS: Final = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0)  # height / width
+
+RPN_FOREGROUND_IOU: Final = 0.7
+RPN_BACKGROUND_IOU: Final = 0.3
+RPN_SAMPLES: Final = 256  # anchors a slice in the loss
+RPN_POSITIVE: Final = 0.75  # of them
+RPN_NMS_IOU: Final = 0.75
+PROPOSALS: Final = {"training": 2000, "testing": 1000}  # per level before NMS, per slice after it
+
+ROI_FOREGROUND_IOU: Final = 0.75
+ROI_BACKGROUND_IOU: Final = 0.5  # what lies between is ignored
+ROI_SAMPLES: Final = 256
+ROI_POSITIVE: Final = 0.75
+ROI_CELLS: Final = 7
+ROI_SAMPLING: Final = 2
+ROI_WIDTH: Final = 128  # of both fully connected layers
+
+MASK_CELLS: Final = 14  # the predictor doubles them to 28
+MASK_LAYERS: Final = {"resnet18": (128,), "resnet34": (128,), "resnet50": (256,) * 4}
+# Of the logit, pasted without a sigmoid: the published mask is what exceeds 0.5 there, which is a
+# probability of 0.62, and its areas are 4 % smaller than those of torchvision's own rule.
+MASK_LOGIT: Final = 0.5
+
+
+class RankedRPN(rpn.RegionProposalNetwork):
+    """torchvision's RPN, but proposals are ranked by the raw objectness logit.
+
+    Their sigmoid saturates in float32, and the ties reorder proposals (method.md, parity). Only
+    boxes without area are dropped, and ties keep the order of the anchors.
+    """
+
+    def filter_proposals(
+        self,
+        proposals: Tensor,
+        objectness: Tensor,
+        image_shapes: list[Size],
+        num_anchors_per_level: list[int],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Proposals (B x A x 4) -> per slice those left by NMS and their logits, falling."""
+        logits_BA = objectness.detach().reshape(proposals.shape[0], -1)
+        ranking.check_finite(logits_BA, proposals)
+        chosen = [
+            self._best(boxes_A4, logits_A=logits_A, size=size, levels=num_anchors_per_level)
+            for boxes_A4, logits_A, size in zip(proposals, logits_BA, image_shapes, strict=True)
+        ]
+        return [boxes for boxes, _ in chosen], [logits for _, logits in chosen]
+
+    def _best(
+        self, boxes_A4: Tensor, *, logits_A: Tensor, size: Size, levels: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        best, level_of, start = [], [], 0
+        for level, anchors in enumerate(levels):
+            of_level = ranking.top(logits_A[start : start + anchors], count=self.pre_nms_top_n())
+            best.append(of_level + start)
+            level_of.append(torch.full_like(of_level, level))
+            start += anchors
+        index, groups = torch.cat(best), torch.cat(level_of)
+        boxes, logits = clip_boxes_to_image(boxes_A4[index], size), logits_A[index]
+        area = ranking.has_area(boxes)
+        boxes, logits, groups = boxes[area], logits[area], groups[area]
+        keep = ranking.suppress(boxes, scores_R=logits, groups_R=groups, iou=self.nms_thresh)
+        keep = keep[: self.post_nms_top_n()]
+        return boxes[keep], logits[keep]
+
+
+@dataclass(frozen=True, eq=False)
+class BoxOutput:
+    """The box head's raw output for one slice, before any threshold or NMS."""
+
+    logits_PK: Tensor
+    deltas_P4K: Tensor
+    proposals_P4: Tensor
+    size_px: Size
+
+    def candidates(self) -> ranking.Candidates:
+        """Decoded boxes of every proposal and lesion class. Raises ModelError if not finite."""
+        ranking.check_finite(self.logits_PK, self.deltas_P4K)
+        return ranking.candidates(
+            self.logits_PK,
+            deltas_P4K=self.deltas_P4K,
+            proposals_P4=self.proposals_P4,
+            size_px=self.size_px,
+        )
+
+
+class Detector(nn.Module):
+    """Mask R-CNN of an `Arch`; its image classes, if any, do not matter here."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.arch = arch
+        self.backbone = Backbone(arch)
+        levels = len(arch.layers)
+        anchors = AnchorGenerator((ANCHOR_SIZES_PX,) * levels, (ASPECT_RATIOS,) * levels)
+        self.rpn = RankedRPN(
+            anchors,
+            rpn.RPNHead(CHANNELS, anchors.num_anchors_per_location()[0]),
+            fg_iou_thresh=RPN_FOREGROUND_IOU,
+            bg_iou_thresh=RPN_BACKGROUND_IOU,
+            batch_size_per_image=RPN_SAMPLES,
+            positive_fraction=RPN_POSITIVE,
+            pre_nms_top_n=PROPOSALS,
+            post_nms_top_n=PROPOSALS,
+            nms_thresh=RPN_NMS_IOU,
+        )
+        classes = 1 + len(arch.lesion_classes)
+        masks = {}
+        if arch.mask_head:
+            layers = MASK_LAYERS[arch.backbone]
+            masks = {
+                "mask_roi_pool": _roi_align(arch, cells=MASK_CELLS),
+                "mask_head": MaskRCNNHeads(CHANNELS, layers, dilation=1),
+                "mask_predictor": MaskRCNNPredictor(layers[-1], layers[-1], classes),
+            }
+        self.roi_heads = roi_heads.RoIHeads(
+            _roi_align(arch, cells=ROI_CELLS),
+            TwoMLPHead(CHANNELS * ROI_CELLS**2, ROI_WIDTH),
+            FastRCNNPredictor(ROI_WIDTH, classes),
+            fg_iou_thresh=ROI_FOREGROUND_IOU,
+            bg_iou_thresh=ROI_BACKGROUND_IOU,
+            batch_size_per_image=ROI_SAMPLES,
+            positive_fraction=ROI_POSITIVE,
+            bbox_reg_weights=ranking.BOX_WEIGHTS,
+            score_thresh=ranking.LESION_MIN_SCORE,
+            nms_thresh=ranking.LESION_NMS_IOU,
+            detections_per_img=ranking.LESION_MAX,
+            **masks,
+        )
+
+    def forward(
+        self, x_B3HW: Tensor, *, sizes: list[Size], targets: Sequence[Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Losses of a training step, by torchvision's names.
+
+        `x_B3HW` as `predict.prepare` pads it, `sizes` before padding; a target has boxes (M x 4 px,
+        float), labels (M, int64, from 1) and with a mask head masks (M x H x W, uint8).
+        """
+        assert self.training, "in eval mode call predict or boxes"
+        features = self.backbone(x_B3HW)
+        proposals, losses = self.rpn(ImageList(x_B3HW, sizes), features, targets)
+        _, roi_losses = self.roi_heads(features, proposals, sizes, targets)
+        return {**losses, **roi_losses}
+
+    def boxes(
+        self, x_B3HW: Tensor, *, sizes: list[Size]
+    ) -> tuple[list[BoxOutput], dict[str, Tensor]]:
+        """Each slice's raw box-head output, and the feature maps it was read from. Eval mode."""
+        assert not self.training, "batch statistics would mix the slices of a batch"
+        features = self.backbone(x_B3HW)
+        proposals, _ = self.rpn(ImageList(x_B3HW, sizes), features)
+        pooled = self.roi_heads.box_roi_pool(features, proposals, sizes)
+        logits, deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
+        counts = [len(p) for p in proposals]
+        parts = zip(logits.split(counts), deltas.split(counts), proposals, sizes, strict=True)
+        return [BoxOutput(*part) for part in parts], features
+
+    def predict(self, images: Sequence[NDArray[np.uint8] | Tensor]) -> list[Prediction]:
+        """Lesions of uint8 slices H x W at the model's input size (short side 512 px).
+
+        Raises ModelError if the model yields values that are not finite.
+        """
+        device = next(self.parameters()).device
+        return predict_each(images, run=self._run, device=device)
+
+    def _run(self, x_B3HW: Tensor, sizes: list[Size]) -> list[Prediction]:
+        outputs, features = self.boxes(x_B3HW, sizes=sizes)
+        found = [ranking.lesions(output.candidates()) for output in outputs]
+        areas = self._mask_areas(features, found=found, sizes=sizes)
+        return [
+            Prediction(
+                logits_C=None,
+                boxes_M4=boxes.cpu().numpy(),
+                scores_M=scores.cpu().numpy(),
+                labels_M=labels.cpu().numpy(),
+                mask_px_M=area,
+                ranked_N5=None,
+                ranked_boxes_N4=None,
+            )
+            for (boxes, scores, labels), area in zip(found, areas, strict=True)
+        ]
+
+    def _mask_areas(
+        self,
+        features: dict[str, Tensor],
+        *,
+        found: list[tuple[Tensor, Tensor, Tensor]],
+        sizes: list[Size],
+    ) -> list[NDArray[np.int64] | None]:
+        heads = self.roi_heads
+        if not heads.has_mask():
+            return [None] * len(sizes)
+        pooled = heads.mask_roi_pool(features, [boxes for boxes, _, _ in found], sizes)
+        logits = heads.mask_predictor(heads.mask_head(pooled))
+        own = torch.cat([labels for _, _, labels in found])
+        masks = logits[torch.arange(len(own), device=own.device), own, None].split(
+            [len(labels) for _, _, labels in found]
+        )
+        areas: list[NDArray[np.int64] | None] = []
+        for (boxes_M4, _, _), masks_M, size in zip(found, masks, sizes, strict=True):
+            # One mask at a time: 128 of them pasted at once are 134 MB.
+            pasted = (
+                roi_heads.paste_masks_in_image(mask[None], box[None], size)
+                for mask, box in zip(masks_M, boxes_M4, strict=True)
+            )
+            area = [int((mask > MASK_LOGIT).sum()) for mask in pasted]
+            areas.append(np.asarray(area, dtype=np.int64))
+        return areas
+
+
+def _roi_align(arch: Arch, *, cells: int) -> MultiScaleRoIAlign:
+    """RoIAlign over all levels, its scales fixed here.
+
+    torchvision would infer them from the first slice that it sees and keep them for all others.
+    """
+    levels = [str(i) for i in range(len(arch.layers))]
+    pool = MultiScaleRoIAlign(levels, output_size=cells, sampling_ratio=ROI_SAMPLING)
+    pool.scales = [1 / stride for stride in arch.strides_px]
+    exponents = [stride.bit_length() - 1 for stride in arch.strides_px]
+    pool.map_levels = initLevelMapper(exponents[0], exponents[-1])
+    return pool

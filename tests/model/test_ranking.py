@@ -1,0 +1,74 @@
+"""The two lists read from the box head's output, on numbers made for the purpose."""
+
+from __future__ import annotations
+
+import torch
+
+from cctmn.model import ranking
+
+
+def found(scores, boxes=None, labels=None):
+    count = len(scores)
+    if boxes is None:  # far apart, so that NMS keeps all
+        boxes = [[20.0 * i, 0.0, 20.0 * i + 10, 10.0] for i in range(count)]
+    return ranking.Candidates(
+        torch.tensor(scores),
+        torch.tensor(labels or [1] * count),
+        torch.tensor(boxes).reshape(-1, 4),
+        torch.arange(4.0 * count).reshape(-1, 4),
+    )
+
+
+def test_features_are_score_then_deltas_by_falling_score():
+    features, boxes = ranking.ranked(found([0.1, 0.9, 0.5]), count=2)
+    assert features.tolist() == [[torch.tensor(0.9).item(), 4, 5, 6, 7], [0.5, 8, 9, 10, 11]]
+    assert boxes[:, 0].tolist() == [20, 40]
+
+
+def test_too_few_boxes_are_repeated_evenly_in_order():
+    _, boxes = ranking.ranked(found([0.2, 0.9, 0.5]), count=7)
+    assert boxes[:, 0].tolist() == [20, 20, 20, 40, 40, 0, 0]
+
+
+def test_no_box_gives_zeros():
+    features, boxes = ranking.ranked(found([]), count=3)
+    assert features.shape == (3, 5)
+    assert boxes.shape == (3, 4)
+    assert not features.any()
+    assert [len(part) for part in ranking.lesions(found([]))] == [0, 0, 0]
+
+
+def test_ties_keep_their_order():
+    scores = torch.tensor([1.0, 2.0, 2.0, 0.0, 2.0, 1.0])
+    assert ranking.top(scores, count=2).tolist() == [1, 2]
+    assert ranking.top(scores, count=4).tolist() == [1, 2, 4, 0]
+    assert ranking.top(scores, count=9).tolist() == [1, 2, 4, 0, 5, 3]
+    _, boxes = ranking.ranked(found([0.5] * 5, labels=[2, 1, 2, 1, 1]), count=5)
+    assert boxes[:, 0].tolist() == [0, 20, 40, 60, 80]
+
+
+def test_suppression_is_by_class_and_by_threshold():
+    # IoU of the pair is 0.6: below 0.75, above 0.5.
+    boxes = [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 6.0]]
+    pair = found([0.9, 0.8], boxes)
+    assert len(ranking.lesions(pair)[0]) == 1
+    assert len(ranking.ranked(pair, count=2)[1].unique(dim=0)) == 2
+    assert len(ranking.lesions(found([0.9, 0.8], boxes, [1, 2]))[0]) == 2
+
+
+def test_lesions_need_more_than_the_least_score_and_end_at_the_most():
+    assert len(ranking.lesions(found([0.05, 0.051]))[1]) == 1
+    assert len(ranking.lesions(found([0.9] * 200))[1]) == 128
+
+
+def test_boxes_without_area_are_dropped_and_thin_ones_kept():
+    proposals = torch.tensor(
+        [[5.0, 5.0, 5.0, 9.0], [5.0, 5.0, 5.0001, 9.0], [90.0, 5.0, 95.0, 9.0]]
+    )
+    kept = ranking.candidates(
+        torch.zeros(3, 2),
+        deltas_P4K=torch.zeros(3, 8),
+        proposals_P4=proposals,
+        size_px=(64, 64),  # the last lies outside
+    )
+    assert len(kept.scores_R) == 1
