@@ -1,0 +1,251 @@
+"""The command line: parse, call one function, exit with its code.
+
+stdout is data, stderr is talk. Exit codes: 0 all scored, 1 a bug, 2 usage or configuration,
+3 finished with error rows above --max-error-rate, 4 model or storage refused, 130 stopped.
+Heavy packages are imported by the commands that need them, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from cctmn import __version__
+from cctmn.errors import CctmnError, ConfigError, SliceError
+
+EXIT_STOPPED = 130
+LOG_PERIOD_S = 30.0  # between passing lines where they cannot overwrite each other
+
+
+class Talk:
+    """Talk on stderr: passing lines overwrite each other on a terminal, and are rare off it."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet, self._terminal = quiet, sys.stderr.isatty()
+        self._open, self._last = False, 0.0
+
+    def __call__(self, text: str, *, passing: bool = False) -> None:
+        """Say a line; a passing one may be dropped."""
+        if self._quiet:
+            return
+        if passing and not self._terminal:
+            if time.monotonic() - self._last < LOG_PERIOD_S:
+                return
+            self._last = time.monotonic()
+        lead = "\r\033[K" if self._open else ""
+        self._open = passing and self._terminal
+        click.echo(lead + text, err=True, nl=not self._open)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def cli() -> None:
+    """Score chest-CT archives with a lesion detector and a classifier on its ranked boxes."""
+
+
+@cli.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("-o", "--out", required=True, metavar="OUT", help="Output folder, local or s3://.")
+@click.option("-m", "--model", metavar="MODEL", help="Model folder, local or s3://.")
+@click.option("--limit", type=click.IntRange(min=1), help="Score at most N more slices.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+@click.option("--retry-errors", is_flag=True, help="Score again what ended as an error row.")
+@click.option("--max-error-rate", type=float, help="Share of error rows for exit code 3 [0.01].")
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file with settings.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting; repeatable.")
+@click.option("--address", metavar="A", help="Ray cluster to use; without it Ray starts here.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest or plan as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No talk.")
+def score(inputs: tuple[str, ...], out: str, model: str | None, **options: Any) -> None:
+    """Score every slice below INPUT into OUT, one Parquet row each.
+
+    INPUT is a file, folder, glob, archive, s3://bucket/prefix or manifest (.csv, .parquet with a
+    column uri). The same command again goes on where it stopped.
+
+    Settings for --set and --config (0 = chosen by cctmn): actors, batch_size, block_rows,
+    fetch_threads, max_error_rate, ranked_boxes.
+    """
+    from cctmn import config
+    from cctmn.score import run
+
+    talk = Talk(quiet=options["quiet"])
+    sets = list(options["sets"])
+    if options["max_error_rate"] is not None:
+        sets.append(f"max_error_rate={float(options['max_error_rate'])}")
+    settings = config.load(config.ScoreConfig, file=options["config"], sets=sets)
+    if options["dry_run"]:
+        plan = run.dry_run(inputs, out=out, say=talk)
+        click.echo(json.dumps(plan, indent=2) if options["as_json"] else _plan_text(plan))
+        return
+    if model is None:
+        raise ConfigError("no model: give -m MODEL (see `cctmn models import`)")
+    from cctmn.score.models import open_source
+
+    job = run.Job(
+        inputs=inputs,
+        out=out,
+        source=open_source(model),
+        settings=settings,
+        limit=options["limit"],
+        retry_errors=options["retry_errors"],
+    )
+    with _resumable(out):
+        summary = run.score(job, address=options["address"], say=talk)
+    talk(_summary_text(summary, out))
+    if options["as_json"]:
+        click.echo(json.dumps(run.manifest(job, summary), indent=2))
+    sys.exit(summary.exit_code)
+
+
+@cli.command()
+@click.argument("inputs", nargs=-1, metavar="[INPUT...]")
+@click.option("-m", "--model", metavar="MODEL", help="Model folder, local or s3://.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def doctor(inputs: tuple[str, ...], model: str | None, *, as_json: bool) -> None:
+    """Look at versions, devices, MODEL and a sample of INPUT before a job; write nothing."""
+    from cctmn.score.doctor import examine
+
+    report = examine(inputs, model=model)
+    click.echo(json.dumps(report, indent=2) if as_json else _tree_text(report))
+    sys.exit(4 if report["problems"] else 0)
+
+
+@cli.command()
+@click.option("-o", "--out", default="demo", show_default=True, type=click.Path(path_type=Path))
+def demo(out: Path) -> None:
+    """Make a synthetic DICOM archive and score it with an untrained model: no data needed."""
+    from cctmn.demo import found, prepare
+    from cctmn.score import run
+
+    talk = Talk(quiet=False)
+    job = prepare(out, say=talk)
+    with _resumable(str(out)):
+        summary = run.score(job, say=talk)
+    talk(_summary_text(summary, job.out))
+    click.echo(found(out))
+    sys.exit(summary.exit_code)
+
+
+@cli.group()
+def models() -> None:
+    """Import, show and verify model folders (weights.safetensors and card.json)."""
+
+
+@models.command("import")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--lesions", type=click.Choice(["merge", "ggo"]), help="Meaning of one lesion class.")
+@click.option("--as-classifier", is_flag=True, help="Add an untrained module S to a detector.")
+@click.option("--seed", default=0, show_default=True, help="Of the untrained module S.")
+def models_import(file: Path, out: Path, *, lesions: str | None, **options: Any) -> None:
+    """Read a published checkpoint FILE (.pth), running no code from it, and write DIR."""
+    from cctmn.model import checkpoint, legacy
+
+    net, card = legacy.import_checkpoint(file, lesions=lesions)
+    model = checkpoint.LoadedModel(net, card)
+    if options["as_classifier"]:
+        model = checkpoint.classifier_from_detector(model, seed=options["seed"])
+    card = checkpoint.save(model.net, out, card=model.card)
+    click.echo(f"{out}: {card.kind} {card.name}, model id {card.model_id}", err=True)
+    for note in card.notes:
+        click.echo(f"note: {note}", err=True)
+
+
+@models.command("show")
+@click.argument("folder", metavar="MODEL")
+@click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
+def models_show(folder: str, *, as_json: bool) -> None:
+    """Print the card of MODEL."""
+    from dataclasses import asdict
+
+    from cctmn import store
+    from cctmn.score.models import read_card
+
+    card = asdict(read_card(store.to_uri(folder)))
+    click.echo(json.dumps(card, indent=2) if as_json else _tree_text(card))
+
+
+@models.command("verify")
+@click.argument("folder", metavar="MODEL")
+def models_verify(folder: str) -> None:
+    """Check MODEL against its hashes and load it; exit code 4 if it is not sound."""
+    from cctmn import store
+    from cctmn.score.models import load
+
+    card = load(store.to_uri(folder), device="cpu").card
+    click.echo(f"{folder}: sound, sha256 {card.weights_sha256}")
+
+
+def _plan_text(plan: dict[str, Any]) -> str:
+    lines = [f"{plan['slices']:,} slices: {plan['done']:,} done, {plan['pending']:,} to score"]
+    lines += [f"  {n:>9,}  {name}" for name, n in plan["kinds"].items()]
+    lines += [f"  {n:>9,}  in {name}" for name, n in plan["containers"].items() if name != "loose"]
+    lines += [f"  {n:>9,}  refused: {code}" for code, n in plan["refused"].items()]
+    return "\n".join(lines)
+
+
+def _summary_text(summary: Any, out: str) -> str:
+    counts = summary.counts
+    lines = [
+        f"{counts.inventory:,} slices = {counts.ok:,} ok + {counts.error:,} error + "
+        f"{counts.pending:,} pending; {summary.scored_now:,} in this run, {summary.elapsed_s:.0f} s"
+    ]
+    lines += [f"  {n:>9,}  {name}" for name, n in counts.classes.items()]
+    lines += [f"  {n:>9,}  flag {name}" for name, n in counts.flags.items()]
+    lines += [f"  {n:>9,}  error {code}" for code, n in counts.codes.items()]
+    lines.append(f"predictions: {out.rstrip('/')}/predictions/*.parquet")
+    return "\n".join(lines)
+
+
+def _tree_text(value: dict[str, Any], indent: str = "") -> str:
+    """Nested tables as indented lines."""
+    lines = []
+    for name, inner in value.items():
+        if isinstance(inner, dict):
+            lines += [f"{indent}{name}:", _tree_text(inner, indent + "  ")]
+        elif isinstance(inner, list | tuple):
+            lines.append(f"{indent}{name}: {', '.join(map(str, inner)) or 'none'}")
+        else:
+            lines.append(f"{indent}{name}: {inner}")
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _resumable(out: str) -> Iterator[None]:
+    """Stop on Ctrl-C or SIGTERM with a folder that can be resumed, and say so."""
+
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"\nstopped; the same command goes on from what is in {out}", err=True)
+        sys.exit(EXIT_STOPPED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main(run: Callable[[], object] = cli) -> None:
+    """Entry point: what a user can mend is one line and its exit code, a bug a traceback."""
+    try:
+        run()
+    except CctmnError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except SliceError as error:
+        click.echo(f"error: {error.sentence}", err=True)
+        sys.exit(ConfigError.exit_code)
+
+
+if __name__ == "__main__":
+    main()

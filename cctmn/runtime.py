@@ -1,0 +1,100 @@
+"""The only ray.init: a cluster embedded in this process, or one that is there already.
+
+In: an address or none. Out: what the cluster has, and from it how many scorers of which kind. A
+laptop gets more logical CPUs than cores, because scorers that hold every CPU leave none for the
+tasks that feed them, and the job would hang.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from cctmn.errors import PreflightError
+
+SPARE_CPUS = 2.0  # for fetch, decode and write beside the scorers
+MIN_CPUS = 4  # fewer logical CPUs deadlock Ray Data (ray #44687)
+OBJECT_STORE_BYTES = 1 << 30  # 128 slices of 512 x 512 are 32 MiB; dozens of blocks fit
+SCORER_BYTES = 1 << 30  # resident size of torch and a model in one process, rounded up
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the cluster has in all."""
+
+    cpus: float
+    gpus: float
+
+
+@contextmanager
+def session(address: str | None = None) -> Iterator[Resources]:
+    """Connect to `address` ("auto" for the cluster of this job), or start Ray here and end it.
+
+    A process that is connected already stays so, before and after.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # a hospital's job tells nobody
+    if address is None and not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the token is kept in HOME
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its own future default
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray #53727 is noise on every run
+    import ray
+
+    if ray.is_initialized():
+        yield _resources()
+        return
+    # workers' stderr may carry what must not leave, so it stays in Ray's own log files
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        options |= {
+            "num_cpus": max(MIN_CPUS, usable_cores() + int(SPARE_CPUS)),
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+        }
+    try:
+        with _muted_stderr():
+            ray.init(address=address or "local", **options)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        place = f"no Ray cluster at {address}" if address else "Ray does not start here"
+        raise PreflightError(f"{place}: {str(error).splitlines()[0]}") from None
+    try:
+        yield _resources()
+    finally:
+        ray.shutdown()
+
+
+def _resources() -> Resources:
+    import ray
+
+    have = ray.cluster_resources()
+    return Resources(cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0))
+
+
+@contextmanager
+def _muted_stderr() -> Iterator[None]:
+    """Keep the C++ core's greeting about its log level off the terminal; Python still raises."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def scorer_count(resources: Resources) -> int:
+    """Scorers for the cluster: one a GPU, or one a core with room for what feeds them."""
+    if resources.gpus >= 1:
+        return int(resources.gpus)
+    return max(1, int(resources.cpus - SPARE_CPUS))

@@ -1,0 +1,125 @@
+"""The Ray Data graph: todo rows -> fetch and decode -> score -> Parquet, one chained expression.
+
+In: a Parquet file of inventory rows. Out: files in OUT/predictions, each a commit of its rows. One
+input block gives one output block at every step, so that a replay after a lost node repeats the
+same rows. Fetch and score ask for different resources, or Ray would fuse them into one process and
+nothing would overlap.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from cctmn import schema, store
+from cctmn.errors import CctmnError
+from cctmn.read.intensity import InputContract
+from cctmn.score.prepare import prepare
+from cctmn.score.scorer import Source, score
+
+FETCH_CPUS = 0.5  # unequal to a scorer's 1
+WRITE_CPUS = 0.25
+ACTOR_START_ATTEMPTS = 3  # a device that hiccups once must not end the job
+NO_PROGRESS_S = 4 * 3600  # Ray's 30 minutes are shorter than a wait for spot machines
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the graph is laid out on the cluster."""
+
+    actors: int
+    gpus_per_actor: float  # 0 = CPU
+    batch_size: int  # slices per forward pass
+    block_rows: int  # slices per block and commit
+    fetch_threads: int
+    ranked_boxes: bool
+
+
+class _ScoreBlock:
+    """What an actor holds: the model, loaded once."""
+
+    def __init__(self, *, source: Source, plan: Plan) -> None:
+        self._source, self._plan = source, plan
+        self._scorer = source.load()
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return score(
+            block,
+            scorer=self._scorer,
+            source=self._source,
+            batch_size=self._plan.batch_size,
+            ranked_boxes=self._plan.ranked_boxes,
+        )
+
+
+def _prepare_block(block: pa.Table, *, source: Source, key: bytes, threads: int) -> pa.Table:
+    return prepare(block, contract=InputContract.from_card(source.input), key=key, threads=threads)
+
+
+def execute(todo: str, *, out: str, source: Source, key: bytes, plan: Plan) -> None:
+    """Score every row of the Parquet file `todo` into the folder `out` (both URIs).
+
+    Raises StoreError where storage fell silent, ModelError where a scorer cannot load its model;
+    what was committed until then stays.
+    """
+    import ray.data
+
+    _configure(ray.data.DataContext.get_current())
+    todo_fs, todo_path = store.arrow_filesystem(todo)
+    out_fs, out_path = store.arrow_filesystem(out)
+    columns = schema.predictions(source.image_classes, ranked_boxes=plan.ranked_boxes)
+    graph = (
+        ray.data.read_parquet(todo_path, filesystem=todo_fs)
+        .repartition(target_num_rows_per_block=plan.block_rows)
+        .map_batches(
+            _prepare_block,
+            fn_kwargs={"source": source, "key": key, "threads": plan.fetch_threads},
+            batch_format="pyarrow",
+            batch_size=plan.block_rows,
+            num_cpus=FETCH_CPUS,
+        )
+        .map_batches(
+            _ScoreBlock,
+            fn_constructor_kwargs={"source": source, "plan": plan},
+            batch_format="pyarrow",
+            batch_size=plan.block_rows,
+            compute=ray.data.ActorPoolStrategy(size=plan.actors, max_concurrent_calls_per_actor=1),
+            num_cpus=0 if plan.gpus_per_actor else 1,
+            num_gpus=plan.gpus_per_actor,
+        )
+    )
+    try:
+        graph.write_parquet(
+            out_path,
+            filesystem=out_fs,
+            schema=columns,
+            ray_remote_args={"num_cpus": WRITE_CPUS},
+        )
+    except ray.exceptions.RayError as error:
+        raise _of_ours(error) from None
+
+
+def _configure(context: Any) -> None:
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)  # we say it in one line
+    context.enable_progress_bars = False  # ours counts slices
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    context.actor_init_retry_on_errors = True
+    context.actor_init_max_retries = ACTOR_START_ATTEMPTS
+
+
+def _of_ours(error: Exception) -> Exception:
+    """The failure of ours that Ray carried over from a worker, or Ray's own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        inner = getattr(cause, "cause", None)
+        for candidate in (inner, cause):
+            if isinstance(candidate, CctmnError):
+                return type(candidate)(str(candidate).splitlines()[-1])
+        cause = inner or cause.__cause__
+    return error

@@ -1,0 +1,82 @@
+"""Progress in slices, from the files that are committed: what is shown is what a kill would leave.
+
+In: the predictions folder and the number of slices of this run. Out: lines like
+`412,300/1,204,118  34 %  812/s  errors 0.21 %  eta 16m`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from cctmn import store
+from cctmn.errors import CctmnError
+from cctmn.score import resume
+
+if TYPE_CHECKING:
+    from cctmn.score.run import Say
+
+LOOK_S, LOOK_S3_S = 2.0, 15.0  # between looks at the folder; a listing of S3 costs money
+
+
+class Progress:
+    """Looks at the folder in a thread while the `with` block runs, and says what it sees."""
+
+    def __init__(self, folder: str, *, total: int, say: Say) -> None:
+        self._folder, self._total, self._say = folder, total, say
+        self._seen = set(resume.parquet_files(folder))
+        self._rows = self._errors = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+
+    def __enter__(self) -> Progress:
+        self._began = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        period_s = LOOK_S3_S if store.is_s3(self._folder) else LOOK_S
+        while not self._stop.wait(period_s):
+            try:
+                self._look()
+            except (CctmnError, OSError):
+                continue  # a file in the making, or storage that stumbles: look again later
+            self._say(self._line(), passing=True)
+
+    def _look(self) -> None:
+        for uri in resume.parquet_files(self._folder):
+            if uri not in self._seen:
+                codes = resume.read(uri, ["error_code"])["error_code"].to_pylist()
+                self._seen.add(uri)
+                self._rows += len(codes)
+                self._errors += sum(1 for code in codes if code)
+
+    def _line(self) -> str:
+        rate = self._rows / max(1e-9, time.monotonic() - self._began)
+        errors = self._errors / self._rows if self._rows else 0.0
+        eta = duration((self._total - self._rows) / rate) if self._rows else "?"
+        share = self._rows / self._total
+        return (
+            f"{self._rows:,}/{self._total:,}  {share:.0%}  {rate:.3g}/s  "
+            f"errors {errors:.2%}  eta {eta}"
+        )
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it: 45s, 16m, 3h05m."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m" if minutes else f"{rest}s"

@@ -1,0 +1,246 @@
+"""What is done, what is left, and whether the books balance.
+
+In: OUT/predictions and the inventory. Out: ids that are done, the rows still to score, the counts.
+A readable Parquet footer is the commit record: ids live in the same object as their answers, so no
+second record can disagree with it. Local writers killed half-way leave a file without a footer,
+which is removed; S3 shows an object only when it is whole.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from cctmn import store
+from cctmn.errors import ResumeError
+
+ROW_GROUP = 10_000  # rows of the inventory held at a time
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Slices of the whole folder: inventory = ok + error + pending, checked."""
+
+    inventory: int
+    ok: int
+    error: int
+    pending: int
+    codes: dict[str, int]  # error rows by code
+    flags: dict[str, int]  # scored rows by flag
+    classes: dict[str, int]  # scored rows by predicted class
+
+
+def parquet_files(folder: str) -> list[str]:
+    """URIs of the Parquet files of a folder, sorted; none where there is no folder."""
+    filesystem, path = store.arrow_filesystem(folder)
+    selector = pafs.FileSelector(path, allow_not_found=True)
+    names = [info.base_name for info in filesystem.get_file_info(selector)]
+    return [store.join(folder, n) for n in sorted(names) if n.endswith(".parquet")]
+
+
+def remove_unfinished(folder: str) -> int:
+    """Remove local files without a footer; the number of them."""
+    removed = 0
+    for uri in parquet_files(folder):
+        filesystem, path = store.arrow_filesystem(uri)
+        try:
+            pq.read_metadata(path, filesystem=filesystem)
+        except pa.ArrowInvalid:
+            if store.is_s3(uri):
+                raise ResumeError(
+                    f"{uri}: not a Parquet file, and not of this job; remove it"
+                ) from None
+            store.delete(uri)
+            removed += 1
+    return removed
+
+
+def done(folder: str) -> pa.Table:
+    """Columns slice_id, error_code and file (its number in `parquet_files`) of all rows."""
+    tables = []
+    for number, uri in enumerate(parquet_files(folder)):
+        table = read(uri, ["slice_id", "error_code"])
+        tables.append(table.append_column("file", pa.array([number] * len(table), pa.int32())))
+    empty = pa.schema(
+        [("slice_id", pa.string()), ("error_code", pa.string()), ("file", pa.int32())]
+    )
+    return pa.concat_tables([empty.empty_table(), *tables])
+
+
+def rows(folder: str) -> list[dict[str, Any]]:
+    """Every prediction as a dictionary; for folders that fit in memory."""
+    return [row for uri in parquet_files(folder) for row in read(uri, None).to_pylist()]
+
+
+def withdraw_errors(folder: str) -> int:
+    """Take every error row out of the folder, so that it is pending again; the number of them."""
+    withdrawn = 0
+    for uri in parquet_files(folder):
+        table = read(uri, None)
+        withdrawn += _rewrite(uri, table, keep=pc.equal(table["error_code"], ""))
+    return withdrawn
+
+
+def remove_doubles(folder: str) -> int:
+    """Keep the first row of each slice_id; the number of rows taken out.
+
+    Two writers at once are the one way to get here; rows are deterministic, so any of them is good.
+    """
+    finished = done(folder)
+    if pc.count_distinct(finished["slice_id"]).as_py() == len(finished):
+        return 0
+    seen: set[str] = set()
+    removed = 0
+    for uri in parquet_files(folder):
+        table = read(uri, None)
+        keep = []
+        for slice_id in table["slice_id"].to_pylist():
+            keep.append(slice_id not in seen)
+            seen.add(slice_id)
+        removed += _rewrite(uri, table, keep=pa.array(keep, pa.bool_()))
+    return removed
+
+
+def _rewrite(uri: str, table: pa.Table, *, keep: pa.Array | pa.ChunkedArray) -> int:
+    kept = table.filter(keep)
+    removed = len(table) - len(kept)
+    if not len(kept):
+        store.delete(uri)
+    elif removed:
+        buffer = io.BytesIO()
+        pq.write_table(kept, buffer)
+        store.put(uri, buffer.getvalue())
+    return removed
+
+
+def read(uri: str, columns: list[str] | None) -> pa.Table:
+    """The columns (None: all) of one file. Raises ResumeError if it is none of ours."""
+    filesystem, path = store.arrow_filesystem(uri)
+    try:
+        return pq.read_table(path, filesystem=filesystem, columns=columns)
+    except (KeyError, pa.ArrowInvalid):
+        raise ResumeError(f"{uri}: not a file of predictions; remove it from OUT") from None
+
+
+def inventory(folder: str) -> Iterator[pa.Table]:
+    """Tables of the inventory; of a row written twice the younger one."""
+    seen: pa.Array = pa.array([], pa.string())
+    files = parquet_files(folder)
+    generations = {_generation(uri) for uri in files}
+    for generation in sorted(generations, reverse=True):
+        ids = []
+        for uri in files:
+            if _generation(uri) != generation:
+                continue
+            table = without(read(uri, None), seen)
+            ids.append(table["slice_id"])
+            yield table
+        if len(generations) > 1:  # an index that was cut short left its predecessor
+            seen = pa.concat_arrays([seen, *(chunk for c in ids for chunk in c.chunks)])
+
+
+def write_inventory(folder: str, tables: Iterator[pa.Table]) -> None:
+    """Write the tables as a new generation, carry over rows that they lack, drop the old files."""
+    old = parquet_files(folder)
+    generation = 1 + max((_generation(uri) for uri in old), default=-1)
+    ids: list[pa.Array] = []
+    number = 0
+    for table in tables:
+        _put_part(folder, generation, number, table)
+        ids += table["slice_id"].chunks
+        number += 1
+    new = pa.chunked_array(ids, pa.string())
+    for uri in old:
+        carried = without(read(uri, None), new)
+        if len(carried):
+            _put_part(folder, generation, number, carried)
+            number += 1
+    for uri in old:
+        store.delete(uri)
+
+
+def _put_part(folder: str, generation: int, number: int, table: pa.Table) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    name = f"g{generation:06d}-{number:06d}.parquet"
+    store.put(store.join(folder, name), buffer.getvalue(), private=True)
+
+
+def _generation(uri: str) -> int:
+    try:
+        return int(uri.rsplit("/", 1)[1][1:7])
+    except ValueError:
+        raise ResumeError(f"{uri}: not a file of the inventory; remove it from OUT") from None
+
+
+def without(table: pa.Table, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """The rows whose slice_id is not among the ids."""
+    if not len(ids):
+        return table
+    return table.filter(pc.invert(pc.is_in(table["slice_id"], value_set=ids)))
+
+
+def write_todo(
+    target: str, *, tables: Iterator[pa.Table], finished: pa.Table, limit: int | None
+) -> int:
+    """Write the first `limit` rows that are not finished to one Parquet file; their number."""
+    filesystem, path = store.arrow_filesystem(target)
+    written = 0
+    writer: pq.ParquetWriter | None = None
+    for table in tables:
+        left = without(table, finished["slice_id"])
+        left = left if limit is None else left.slice(0, limit - written)
+        if not len(left):
+            continue
+        if writer is None:
+            writer = pq.ParquetWriter(path, left.schema, filesystem=filesystem)
+        writer.write_table(left, row_group_size=ROW_GROUP)
+        written += len(left)
+    if writer is not None:
+        writer.close()
+    return written
+
+
+def count(folder: str, *, tables: Iterator[pa.Table]) -> Counts:
+    """Balance the books. Raises ResumeError if predictions exist that the inventory lacks."""
+    codes: Counter[str] = Counter()
+    flags: Counter[str] = Counter()
+    classes: Counter[str] = Counter()
+    ids: list[pa.Array] = []
+    ok = 0
+    for uri in parquet_files(folder):
+        table = read(uri, ["slice_id", "error_code", "flags", "pred_class"])
+        ids += table["slice_id"].chunks
+        codes.update(table["error_code"].to_pylist())
+        scored = table.filter(pc.equal(table["error_code"], ""))
+        ok += len(scored)
+        flags.update(pc.list_flatten(scored["flags"]).to_pylist())
+        classes.update(name for name in scored["pred_class"].to_pylist() if name is not None)
+    del codes[""]
+    finished = pa.chunked_array(ids, pa.string())
+    total = pending = 0
+    for table in tables:
+        total += len(table)
+        pending += len(without(table, finished))
+    if total - pending != len(finished):
+        raise ResumeError(
+            f"{folder}: {len(finished) - (total - pending)} rows are of slices that the inventory "
+            "does not know; OUT/private/inventory was changed: use a new OUT"
+        )
+    return Counts(
+        inventory=total,
+        ok=ok,
+        error=len(finished) - ok,
+        pending=pending,
+        codes=dict(sorted(codes.items())),
+        flags=dict(sorted(flags.items())),
+        classes=dict(sorted(classes.items())),
+    )

@@ -1,0 +1,277 @@
+"""One scoring run: plan -> run -> reconcile; the function behind `cctmn score` and jobs/score.py.
+
+In: a Job (INPUTs, OUT, model, settings). Out: OUT/predictions, OUT/private, OUT/manifest.json and a
+Summary with the exit code. The same command on the same OUT goes on where it stopped; another
+fingerprint is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from cctmn import config, runtime, store
+from cctmn.config import ScoreConfig
+from cctmn.errors import ResumeError, StoreError
+from cctmn.read import inventory
+from cctmn.score import pipeline, prepare, resume, versions
+from cctmn.score.progress import Progress
+from cctmn.score.scorer import Source
+
+FORMAT = 1  # of the output folder
+EXIT_OK, EXIT_ERROR_ROWS = 0, 3
+GPU_BATCH, CPU_BATCH = 16, 4  # slices per forward pass
+BLOCK_ROWS = (4, 128)  # least and most slices per commit: what a kill may cost
+BLOCKS_PER_ACTOR = 8  # so that the last blocks of a small job still find all actors busy
+
+
+class Say(Protocol):
+    """Takes lines for a person; a passing one is soon followed by another."""
+
+    def __call__(self, text: str, *, passing: bool = False) -> None: ...
+
+
+def silent(text: str, *, passing: bool = False) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to score, with what, and where the answers go."""
+
+    inputs: Sequence[str]
+    out: str  # path or s3://
+    source: Source
+    settings: ScoreConfig = field(default_factory=ScoreConfig)
+    limit: int | None = None  # slices of this run
+    retry_errors: bool = False
+
+    @property
+    def answers(self) -> dict[str, Any]:
+        """Everything that changes what a slice's row says; its hash is the fingerprint."""
+        return {
+            "format": FORMAT,
+            "model": self.source.answers,
+            "ranked_boxes": self.settings.ranked_boxes,
+            "reader": prepare.READER_VERSION,
+        }
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended."""
+
+    counts: resume.Counts
+    scored_now: int  # slices of this run
+    elapsed_s: float
+    max_error_rate: float
+
+    @property
+    def error_rate(self) -> float:
+        """Error rows of all rows."""
+        rows = self.counts.ok + self.counts.error
+        return self.counts.error / rows if rows else 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 with too many error rows."""
+        return EXIT_ERROR_ROWS if self.error_rate > self.max_error_rate else EXIT_OK
+
+
+def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary:
+    """Score every slice below the INPUTs that OUT does not hold yet.
+
+    Raises a CctmnError for what the user can mend, KeyboardInterrupt when stopped; OUT can be
+    resumed after either.
+    """
+    out = store.to_uri(job.out)
+    predictions, private = store.join(out, "predictions"), store.join(out, "private")
+    known, todo = store.join(private, "inventory"), store.join(private, "todo.parquet")
+    began = time.monotonic()
+    with _only_writer(out):
+        key = _open_folder(out, job.answers)
+        if removed := resume.remove_unfinished(predictions):
+            say(f"removed {removed} file(s) that an earlier run left unfinished")
+        if job.retry_errors:
+            say(f"withdrew {resume.withdraw_errors(predictions):,} error rows to retry them")
+        tables = inventory.index(job.inputs, key=key, exclude=out)
+        resume.write_inventory(known, _told(tables, say))
+        _put_json(
+            store.join(private, "run.json"),
+            {
+                "answers": job.answers,
+                "inputs": list(job.inputs),
+                "settings": asdict(job.settings),
+                "limit": job.limit,
+            },
+        )
+        finished = resume.done(predictions)
+        pending = resume.write_todo(
+            todo, tables=resume.inventory(known), finished=finished, limit=job.limit
+        )
+        say(f"{len(finished):,} slices done, {pending:,} to score")
+        del finished
+        if pending:
+            with runtime.session(address) as resources:
+                plan = make_plan(resources, job.settings, pending=pending)
+                with Progress(predictions, total=pending, say=say):
+                    pipeline.execute(todo, out=predictions, source=job.source, key=key, plan=plan)
+            store.delete(todo)
+        if doubled := resume.remove_doubles(predictions):
+            say(f"removed {doubled:,} rows that a second writer had doubled")
+        counts = resume.count(predictions, tables=resume.inventory(known))
+        summary = Summary(
+            counts=counts,
+            scored_now=pending,
+            elapsed_s=time.monotonic() - began,
+            max_error_rate=job.settings.max_error_rate,
+        )
+        _put_json(store.join(out, "manifest.json"), manifest(job, summary))
+    return summary
+
+
+def dry_run(inputs: Sequence[str], *, out: str, say: Say = silent) -> dict[str, Any]:
+    """What a run would do: slices by kind, refusals by code, done and pending; writes nothing."""
+    out = store.to_uri(out)
+    key = store.read_optional(store.join(out, "private", "key"))
+    finished = resume.done(store.join(out, "predictions"))
+    plan: dict[str, Any] = {"slices": 0, "done": 0, "pending": 0}
+    kinds: Counter[str] = Counter()
+    containers: Counter[str] = Counter()
+    codes: Counter[str] = Counter()
+    for table in inventory.index(inputs, key=key or secrets.token_bytes(32), exclude=out):
+        left = resume.without(table, finished["slice_id"])
+        plan["slices"] += len(table)
+        plan["pending"] += len(left)
+        kinds.update(table["kind"].to_pylist())
+        containers.update(table["container"].to_pylist())
+        codes.update(table["error_code"].to_pylist())
+        say(f"{plan['slices']:,} slices seen", passing=True)
+    plan["done"] = plan["slices"] - plan["pending"]
+    plan["kinds"] = {kind or "none": n for kind, n in sorted(kinds.items())}
+    plan["containers"] = {name or "loose": n for name, n in sorted(containers.items())}
+    plan["refused"] = {code: n for code, n in sorted(codes.items()) if code}
+    return plan
+
+
+def make_plan(
+    resources: runtime.Resources, settings: ScoreConfig, *, pending: int
+) -> pipeline.Plan:
+    """Actors, batch and block sizes from what the cluster has and what there is to do."""
+    on_gpu = resources.gpus >= 1
+    wanted = settings.actors or runtime.scorer_count(resources)
+    least, most = BLOCK_ROWS
+    block_rows = settings.block_rows or min(
+        most, max(least, pending // (wanted * BLOCKS_PER_ACTOR))
+    )
+    return pipeline.Plan(
+        actors=min(wanted, -(-pending // block_rows)),
+        gpus_per_actor=1.0 if on_gpu else 0.0,
+        batch_size=settings.batch_size or (GPU_BATCH if on_gpu else CPU_BATCH),
+        block_rows=block_rows,
+        fetch_threads=settings.fetch_threads,
+        ranked_boxes=settings.ranked_boxes,
+    )
+
+
+@contextlib.contextmanager
+def _only_writer(out: str) -> Iterator[None]:
+    """Hold OUT for this process; a lock of the kernel's, so that a kill leaves none behind."""
+    if store.is_s3(out):
+        yield
+        return
+    private = store.to_path(out) / "private"
+    try:
+        private.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (private.parent / "predictions").mkdir(exist_ok=True)
+        handle = os.open(private / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StoreError(f"{private}: cannot be written ({error.strerror}); check OUT") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(handle, 32, 0).decode() or "unknown"
+        os.close(handle)
+        raise ResumeError(
+            f"{private.parent}: process {holder} is writing here; wait for it or use another OUT"
+        ) from None
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, str(os.getpid()).encode(), 0)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _open_folder(out: str, answers: dict[str, Any]) -> bytes:
+    """The folder's key, new in a new folder. Raises ResumeError if it is of other answers."""
+    run = store.read_optional(store.join(out, "private", "run.json"))
+    if run is not None:
+        before = _flat(json.loads(run)["answers"])
+        now = _flat(answers)
+        differing = sorted(k for k in before | now if before.get(k) != now.get(k))
+        if differing:
+            said = "; ".join(f"{k}: {before.get(k)} there, {now.get(k)} here" for k in differing)
+            raise ResumeError(f"{out}: holds another job's results ({said}); use a new OUT")
+    where = store.join(out, "private", "key")
+    key = store.read_optional(where)
+    if key is None:
+        if resume.parquet_files(store.join(out, "predictions")):
+            raise ResumeError(
+                f"{out}: predictions without their key; restore private/ or use a new OUT"
+            )
+        key = secrets.token_bytes(32)
+        store.put(where, key, private=True)
+    return key
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        k: v
+        for name, inner in value.items()
+        for k, v in _flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
+def _told(tables: Iterator[pa.Table], say: Say) -> Iterator[pa.Table]:
+    total = 0
+    for table in tables:
+        total += len(table)
+        say(f"indexed {total:,} slices", passing=True)
+        yield table
+
+
+def manifest(job: Job, summary: Summary) -> dict[str, Any]:
+    """What may be handed on with the predictions: counts and versions, nothing of a patient."""
+    counts = asdict(summary.counts)
+    return {
+        "format": FORMAT,
+        "complete": summary.counts.pending == 0,
+        "counts": {k: counts[k] for k in ("inventory", "ok", "error", "pending")},
+        "errors": counts["codes"],
+        "flags": counts["flags"],
+        "classes": counts["classes"],
+        "error_rate": round(summary.error_rate, 6),
+        "exit_code": summary.exit_code,
+        "last_run": {"slices": summary.scored_now, "elapsed_s": round(summary.elapsed_s, 1)},
+        "fingerprint": config.fingerprint(job.answers),
+        "answers": job.answers,
+        "versions": versions.libraries(),
+    }
+
+
+def _put_json(uri: str, value: dict[str, Any]) -> None:
+    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+    store.put(uri, text.encode(), private="/private/" in uri)

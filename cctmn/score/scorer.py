@@ -1,0 +1,134 @@
+"""Prepared slices through the networks: plain torch, no Ray.
+
+In: a table of prepare.PREPARED. Out: a table of schema.predictions, boxes back in px of the stored
+image, no pixels. `Scorer` is all that the graph asks of a model, so that a stand-in can take its
+place; `Source` says how a process gets one and what the driver must know without loading it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cctmn import schema
+from cctmn.errors import SLICE_CODES
+
+if TYPE_CHECKING:
+    from cctmn.model.predict import Prediction
+
+ImageArray = NDArray[np.uint8]  # H x W, as the card's input contract asks
+
+
+class Scorer(Protocol):
+    """Detector and classifier in one process."""
+
+    def predict(self, images: Sequence[ImageArray]) -> list[Prediction]:
+        """One prediction per image, in order, none depending on its neighbours."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as the job sees it: its answers' names and how to load it in another process."""
+
+    model_id: str
+    image_classes: tuple[str, ...]  # empty for a detector
+    lesion_classes: tuple[str, ...]
+    activation: str  # "sigmoid" or "softmax": logits -> p_*
+    input: dict[str, Any]  # the card's input contract
+    answers: dict[str, Any]  # what of the model goes into the fingerprint
+    load: Callable[[], Scorer]  # runs in the scorer process
+
+
+def score(
+    table: pa.Table, *, scorer: Scorer, source: Source, batch_size: int, ranked_boxes: bool
+) -> pa.Table:
+    """One prediction row per prepared row, in the same order."""
+    rows = table.to_pylist()
+    todo = [row for row in rows if not row["error_code"]]
+    for row in rows:
+        if row["error_code"]:
+            row |= {"error_message": SLICE_CODES[row["error_code"]], "abstained": False}
+            row |= {"num_lesions": 0, "lesions": [], "t_score_ms": 0.0}
+    for start in range(0, len(todo), batch_size):
+        batch = todo[start : start + batch_size]
+        began = time.perf_counter()
+        predictions = scorer.predict([_pixels(row) for row in batch])
+        share_ms = 1e3 * (time.perf_counter() - began) / len(batch)
+        for row, prediction in zip(batch, predictions, strict=True):
+            row |= _scored(row, prediction, source, ranked_boxes=ranked_boxes)
+            row["t_score_ms"] = share_ms
+    for row in rows:
+        row["model_id"] = source.model_id
+    columns = schema.predictions(source.image_classes, ranked_boxes=ranked_boxes)
+    return pa.Table.from_pylist(rows, schema=columns)
+
+
+def _pixels(row: dict[str, Any]) -> ImageArray:
+    flat = np.frombuffer(row["pixels"], np.uint8)
+    return flat.reshape(row["input_rows"], row["input_cols"])
+
+
+def _scored(
+    row: dict[str, Any], found: Prediction, source: Source, *, ranked_boxes: bool
+) -> dict[str, Any]:
+    to_stored_23 = np.asarray(row["to_stored"], np.float64).reshape(2, 3)
+    # a mask's area grows by the determinant, which a turn leaves at 1
+    px_per_input_px = abs(np.linalg.det(to_stored_23[:, :2]))
+    areas = None if found.mask_px_M is None else np.rint(found.mask_px_M * px_per_input_px)
+    boxes_M4 = _to_stored(found.boxes_M4, to_stored_23)
+    lesions = [
+        {
+            **_box(boxes_M4[i], found.scores_M[i]),
+            "label": source.lesion_classes[found.labels_M[i] - 1],
+            "mask_px": None if areas is None else int(areas[i]),
+        }
+        for i in range(len(boxes_M4))
+    ]
+    columns: dict[str, Any] = {
+        "num_lesions": len(lesions),
+        "max_lesion_score": float(found.scores_M.max()) if lesions else None,
+        "lesions": lesions,
+        "abstained": bool(schema.ABSTAIN_FLAGS & set(row["flags"])),
+        "error_message": "",
+    }
+    if found.logits_C is not None:
+        for name, logit, p in zip(
+            source.image_classes,
+            found.logits_C,
+            _probabilities(found.logits_C, source.activation),
+            strict=True,
+        ):
+            columns |= {f"logit_{name}": float(logit), f"p_{name}": float(p)}
+        columns["pred_class"] = source.image_classes[int(found.logits_C.argmax())]
+    if ranked_boxes and found.ranked_boxes_N4 is not None and found.ranked_N5 is not None:
+        ranked_N4 = _to_stored(found.ranked_boxes_N4, to_stored_23)
+        scores_N = found.ranked_N5[:, 0]
+        columns["ranked_boxes"] = [
+            _box(box_4, s) for box_4, s in zip(ranked_N4, scores_N, strict=True)
+        ]
+    return columns
+
+
+def _to_stored(boxes_N4: NDArray[np.float32], to_stored_23: NDArray[np.float64]) -> NDArray[Any]:
+    corners_N22 = boxes_N4.reshape(-1, 2, 2) @ to_stored_23[:, :2].T + to_stored_23[:, 2]
+    return np.concatenate([corners_N22.min(axis=1), corners_N22.max(axis=1)], axis=1)
+
+
+def _box(box_4: NDArray[Any], score: Any) -> dict[str, float]:
+    return dict(zip(("x0", "y0", "x1", "y1", "score"), map(float, (*box_4, score)), strict=True))
+
+
+def _probabilities(logits_C: NDArray[np.float32], activation: str) -> NDArray[np.float64]:
+    logits = logits_C.astype(np.float64)
+    if activation == "softmax":
+        exp = np.exp(logits - logits.max())
+        return np.asarray(exp / exp.sum())
+    assert activation == "sigmoid", activation
+    return np.asarray(1 / (1 + np.exp(-logits)))

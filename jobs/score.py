@@ -1,0 +1,16 @@
+"""`cctmn score` on the cluster that runs this job; the same function, the same options.
+
+In: what `cctmn score` takes. Out: what it writes. Submit it from a checkout with
+    ray job submit --working-dir . -- python jobs/score.py s3://in -o s3://out -m s3://model
+INPUT, OUT and MODEL must be where every node can read them.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from cctmn.cli import cli, main
+
+if __name__ == "__main__":
+    # an address given by the caller comes later and wins
+    main(lambda: cli(["score", "--address", "auto", *sys.argv[1:]], prog_name="jobs/score.py"))

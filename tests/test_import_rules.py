@@ -1,0 +1,114 @@
+"""Imports run one way, and heavy packages live in their own rooms alone."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A room may import from rooms of a higher level number only; rooms of one level are siblings.
+LEVELS = {
+    "cli": 0,
+    "jobs": 0,
+    "demo": 1,
+    "report": 2,
+    "train": 3,
+    "score": 3,
+    "evaluate": 4,
+    "data": 4,
+    "runtime": 4,
+    "read": 5,
+    "model": 5,
+    "store": 6,
+    "config": 6,
+    "errors": 7,
+    "schema": 7,
+}
+SIBLINGS_ALLOWED = {("jobs", "cli")}
+
+# package -> the files or folders that alone may import it
+HOMES = {
+    "ray": ("cctmn/runtime.py", "cctmn/score/pipeline.py", "cctmn/train/distributed.py"),
+    "boto3": ("cctmn/store.py",),
+    "botocore": ("cctmn/store.py",),
+    "click": ("cctmn/cli.py", "jobs/"),
+    "torch": ("cctmn/model/", "cctmn/score/models.py", "cctmn/score/doctor.py", "cctmn/train/"),
+    "torchvision": ("cctmn/model/", "cctmn/train/"),
+    "pydicom": ("cctmn/read/", "cctmn/data/"),
+    "imagecodecs": ("cctmn/read/", "cctmn/data/"),
+    "PIL": ("cctmn/read/", "cctmn/data/"),
+}
+SOURCES = sorted([*ROOT.glob("cctmn/**/*.py"), *ROOT.glob("jobs/*.py")])
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "absolute imports only"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[0] if parts[0] == "jobs" else parts[1]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    own = room(path)
+    if own == "__init__":
+        return
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] != "cctmn" or len(parts) == 1 or parts[1] in ("__version__", own):
+            continue
+        allowed = LEVELS[own] < LEVELS[parts[1]] or (own, parts[1]) in SIBLINGS_ALLOWED
+        assert allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_packages_stay_at_home(path: Path) -> None:
+    where = path.relative_to(ROOT).as_posix()
+    for name in imported(path):
+        homes = HOMES.get(name.split(".")[0])
+        assert homes is None or where.startswith(homes), f"{where} imports {name}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_house_style(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 400, f"{len(lines)} lines"
+    if path.name != "__init__.py":
+        docstring = ast.get_docstring(ast.parse(path.read_text()))
+        assert docstring, "a module says what goes in, what comes out and why it exists"
+        assert len(docstring.splitlines()) <= 12
+
+
+def test_rooms_are_known() -> None:
+    unknown = {room(path) for path in SOURCES} - LEVELS.keys() - {"__init__"}
+    assert not unknown
+
+
+def test_help_is_quick_and_light() -> None:
+    """Under 0.5 s of CPU, without torch and ray."""
+    code = (
+        "import resource, sys\n"
+        "from cctmn.cli import cli\n"
+        "try: cli(['--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "usage = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "heavy = {'torch', 'ray', 'pyarrow', 'boto3', 'pydicom'} & sys.modules.keys()\n"
+        "print(heavy or 'light', usage.ru_utime + usage.ru_stime)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    weight, cpu_s = done.stdout.splitlines()[-1].split()
+    assert weight == "light"
+    assert float(cpu_s) < 0.5
