@@ -72,8 +72,8 @@ def sniff(head: bytes) -> str:
     return "dicom" if _HEADLESS.match(head) else ""
 
 
-def frame_count(file: BinaryIO, *, kind: str) -> int:
-    """Return how many rows the object must yield, from a few ranged reads.
+def frame_count(file: BinaryIO, *, kind: str, head: bytes = b"") -> int:
+    """Return how many rows the object must yield, from its head and at most a few ranged reads.
 
     A damaged object yields one row: decoding it gives the code. Errors of the storage pass.
     """
@@ -81,7 +81,7 @@ def frame_count(file: BinaryIO, *, kind: str) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if kind == "dicom":
-                return dicom.frame_count(file)
+                return dicom.frame_count(file, head=head)
             return picture.page_count(file, kind=kind) or 1
     except (OSError, CctmnError):
         raise

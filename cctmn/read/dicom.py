@@ -29,6 +29,7 @@ from cctmn.read.header import (
     functional_groups,
     integer_of,
     is_absent,
+    media_class_of,
     numbers_of,
     pixel_element,
     read_header,
@@ -65,8 +66,13 @@ _MIN_BYTES_PER_FRAME: Final = 128
 _FRAMES_TAG: Final = 0x00280008
 
 
-def frame_count(file: BinaryIO) -> int:
-    """Return how many rows the object must yield; 1 for whatever decoding will refuse."""
+def frame_count(file: BinaryIO, *, head: bytes) -> int:
+    """Return how many rows the object must yield; 1 for whatever decoding will refuse.
+
+    The plain CT class has one frame, and `head` tells it: most objects are read no further.
+    """
+    if media_class_of(head) == _CT:
+        return 1
     size = file.seek(0, io.SEEK_END)
     for limit in _HEAD_BYTES:
         file.seek(0)

@@ -73,17 +73,26 @@ class Header:
     inflated: bool  # nothing is left to inflate
 
 
-def read_header(data: bytes, *, stop: Callable[[int], bool], max_inflated_bytes: int) -> Header:
-    """Read the file meta and the data set up to the first element for which stop(tag) holds."""
-    source = io.BytesIO(data)
-    source.seek(132 if data[128:132] == b"DICM" else 0)
-    meta = read_dataset(
+def media_class_of(head: bytes) -> str:
+    """Return the SOP class of the file meta in an object's first bytes, "" if there is none."""
+    return text_of(_read_meta(io.BytesIO(head)), "MediaStorageSOPClassUID")
+
+
+def _read_meta(source: io.BytesIO) -> Dataset:
+    source.seek(132 if source.getvalue()[128:132] == b"DICM" else 0)
+    return read_dataset(
         source,
         False,  # the file meta is explicit little endian, PS3.10 7.1
         True,
         stop_when=lambda tag, vr, length: tag >> 16 != 2,  # noqa: ARG005
         specific_tags=list(_META_TAGS),
     )
+
+
+def read_header(data: bytes, *, stop: Callable[[int], bool], max_inflated_bytes: int) -> Header:
+    """Read the file meta and the data set up to the first element for which stop(tag) holds."""
+    source = io.BytesIO(data)
+    meta = _read_meta(source)
     # Without a transfer syntax pydicom tells explicit from implicit by the first element.
     syntax = text_of(meta, "TransferSyntaxUID") or EXPLICIT
     body, inflated = data, True

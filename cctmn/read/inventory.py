@@ -35,6 +35,7 @@ CONTAINERS = {"zip": "zip", "tar": "tar", "gzip": "tar.gz", "bzip2": "tar.bz2", 
 KEY_BYTES = 16  # 128 bits of HMAC-SHA256 are kept
 
 T = TypeVar("T")
+Look = tuple[bytes, RangeFile]  # the first bytes of a member, and a file over all of it
 
 
 class _Row(NamedTuple):
@@ -168,7 +169,7 @@ def _rows(info: ObjectInfo, *, key: bytes) -> list[_Row]:
         if info.size > archive.MAX_OBJECT_BYTES:
             raise SliceError("too_large")
         file = RangeFile(info.uri, size=info.size, window=HEAD_BYTES, head=head)
-        frames = decode.frame_count(cast(BinaryIO, file), kind=kind)
+        frames = decode.frame_count(cast(BinaryIO, file), kind=kind, head=head)
     except SliceError as error:
         return [_error_row(info, error.code, key=key, size=info.size)]
     return _frame_rows(info, frames, key=key, kind=kind, size=info.size, packed_size=info.size)
@@ -213,7 +214,7 @@ def _archive_rows(info: ObjectInfo, container: str, *, key: bytes) -> list[_Row]
     rows: list[_Row] = []
     trailing = False
 
-    def add(member: Member, look: Callable[[], RangeFile]) -> list[_Row]:
+    def add(member: Member, look: Callable[[], Look]) -> list[_Row]:
         return _member_rows(info, container, member=member, look=look, key=key)
 
     try:
@@ -247,7 +248,7 @@ def _member_rows(
     container: str,
     *,
     member: Member,
-    look: Callable[[], RangeFile],
+    look: Callable[[], Look],
     key: bytes,
 ) -> list[_Row]:
     columns = member._asdict() | {"container": container}
@@ -256,16 +257,16 @@ def _member_rows(
     try:
         if code:
             raise SliceError(code)
-        file = look()
-        kind = columns["kind"] = _kind(file.read(HEAD_BYTES))
-        frames = decode.frame_count(cast(BinaryIO, file), kind=kind)
+        head, file = look()
+        kind = columns["kind"] = _kind(head)
+        frames = decode.frame_count(cast(BinaryIO, file), kind=kind, head=head)
     except SliceError as error:
         return [_error_row(info, error.code, key=key, **columns)]
     return _frame_rows(info, frames, key=key, **columns)
 
 
-def _zip_look(uri: str, member: Member) -> RangeFile:
-    """A file over the member: its head costs one small read, anything else the whole member."""
+def _zip_look(uri: str, member: Member) -> Look:
+    """The head of the member by one small read, and a file over it that reads the whole member."""
 
     def whole() -> bytes:
         raw = store.read_range(uri, start=member.offset, length=member.packed_size)
@@ -275,7 +276,7 @@ def _zip_look(uri: str, member: Member) -> RangeFile:
     length = archive.ZIP_LOCAL.size + name_bytes + _head_bytes(member.packed_size)
     raw = store.read_range(uri, start=member.offset, length=min(length, member.packed_size))
     head = archive.zip_head(raw, method=member.method, size=HEAD_BYTES)
-    return RangeFile(
+    return head, RangeFile(
         uri,
         size=member.size,
         window=member.size,
@@ -284,15 +285,15 @@ def _zip_look(uri: str, member: Member) -> RangeFile:
     )
 
 
-def _tar_look(file: BinaryIO, member: Member) -> RangeFile:
-    """A file over the member whose data `file` stands at."""
+def _tar_look(file: BinaryIO, member: Member) -> Look:
+    """The head of the member and a file over the member whose data `file` stands at."""
 
     def read(start: int, length: int) -> bytes:
         file.seek(member.offset + start)
         return file.read(length)
 
     head = file.read(min(_head_bytes(member.size), member.size))
-    return RangeFile("", size=member.size, window=HEAD_BYTES, head=head, read=read)
+    return head, RangeFile("", size=member.size, window=HEAD_BYTES, head=head, read=read)
 
 
 def _head_bytes(size: int) -> int:

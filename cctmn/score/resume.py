@@ -22,8 +22,6 @@ import pyarrow.parquet as pq
 from cctmn import store
 from cctmn.errors import ResumeError
 
-ROW_GROUP = 10_000  # rows of the inventory held at a time
-
 
 @dataclass(frozen=True)
 class Counts:
@@ -189,24 +187,24 @@ def without(table: pa.Table, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
 
 
 def write_todo(
-    target: str, *, tables: Iterator[pa.Table], finished: pa.Table, limit: int | None
+    folder: str, *, tables: Iterator[pa.Table], finished: pa.Table, limit: int | None
 ) -> int:
-    """Write the first `limit` rows that are not finished to one Parquet file; their number."""
-    filesystem, path = store.arrow_filesystem(target)
+    """Write the first `limit` rows that are not finished to Parquet files; their number."""
+    clear(folder)
     written = 0
-    writer: pq.ParquetWriter | None = None
-    for table in tables:
+    for number, table in enumerate(tables):
         left = without(table, finished["slice_id"])
         left = left if limit is None else left.slice(0, limit - written)
-        if not len(left):
-            continue
-        if writer is None:
-            writer = pq.ParquetWriter(path, left.schema, filesystem=filesystem)
-        writer.write_table(left, row_group_size=ROW_GROUP)
-        written += len(left)
-    if writer is not None:
-        writer.close()
+        if len(left):
+            _put_part(folder, 0, number, left)
+            written += len(left)
     return written
+
+
+def clear(folder: str) -> None:
+    """Remove the Parquet files of a folder."""
+    for uri in parquet_files(folder):
+        store.delete(uri)
 
 
 def count(folder: str, *, tables: Iterator[pa.Table]) -> Counts:

@@ -96,7 +96,7 @@ def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary
     """
     out = store.to_uri(job.out)
     predictions, private = store.join(out, "predictions"), store.join(out, "private")
-    known, todo = store.join(private, "inventory"), store.join(private, "todo.parquet")
+    known, todo = store.join(private, "inventory"), store.join(private, "todo")
     began = time.monotonic()
     with _only_writer(out):
         key = _open_folder(out, job.answers)
@@ -126,7 +126,7 @@ def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary
                 plan = make_plan(resources, job.settings, pending=pending)
                 with Progress(predictions, total=pending, say=say):
                     pipeline.execute(todo, out=predictions, source=job.source, key=key, plan=plan)
-            store.delete(todo)
+            resume.clear(todo)
         if doubled := resume.remove_doubles(predictions):
             say(f"removed {doubled:,} rows that a second writer had doubled")
         counts = resume.count(predictions, tables=resume.inventory(known))

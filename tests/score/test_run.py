@@ -86,7 +86,7 @@ def test_the_manifest_balances_and_names_nothing(done: Path, archive: Path) -> N
     assert said["exit_code"] == 3
     assert sum(said["classes"].values()) == 13
     assert str(archive) not in json.dumps(said)
-    assert not list(done.glob("private/todo*"))
+    assert not list(done.glob("private/todo/*"))
     assert (done / "private").stat().st_mode & 0o077 == 0
     assert (done / "private" / "key").stat().st_mode & 0o777 == 0o600
 
@@ -250,7 +250,8 @@ def test_a_zip_on_s3_costs_its_directory_and_its_members(
     s3.upload("zips", "z.zip", data)
     summary = run.score(job("s3://zips/z.zip", tmp_path / "out"), address=cluster)
     assert summary.counts.ok == 200
-    assert s3.bytes_sent("/zips/z.zip") <= 1.10 * len(data)
+    sent = s3.bytes_sent("/zips/z.zip")
+    assert len(data) / 2 < sent <= 1.10 * len(data)
 
 
 def test_storage_that_dies_stops_the_job_and_loses_nothing(
