@@ -166,10 +166,9 @@ def models_show(folder: str, *, as_json: bool) -> None:
     """Print the card of MODEL."""
     from dataclasses import asdict
 
-    from cctmn import store
-    from cctmn.score.models import read_card
+    from cctmn.model.card import read_card
 
-    card = asdict(read_card(store.to_uri(folder)))
+    card = asdict(read_card(folder))
     click.echo(json.dumps(card, indent=2) if as_json else _tree_text(card))
 
 
@@ -177,10 +176,9 @@ def models_show(folder: str, *, as_json: bool) -> None:
 @click.argument("folder", metavar="MODEL")
 def models_verify(folder: str) -> None:
     """Check MODEL against its hashes and load it; exit code 4 if it is not sound."""
-    from cctmn import store
-    from cctmn.score.models import load
+    from cctmn.model import checkpoint
 
-    card = load(store.to_uri(folder), device="cpu").card
+    card = checkpoint.load(folder).card
     click.echo(f"{folder}: sound, sha256 {card.weights_sha256}")
 
 

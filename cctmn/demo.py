@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cctmn.data import phantom
 from cctmn.model import checkpoint
-from cctmn.model.backbone import Arch
+from cctmn.model.card import COVIDX_CLASSES, Arch, Card
 from cctmn.score import models, resume
 from cctmn.score.run import Job, Say
 
@@ -32,11 +32,11 @@ def prepare(folder: Path, *, say: Say) -> Job:
         truncation=1,
         lesion_classes=("ggo", "consolidation"),
         mask_head=False,
-        image_classes=checkpoint.COVIDX_CLASSES,
+        image_classes=COVIDX_CLASSES,
         ranked=128,
         hidden=512,
     )
-    card = checkpoint.Card(
+    card = Card(
         name="demo-untrained", arch=arch, trained=False, notes=(f"random weights, seed {SEED}",)
     )
     checkpoint.save(checkpoint.fresh(arch, seed=SEED), model, card=card)

@@ -107,7 +107,7 @@ def cctmn() -> Callable[..., subprocess.CompletedProcess[str]]:
 def fresh_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small untrained classifier."""
     from cctmn.model import checkpoint
-    from cctmn.model.backbone import Arch
+    from cctmn.model.card import Arch, Card
 
     arch = Arch(
         backbone="resnet18",
@@ -119,6 +119,6 @@ def fresh_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hidden=16,
     )
     folder = tmp_path_factory.mktemp("model") / "fresh"
-    card = checkpoint.Card(name="fresh", arch=arch, trained=False)
+    card = Card(name="fresh", arch=arch, trained=False)
     checkpoint.save(checkpoint.fresh(arch, seed=1), folder, card=card)
     return folder

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cctmn.model import ranking
-from cctmn.model.backbone import Arch
+from cctmn.model.card import Arch
 from cctmn.model.detector import Detector
 from cctmn.model.predict import Prediction, Size, predict_each
 

@@ -27,7 +27,8 @@ from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 from torchvision.ops.poolers import initLevelMapper
 
 from cctmn.model import ranking
-from cctmn.model.backbone import CHANNELS, Arch, Backbone
+from cctmn.model.backbone import CHANNELS, Backbone
+from cctmn.model.card import LESION_MAX, LESION_MIN_SCORE, LESION_NMS_IOU, Arch
 from cctmn.model.predict import Prediction, Size, predict_each
 
 ANCHOR_SIZES_PX: Final = (2, 4, 8, 16, 32)
@@ -154,9 +155,9 @@ class Detector(nn.Module):
             batch_size_per_image=ROI_SAMPLES,
             positive_fraction=ROI_POSITIVE,
             bbox_reg_weights=ranking.BOX_WEIGHTS,
-            score_thresh=ranking.LESION_MIN_SCORE,
-            nms_thresh=ranking.LESION_NMS_IOU,
-            detections_per_img=ranking.LESION_MAX,
+            score_thresh=LESION_MIN_SCORE,
+            nms_thresh=LESION_NMS_IOU,
+            detections_per_img=LESION_MAX,
             **masks,
         )
 

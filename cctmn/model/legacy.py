@@ -18,8 +18,8 @@ import torch
 
 import cctmn
 from cctmn.errors import ModelError
-from cctmn.model.backbone import LAST_LAYER, Arch
-from cctmn.model.checkpoint import COVIDX_CLASSES, Card, Net, filled
+from cctmn.model.card import COVIDX_CLASSES, LAST_LAYER, Arch, Card
+from cctmn.model.checkpoint import Net, filled
 from cctmn.model.detector import ANCHOR_SIZES_PX, ASPECT_RATIOS
 from cctmn.model.unpickle import Record, TensorRef, read
 

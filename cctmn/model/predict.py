@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-# ImageNet's statistics, for the backbone is trained from ImageNet (method.md, stage 1).
-MEAN: Final = (0.485, 0.456, 0.406)
-STD: Final = (0.229, 0.224, 0.225)
+from cctmn.model.card import MEAN, STD
+
 MULTIPLE_PX: Final = 32  # stride of the deepest layer, to which torchvision pads as well
 
 Size = tuple[int, int]  # height, width in px

@@ -19,12 +19,10 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import clip_boxes_to_image, nms
 
 from cctmn.errors import ModelError
+from cctmn.model.card import LESION_MAX, LESION_MIN_SCORE, LESION_NMS_IOU
 
 RANKED_NMS_IOU: Final = 0.75  # method.md, stage 2
 RANKED_MIN_SCORE: Final = -0.01  # method.md, stage 2: below any probability, so all are accepted
-LESION_NMS_IOU: Final = 0.5  # method.md, stage 1, test
-LESION_MIN_SCORE: Final = 0.05
-LESION_MAX: Final = 128
 # Scale of the encoded deltas; torchvision's RoIHeads use the same.
 BOX_WEIGHTS: Final = (10.0, 10.0, 5.0, 5.0)
 

@@ -14,11 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from cctmn import store
 from cctmn.errors import SLICE_CODES, CctmnError
 from cctmn.read import inventory
 from cctmn.read.intensity import InputContract
-from cctmn.score import models, versions
+from cctmn.score import versions
 from cctmn.score.prepare import prepare
 
 SAMPLE = 24  # slices, spread over the first MAX_INDEXED
@@ -32,8 +31,10 @@ def examine(inputs: Sequence[str], *, model: str | None) -> dict[str, Any]:
     problems: list[str] = []
     contract = InputContract()
     if model is not None:
+        from cctmn.model import checkpoint
+
         try:
-            card = models.load(store.to_uri(model), device="cpu").card
+            card = checkpoint.load(model).card
             report["model"] = {
                 "name": card.name,
                 "id": card.model_id,

@@ -12,11 +12,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from cctmn import store
-from cctmn.errors import ModelError, SliceError
+from cctmn.model.card import read_card, read_weights
 from cctmn.score.scorer import ImageArray, Source
 
 if TYPE_CHECKING:
-    from cctmn.model.checkpoint import Card, LoadedModel
     from cctmn.model.predict import Prediction
 
 
@@ -26,18 +25,21 @@ class NetScorer:
     def __init__(self, uri: str) -> None:
         import torch
 
+        from cctmn.model import checkpoint
+
         torch.set_num_threads(1)  # one scorer a core; two threads on one core only wait
-        self._net = load(uri, device=device()).net
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._net = checkpoint.load(uri, device=device).net
 
     def predict(self, images: Sequence[ImageArray]) -> list[Prediction]:
         """One prediction per image, in order."""
         return self._net.predict(images)
 
 
-def open_source(text: str) -> Source:
-    """The model at a path or S3 URI, loaded once to check it. Raises ModelError."""
-    uri = store.to_uri(text)
-    card = load(uri, device="cpu").card
+def open_source(folder: str) -> Source:
+    """The model at a path or S3 URI, its weights checked against its card. Raises ModelError."""
+    card = read_card(folder)
+    read_weights(folder, card=card)
     arch = card.arch
     return Source(
         model_id=card.model_id,
@@ -52,36 +54,5 @@ def open_source(text: str) -> Source:
             "lesions": dict(card.lesions),
             "activation": card.activation,
         },
-        load=functools.partial(NetScorer, uri),
+        load=functools.partial(NetScorer, store.to_uri(folder)),
     )
-
-
-def load(uri: str, *, device: str) -> LoadedModel:
-    """The verified model of a folder. Raises ModelError: missing, damaged, altered."""
-    from cctmn.model import checkpoint
-
-    return checkpoint.load_bytes(
-        _read(uri, checkpoint.CARD), _read(uri, checkpoint.WEIGHTS), where=uri, device=device
-    )
-
-
-def read_card(uri: str) -> Card:
-    """The card of a folder, without its weights. Raises ModelError."""
-    from cctmn.model import checkpoint
-
-    return checkpoint.parse_card(_read(uri, checkpoint.CARD), where=uri)
-
-
-def _read(uri: str, name: str) -> bytes:
-    try:
-        return store.read_all(store.join(uri, name))
-    except SliceError as error:
-        code = error.code.replace("_", " ")
-        raise ModelError(f"{store.join(uri, name)}: {code}; MODEL is a folder with it") from None
-
-
-def device() -> str:
-    """The device of a scorer process: its GPU if it was given one."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

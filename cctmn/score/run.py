@@ -32,6 +32,7 @@ FORMAT = 1  # of the output folder
 EXIT_OK, EXIT_ERROR_ROWS = 0, 3
 GPU_BATCH, CPU_BATCH = 16, 4  # slices per forward pass
 BLOCK_ROWS = (4, 128)  # least and most slices per commit: what a kill may cost
+SLICES_PER_ACTOR = 16  # at least: a process takes about as long to start as these to score
 BLOCKS_PER_ACTOR = 8  # so that the last blocks of a small job still find all actors busy
 
 
@@ -59,12 +60,13 @@ class Job:
     @property
     def answers(self) -> dict[str, Any]:
         """Everything that changes what a slice's row says; its hash is the fingerprint."""
-        return {
+        answers = {
             "format": FORMAT,
             "model": self.source.answers,
             "ranked_boxes": self.settings.ranked_boxes,
             "reader": prepare.READER_VERSION,
         }
+        return dict(json.loads(json.dumps(answers)))  # as run.json will give them back
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary
     known, todo = store.join(private, "inventory"), store.join(private, "todo")
     began = time.monotonic()
     with _only_writer(out):
-        key = _open_folder(out, job.answers)
+        key = _open_folder(out, job)
         if removed := resume.remove_unfinished(predictions):
             say(f"removed {removed} file(s) that an earlier run left unfinished")
         if job.retry_errors:
@@ -175,7 +177,7 @@ def make_plan(
         most, max(least, pending // (wanted * BLOCKS_PER_ACTOR))
     )
     return pipeline.Plan(
-        actors=min(wanted, -(-pending // block_rows)),
+        actors=min(wanted, -(-pending // SLICES_PER_ACTOR)),
         gpus_per_actor=1.0 if on_gpu else 0.0,
         batch_size=settings.batch_size or (GPU_BATCH if on_gpu else CPU_BATCH),
         block_rows=block_rows,
@@ -213,22 +215,22 @@ def _only_writer(out: str) -> Iterator[None]:
         os.close(handle)
 
 
-def _open_folder(out: str, answers: dict[str, Any]) -> bytes:
+def _open_folder(out: str, job: Job) -> bytes:
     """The folder's key, new in a new folder. Raises ResumeError if it is of other answers."""
     run = store.read_optional(store.join(out, "private", "run.json"))
     if run is not None:
         before = _flat(json.loads(run)["answers"])
-        now = _flat(answers)
+        now = _flat(job.answers)
         differing = sorted(k for k in before | now if before.get(k) != now.get(k))
         if differing:
             said = "; ".join(f"{k}: {before.get(k)} there, {now.get(k)} here" for k in differing)
-            raise ResumeError(f"{out}: holds another job's results ({said}); use a new OUT")
+            raise ResumeError(f"{job.out}: holds another job's results ({said}); use a new OUT")
     where = store.join(out, "private", "key")
     key = store.read_optional(where)
     if key is None:
         if resume.parquet_files(store.join(out, "predictions")):
             raise ResumeError(
-                f"{out}: predictions without their key; restore private/ or use a new OUT"
+                f"{job.out}: predictions without their key; restore private/ or use a new OUT"
             )
         key = secrets.token_bytes(32)
         store.put(where, key, private=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from cctmn.model.backbone import Arch
+from cctmn.model.card import Arch
 
 BOTH = ("ggo", "consolidation")
 COVIDX = ("control", "pneumonia", "covid")

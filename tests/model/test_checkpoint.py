@@ -10,8 +10,9 @@ import torch
 
 from cctmn.errors import ModelError
 from cctmn.model import checkpoint
-from cctmn.model.backbone import Arch
-from cctmn.model.checkpoint import Card, LoadedModel, fresh
+from cctmn.model.card import Arch, Card, parse_card, read_card
+from cctmn.model.checkpoint import LoadedModel, fresh
+from tests.conftest import S3Server
 from tests.model.conftest import BOTH, COVIDX, EVERY, arch, classifier_arch, made_up, same
 
 
@@ -33,7 +34,7 @@ def test_round_trip_is_bit_identical(tmp_path, backbone, truncation):
         net = fresh(of, seed=3)
         card = checkpoint.save(net, tmp_path / str(i), card=some_card(of))
         loaded = checkpoint.load(tmp_path / str(i))
-        assert loaded.card == card == checkpoint.read_card(tmp_path / str(i))
+        assert loaded.card == card == read_card(tmp_path / str(i))
         assert same(net.predict(slices)[0], loaded.net.predict(slices)[0])
 
 
@@ -88,21 +89,29 @@ def put(folder, saved):
 
 def test_altered_weights_are_refused(tmp_path, saved):
     put(tmp_path, saved)
-    assert checkpoint.verify(tmp_path) == []
+    checkpoint.load(tmp_path)
     weights = bytearray(saved[1])
     weights[-3] ^= 1
     (tmp_path / "weights.safetensors").write_bytes(weights)
     with pytest.raises(ModelError, match="sha256"):
         checkpoint.load(tmp_path)
     (tmp_path / "weights.safetensors").write_bytes(weights[:-1])
-    (problem,) = checkpoint.verify(tmp_path)
-    assert "bytes" in problem
-    with pytest.raises(ModelError, match="damaged"):
-        checkpoint.load(tmp_path, check=False)
+    with pytest.raises(ModelError, match="bytes, the card says"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_model_may_live_on_s3(s3: S3Server, tmp_path):
+    s3.bucket("models")
+    net = fresh(arch(), seed=3)
+    card = checkpoint.save(net, "s3://models/deep/m", card=some_card(net.arch))
+    loaded = checkpoint.load("s3://models/deep/m")
+    assert loaded.card == card
+    slices = made_up(1, size=(32, 32))
+    assert same(net.predict(slices)[0], loaded.net.predict(slices)[0])
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(ModelError, match=r"card\.json: cannot be read"):
+    with pytest.raises(ModelError, match=r"card\.json not found"):
         checkpoint.load(tmp_path)
 
 
@@ -132,7 +141,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
 def test_cards_of_another_form_are_refused(saved, change, message):
     raw = json.loads(saved[0]) | change
     with pytest.raises(ModelError, match=message) as caught:
-        checkpoint.parse_card(json.dumps(raw).encode(), where="s3://models/x")
+        parse_card(json.dumps(raw).encode(), where="s3://models/x")
     assert str(caught.value).startswith("s3://models/x")
     assert "\n" not in str(caught.value)
 
@@ -140,13 +149,13 @@ def test_cards_of_another_form_are_refused(saved, change, message):
 @pytest.mark.parametrize("raw", [b"", b"\xff\xfe", b"[]", b"null"])
 def test_a_card_that_is_no_table_is_refused(raw):
     with pytest.raises(ModelError):
-        checkpoint.parse_card(raw, where="here")
+        parse_card(raw, where="here")
 
 
 def test_another_window_may_be_declared(saved):
     raw = json.loads(saved[0])
     raw["input"]["window_center_hu"] = -500
-    card = checkpoint.parse_card(json.dumps(raw).encode(), where="here")
+    card = parse_card(json.dumps(raw).encode(), where="here")
     assert card.input["window_center_hu"] == -500
     assert len(card.model_id) == 12
 
@@ -160,6 +169,7 @@ def test_another_window_may_be_declared(saved):
         {"lesion_classes": ()},
         {"lesion_classes": ("ggo", "ggo")},
         {"image_classes": ("covid",)},
+        {"image_classes": ("covid", "Covid 19"), "ranked": 1, "hidden": 1},
         {"image_classes": COVIDX, "ranked": 0},
         {"image_classes": COVIDX, "mask_head": True},
     ],

@@ -1,0 +1,234 @@
+"""What a model is, without its weights: architecture, input contract, rules, provenance.
+
+In: the text of a card.json. Out: a checked `Card`. No torch is imported, so that what only needs to
+know a model need not load one. A card with an unknown key is refused, for a newer key may change
+the meaning of the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from cctmn import store
+from cctmn.errors import ModelError, SliceError
+
+FORMAT: Final = 1
+WEIGHTS: Final = "weights.safetensors"
+CARD: Final = "card.json"
+ACTIVATIONS: Final = ("sigmoid", "softmax")
+COVIDX_CLASSES: Final = ("control", "pneumonia", "covid")  # in the order of the logits
+NAME: Final = re.compile("[a-z][a-z0-9_]*")  # of a class that becomes a column
+
+BACKBONES: Final = ("resnet18", "resnet34", "resnet50")
+RANKED: Final[Mapping[str, int]] = {"resnet18": 128, "resnet34": 128, "resnet50": 256}  # N
+HIDDEN: Final[Mapping[str, int]] = {"resnet18": 512, "resnet34": 512, "resnet50": 1024}  # F
+LAST_LAYER: Final = 4  # residual layers of a ResNet
+MAX_SIZE: Final = 65_536  # of N and F: far above any use, below what exhausts memory
+
+# ImageNet's statistics, for the backbone is trained from ImageNet (method.md, stage 1).
+MEAN: Final = (0.485, 0.456, 0.406)
+STD: Final = (0.229, 0.224, 0.225)
+LESION_NMS_IOU: Final = 0.5  # method.md, stage 1, test
+LESION_MIN_SCORE: Final = 0.05
+LESION_MAX: Final = 128
+
+INTENDED_USE: Final = (
+    "Research on chest-CT slices. This is no medical device: it is neither validated nor approved "
+    "for diagnosis, triage or any decision about a patient."
+)
+
+
+@dataclass(frozen=True)
+class Arch:
+    """All that fixes the shapes of a model's weights.
+
+    `truncation` counts the residual layers dropped from the end of a lightweight backbone.
+    `lesion_classes` leaves out the background (label 0). Without `image_classes` the model is a
+    detector, which uses neither `ranked` (N, boxes that module S sees) nor `hidden` (F, its width).
+    Raises ModelError for a combination that the method does not have.
+    """
+
+    backbone: str
+    truncation: int
+    lesion_classes: tuple[str, ...]
+    mask_head: bool
+    image_classes: tuple[str, ...] = ()
+    ranked: int = 0
+    hidden: int = 0
+
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES:
+            raise ModelError(f"backbone {self.backbone!r} is unknown; use one of {BACKBONES}")
+        if self.truncation not in (0, 1, 2):
+            raise ModelError(f"truncation {self.truncation!r} is not possible; use 0, 1 or 2")
+        if self.truncation and self.backbone == "resnet50":
+            raise ModelError("resnet50 keeps all its layers; use truncation 0 or another backbone")
+        for what, names in (("lesion", self.lesion_classes), ("image", self.image_classes)):
+            if len(set(names)) != len(names) or "" in names:
+                raise ModelError(f"{what} classes {names} must be distinct and not empty")
+        if not all(NAME.fullmatch(name) for name in self.image_classes):
+            raise ModelError(f"image classes {self.image_classes} must be a-z, 0-9 and _ (columns)")
+        if not self.lesion_classes:
+            raise ModelError("a model needs at least one lesion class")
+        if len(self.image_classes) == 1:
+            raise ModelError("a classifier needs at least two image classes")
+        if self.image_classes and self.mask_head:
+            raise ModelError("a classifier has no mask head; use mask_head = false")
+        smallest = 1 if self.image_classes else 0
+        for what, size in (("ranked", self.ranked), ("hidden", self.hidden)):
+            if not smallest <= size <= MAX_SIZE:
+                raise ModelError(f"{what} {size} must lie between {smallest} and {MAX_SIZE}")
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Residual layers that feed the pyramid, by number from 1."""
+        if self.backbone == "resnet50":
+            return (1, 2, 3, 4)
+        return (LAST_LAYER - self.truncation,)
+
+    @property
+    def strides_px(self) -> tuple[int, ...]:
+        """Pixels of the input per cell of each pyramid level: 4 at layer 1, doubled by each."""
+        return tuple(2 ** (layer + 1) for layer in self.layers)
+
+
+def input_contract() -> dict[str, Any]:
+    """What a slice must go through before `predict` (method.md, stage 1; window of CNCB's PNGs)."""
+    return {
+        "size_px": 512,  # short side
+        "max_size_px": 1024,  # long side
+        "window_center_hu": -600,
+        "window_width_hu": 1500,
+        "quantise": "truncate to uint8",
+        "resize": "pillow bilinear, antialiased when shrinking, short side",
+        "mean": list(MEAN),
+        "std": list(STD),
+    }
+
+
+def lesion_rule() -> dict[str, Any]:
+    """How the reported lesions are chosen; the constants above, written down for the reader."""
+    return {
+        "min_score": LESION_MIN_SCORE,
+        "nms_iou": LESION_NMS_IOU,
+        "max": LESION_MAX,
+    }
+
+
+@dataclass(frozen=True)
+class Card:
+    """What card.json holds, key for key."""
+
+    name: str
+    arch: Arch
+    trained: bool  # False: at least one part has random weights, and the scores mean nothing
+    kind: str = ""  # "detector" or "classifier"; follows from arch
+    activation: str = "sigmoid"  # from logit to probability; sigmoid: trained with BCE per class
+    input: Mapping[str, Any] = field(default_factory=input_contract)
+    lesions: Mapping[str, Any] = field(default_factory=lesion_rule)
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # source, sha256, epoch ...
+    notes: tuple[str, ...] = ()
+    intended_use: str = INTENDED_USE
+    weights_sha256: str = ""  # both filled by `save`
+    weights_bytes: int = 0
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        kind = "classifier" if self.arch.image_classes else "detector"
+        if self.kind not in ("", kind):
+            raise ModelError(f"kind {self.kind!r} contradicts the image classes of arch")
+        object.__setattr__(self, "kind", kind)
+        if self.activation not in ACTIVATIONS:
+            raise ModelError(f"activation {self.activation!r} is unknown; use one of {ACTIVATIONS}")
+        # The nets normalise and choose lesions with constants; a card cannot ask for others.
+        ours = input_contract()
+        fixed = {key: ours[key] for key in ("mean", "std", "quantise", "resize")}
+        if self.input.keys() != ours.keys() or {k: self.input[k] for k in fixed} != fixed:
+            raise ModelError("the input contract is not one that this version can keep")
+        numbers = [value for key, value in self.input.items() if key not in fixed]
+        if not all(_is_number(n) for n in numbers) or self.input["window_width_hu"] <= 0:
+            raise ModelError("the input contract holds a size or window that is no number")
+        if not 0 < self.input["size_px"] <= self.input["max_size_px"]:
+            raise ModelError("the input contract needs 0 < size_px <= max_size_px")
+        if dict(self.lesions) != lesion_rule():
+            raise ModelError("the lesion rule is not the one of this version")
+
+    @property
+    def model_id(self) -> str:
+        """First 12 hex digits of the weights' sha256, as in the predictions table."""
+        return self.weights_sha256[:12]
+
+
+def parse_card(card_bytes: bytes, *, where: str) -> Card:
+    """A Card from the bytes of card.json; `where` names the place in messages."""
+    try:
+        raw = json.loads(card_bytes)
+    except ValueError:
+        raise ModelError(f"{where}: {CARD} is not JSON; copy the model again") from None
+    version = raw.get("format") if isinstance(raw, dict) else None
+    if version != FORMAT:
+        raise ModelError(f"{where}: {CARD} has format {version!r}, this version reads {FORMAT}")
+    try:
+        raw = _checked(raw, Card)
+        raw["arch"] = Arch(**_checked(raw["arch"], Arch))
+        return Card(**raw)
+    except ModelError as error:
+        raise ModelError(f"{where}: {CARD}: {error}") from None
+
+
+def read_card(folder: Path | str) -> Card:
+    """The card of a model folder, a path or URI. Raises ModelError: missing, of unknown form."""
+    return parse_card(_read(folder, CARD), where=str(folder))
+
+
+def read_weights(folder: Path | str, *, card: Card) -> bytes:
+    """The folder's weights. Raises ModelError if they are not those the card was written for."""
+    weights = _read(folder, WEIGHTS)
+    if len(weights) != card.weights_bytes:
+        problem = f"has {len(weights)} bytes, the card says {card.weights_bytes}"
+    elif hashlib.sha256(weights).hexdigest() != card.weights_sha256:
+        problem = "does not match the sha256 of the card"
+    else:
+        return weights
+    raise ModelError(f"{folder}: {WEIGHTS} {problem}; copy the model again")
+
+
+def _read(folder: Path | str, name: str) -> bytes:
+    try:
+        return store.read_all(store.join(store.to_uri(str(folder)), name))
+    except SliceError as error:
+        reason = error.code.replace("_", " ")
+        raise ModelError(f"{folder}: {name} {reason}; give a folder with {CARD}") from None
+
+
+def _checked(raw: Any, cls: type[Card] | type[Arch]) -> dict[str, Any]:
+    """`raw` with lists of names as tuples, if it has exactly the fields of `cls`, rightly typed."""
+    if not isinstance(raw, dict):
+        raise ModelError(f"{cls.__name__.lower()} is no table")
+    names = {f.name: str(f.type) for f in fields(cls)}
+    if wrong := sorted(names.keys() ^ raw.keys()):
+        raise ModelError(f"keys missing or unknown: {wrong[:5]}; written by another version?")
+    checked = {}
+    for name, kind in names.items():
+        value = raw[name]
+        if kind.startswith("tuple") and isinstance(value, list):
+            value = tuple(value)
+            fits = all(isinstance(item, str) for item in value)
+        else:
+            python = {"str": str, "int": int, "bool": bool}.get(kind, dict)
+            fits = type(value) is python
+        if not fits:
+            raise ModelError(f"{name} is not of type {kind}")
+        checked[name] = value
+    return checked
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

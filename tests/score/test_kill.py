@@ -1,0 +1,164 @@
+"""The real command, killed hard at any moment, and run again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cctmn.data import phantom
+from tests.score.conftest import answers, manifest, predictions
+
+PATIENTS, SLICES = 4, 6
+TIMEOUT_S = 120
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("study") / "study.zip"
+    phantom.write_archive(path, patients=PATIENTS, slices=SLICES, seed=3)
+    return path
+
+
+@pytest.fixture(scope="module")
+def start(study: Path, fresh_model: Path) -> Callable[[Path], subprocess.Popen[str]]:
+    def start(out: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "cctmn.cli", "score", study, "-o", out, "-m", fresh_model]
+        command += ["--set", "block_rows=2"]
+        return subprocess.Popen(
+            [str(part) for part in command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def whole(start: Callable[[Path], subprocess.Popen[str]], tmp_path_factory: object) -> Path:
+    """The output of a run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "out"  # type: ignore[attr-defined]
+    run = start(out)
+    said, _ = run.communicate(timeout=TIMEOUT_S)
+    assert run.returncode == 0, said
+    return Path(out)
+
+
+def files(out: Path) -> int:
+    return len(list(out.glob("predictions/*.parquet")))
+
+
+def wait_for(true: Callable[[], bool], run: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + TIMEOUT_S
+    while not true():
+        assert time.monotonic() < end
+        assert run.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.05)
+
+
+def ray_processes() -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            line = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if "ray::" in line or "raylet" in line or "gcs_server" in line:
+            found.append(process)
+    return found
+
+
+def equal_rows(out: Path, whole: Path) -> None:
+    ours, theirs = predictions(out), predictions(whole)
+    assert ours.keys() == theirs.keys()
+    assert len(ours) == PATIENTS * SLICES
+    for name, row in theirs.items():
+        assert answers(ours[name]) == answers(row)
+
+
+def test_killed_at_five_moments_then_run_again(
+    start: Callable[[Path], subprocess.Popen[str]], whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    before = {process.pid for process in ray_processes()}
+
+    def ray_runs() -> bool:
+        return any(process.pid not in before for process in ray_processes())
+
+    def moments() -> Iterator[Callable[[], bool]]:
+        yield lambda: (out / "private").exists()  # indexing
+        yield ray_runs
+        for more in (1, 2, 3):
+            target = files(out) + more
+            yield lambda target=target: files(out) >= target  # type: ignore[misc]
+
+    left = []
+    for moment in moments():
+        run = start(out)
+        wait_for(moment, run)
+        os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
+        left.append(files(out))
+        # Ray's own processes see that their driver is gone; none may write after that
+        deadline = time.monotonic() + 30
+        while {process.pid for process in ray_processes()} - before:
+            assert time.monotonic() < deadline, "Ray outlived its driver"
+            time.sleep(0.2)
+        assert files(out) <= left[-1] + 1
+    assert left[1] == 0
+    assert 0 < left[2] < left[4]
+    run = start(out)
+    said, _ = run.communicate(timeout=TIMEOUT_S)
+    assert run.returncode == 0, said
+    assert manifest(out)["counts"] == manifest(whole)["counts"]
+    assert manifest(out)["last_run"]["slices"] < PATIENTS * SLICES
+    equal_rows(out, whole)
+
+
+def test_a_killed_scorer_loses_nothing(
+    start: Callable[[Path], subprocess.Popen[str]], whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run = start(out)
+    wait_for(lambda: files(out) >= 1, run)
+    scorers = [p for p in ray_processes() if "_ScoreBlock" in " ".join(p.cmdline())]
+    assert scorers
+    for scorer in scorers:
+        scorer.kill()
+    said, _ = run.communicate(timeout=TIMEOUT_S)
+    assert run.returncode == 0, said
+    equal_rows(out, whole)
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_politely_and_resumed(
+    signal_: signal.Signals,
+    start: Callable[[Path], subprocess.Popen[str]],
+    whole: Path,
+    tmp_path: Path,
+) -> None:
+    """Ctrl-C goes to the whole group, as a terminal sends it; SIGTERM to the process alone."""
+    out = tmp_path / "out"
+    run = start(out)
+    wait_for(lambda: files(out) >= 1, run)
+    if signal_ == signal.SIGINT:
+        os.killpg(run.pid, signal_)
+    else:
+        run.send_signal(signal_)
+    said, _ = run.communicate(timeout=TIMEOUT_S)
+    assert run.returncode == 130, said
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+    run = start(out)
+    said, _ = run.communicate(timeout=TIMEOUT_S)
+    assert run.returncode == 0, said
+    equal_rows(out, whole)
