@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ from cctmn.errors import PreflightError
 SPARE_CPUS = 2.0  # for fetch, decode and write beside the scorers
 MIN_CPUS = 4  # fewer logical CPUs deadlock Ray Data (ray #44687)
 OBJECT_STORE_BYTES = 1 << 30  # 128 slices of 512 x 512 are 32 MiB; dozens of blocks fit
-SCORER_BYTES = 1 << 30  # resident size of torch and a model in one process, rounded up
+CONNECT_S = 5.0  # for a first answer of a cluster
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,14 @@ def session(address: str | None = None) -> Iterator[Resources]:
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
+        if address is not None and address != "auto":
+            _knock(address)
         with _muted_stderr():
             ray.init(address=address or "local", **options)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray put its own there
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         place = f"no Ray cluster at {address}" if address else "Ray does not start here"
         raise PreflightError(f"{place}: {str(error).splitlines()[0]}") from None
@@ -72,6 +80,14 @@ def _resources() -> Resources:
 
     have = ray.cluster_resources()
     return Resources(cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0))
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nobody listens there; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError("write it as host:port")
+    socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
 
 
 @contextmanager

@@ -1,0 +1,171 @@
+"""The command as a person uses it: exit codes, one-line errors, models, doctor, the demo."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cctmn.cli import cli, main
+from tests.conftest import REPO, S3Server
+from tests.makers import dicom, png, zipped
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def one_line(done: subprocess.CompletedProcess[str], *, code: int, said: str) -> None:
+    assert done.returncode == code, done.stderr
+    [line] = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+
+
+def call(*args: object) -> subprocess.CompletedProcess[str]:
+    """The command in this process: for what ends before any heavy work."""
+    runner = CliRunner()
+    words = [str(a) for a in args]
+
+    def run() -> None:
+        cli(words, standalone_mode=False)
+
+    with runner.isolation() as streams:
+        code = 0
+        try:
+            main(run)
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = (stream.getvalue().decode() for stream in streams[:2])
+    return subprocess.CompletedProcess(words, code, out, err)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["score", "nowhere", "-o", "out", "--dry-run"], 2, "no such file"),
+        (["score", ".", "-o", "out"], 2, "give -m MODEL"),
+        (["score", ".", "-o", "out", "-m", "nomodel"], 4, "card.json not found"),
+        (["score", ".", "-o", "out", "--set", "batchsize=3"], 2, "no such setting"),
+        (["score", ".", "-o", "out", "--config", "none.toml"], 2, "cannot be read"),
+        (["models", "show", "nomodel"], 4, "card.json not found"),
+        (["models", "verify", "nomodel"], 4, "card.json not found"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(
+    args: list[str], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one_line(call(*args), code=code, said=said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_is_none_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(b"not a checkpoint")
+    done = call("models", "import", tmp_path / "x.pth", "-o", tmp_path / "m")
+    one_line(done, code=4, said="x.pth")
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path, fresh_model: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    done = call("score", tmp_path / "a.png", "-o", tmp_path / "a.png" / "out", "-m", fresh_model)
+    one_line(done, code=4, said="check OUT")
+
+
+def test_no_cluster_at_an_address_is_one_line(
+    cctmn: Command, tmp_path: Path, fresh_model: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    args = [tmp_path / "a.png", "-o", tmp_path / "out", "-m", fresh_model, "-q"]
+    for address in ("127.0.0.1:1", "nonsense"):
+        one_line(cctmn("score", *args, "--address", address), code=4, said="no Ray cluster")
+
+
+def test_dry_run_prints_the_plan(tmp_path: Path) -> None:
+    (tmp_path / "z.zip").write_bytes(zipped({"a": png(1), "b": dicom(1), "c": b"text"}))
+    said = call("score", tmp_path, "-o", tmp_path / "out", "--dry-run", "-q")
+    assert said.stdout.splitlines()[0] == "3 slices: 0 done, 3 to score"
+    assert "refused: unsupported_format" in said.stdout
+    plan = json.loads(
+        call("score", tmp_path, "-o", tmp_path / "out", "--dry-run", "--json", "-q").stdout
+    )
+    assert plan["containers"] == {"zip": 3}
+
+
+def test_models_are_shown_and_verified(fresh_model: Path) -> None:
+    card = json.loads(call("models", "show", fresh_model, "--json").stdout)
+    assert card["kind"] == "classifier"
+    assert "backbone: resnet18" in call("models", "show", fresh_model).stdout
+    assert "sound" in call("models", "verify", fresh_model).stdout
+
+
+def test_a_detector_becomes_a_classifier_that_says_it_is_untrained(
+    tmp_path: Path, shared: Path
+) -> None:
+    pth = shared / "reference/segmentation_model_r18t1.pth"
+    done = call("models", "import", pth, "-o", tmp_path / "m", "--as-classifier", "--seed", 3)
+    assert done.returncode == 0
+    assert "module S is untrained (seed 3)" in done.stderr
+    card = json.loads(call("models", "show", tmp_path / "m", "--json").stdout)
+    assert (card["kind"], card["trained"]) == ("classifier", False)
+
+
+def test_doctor_tells_what_a_job_would_meet(
+    tmp_path: Path, fresh_model: Path, s3: S3Server
+) -> None:
+    s3.bucket("doctor")
+    s3.upload("doctor", "z.zip", zipped({"a": png(1), "b": dicom(1), "c": b"text"}))
+    done = call("doctor", "s3://doctor", "-m", fresh_model, "--json")
+    assert done.returncode == 0
+    report = json.loads(done.stdout)
+    assert report["input"]["would_be_scored"] == 2
+    assert report["input"]["refused"]["unsupported_format"]["n"] == 1
+    assert report["input"]["refused"]["unsupported_format"]["example"] == "s3://doctor/z.zip::c"
+    assert report["model"]["kind"] == "classifier"
+    assert report["versions"]["torch"] != "missing"
+    assert "would_be_scored: 2" in call("doctor", "s3://doctor").stdout
+
+
+def test_doctor_names_what_is_wrong(tmp_path: Path, s3: S3Server) -> None:
+    done = call("doctor", "s3://nobucket/x", "-m", tmp_path, "--json")
+    assert done.returncode == 4
+    assert [p.split(":")[0] for p in json.loads(done.stdout)["problems"]] == [str(tmp_path), "s3"]
+
+
+def test_the_demo_runs_twice_and_says_what_it_is_worth(cctmn: Command, tmp_path: Path) -> None:
+    done = cctmn("demo", "-o", tmp_path / "demo")
+    assert done.returncode == 0, done.stderr
+    assert "18 slices = 18 ok + 0 error + 0 pending" in done.stderr
+    assert "mean nothing" in done.stdout
+    again = cctmn("demo", "-o", tmp_path / "demo")
+    assert again.returncode == 0, again.stderr
+    assert "18 slices done, 0 to score" in again.stderr
+    assert again.stdout == done.stdout
+
+
+def test_the_job_file_runs_on_the_cluster_that_is_there(
+    tmp_path: Path, fresh_model: Path, s3: S3Server
+) -> None:
+    """As `ray job submit` runs it: an address in the environment, input and output on S3."""
+    import ray
+
+    from cctmn import runtime
+
+    s3.bucket("job")
+    for n in range(3):
+        s3.upload("job", f"in/{n}.png", png(n, side=300))
+    with runtime.session():
+        address = ray.get_runtime_context().gcs_address
+        words = ["jobs/score.py", "s3://job/in", "-o", "s3://job/out", "-m", str(fresh_model)]
+        done = subprocess.run(
+            [sys.executable, *words, "--address", address, "--json"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=REPO,
+        )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["counts"]["ok"] == 3
