@@ -145,24 +145,34 @@ def inventory(folder: str) -> Iterator[pa.Table]:
             seen = pa.concat_arrays([seen, *(chunk for c in ids for chunk in c.chunks)])
 
 
-def write_inventory(folder: str, tables: Iterator[pa.Table]) -> None:
-    """Write the tables as a new generation, carry over rows that they lack, drop the old files."""
+def write_inventory(folder: str, tables: Iterator[pa.Table]) -> int:
+    """Write the tables as a new generation, carry over rows that they lack, drop the old files.
+
+    Returns the number of slices whose object is no longer the one that was indexed before.
+    """
     old = parquet_files(folder)
     generation = 1 + max((_generation(uri) for uri in old), default=-1)
-    ids: list[pa.Array] = []
+    seen: list[pa.Table] = []
     number = 0
     for table in tables:
         _put_part(folder, generation, number, table)
-        ids += table["slice_id"].chunks
+        seen.append(table.select(["slice_id", "etag"]))
         number += 1
-    new = pa.chunked_array(ids, pa.string())
+    new = pa.concat_tables(seen) if seen else pa.table({"slice_id": [], "etag": []})
+    changed = 0
     for uri in old:
-        carried = without(read(uri, None), new)
+        table = read(uri, None)
+        carried = without(table, new["slice_id"])
         if len(carried):
             _put_part(folder, generation, number, carried)
             number += 1
+        if len(carried) < len(table):
+            place = pc.index_in(table["slice_id"], value_set=new["slice_id"].combine_chunks())
+            etags = new["etag"].combine_chunks().take(place.combine_chunks())
+            changed += pc.sum(pc.not_equal(etags, table["etag"])).as_py() or 0
     for uri in old:
         store.delete(uri)
+    return changed
 
 
 def _put_part(folder: str, generation: int, number: int, table: pa.Table) -> None:

@@ -107,7 +107,11 @@ def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary
         if job.retry_errors:
             say(f"withdrew {resume.withdraw_errors(predictions):,} error rows to retry them")
         tables = inventory.index(job.inputs, key=key, exclude=out)
-        resume.write_inventory(known, _told(tables, say))
+        if changed := resume.write_inventory(known, _told(tables, say)):
+            say(
+                f"{changed:,} slices have changed where they are stored; rows that exist are of "
+                "what was there before: use a new OUT to score them again"
+            )
         _put_json(
             store.join(private, "run.json"),
             {

@@ -135,7 +135,13 @@ def test_retry_errors_scores_what_was_mended(cluster: str, tmp_path: Path) -> No
     (source / "b.png").write_bytes(png(2)[:500])
     assert run.score(job(source, out), address=cluster).counts.error == 1
     (source / "b.png").write_bytes(png(2))
-    assert run.score(job(source, out), address=cluster).scored_now == 0
+    said: list[str] = []
+
+    def say(text: str, *, passing: bool = False) -> None:
+        said.append(text)
+
+    assert run.score(job(source, out), address=cluster, say=say).scored_now == 0
+    assert any(text.startswith("1 slices have changed") for text in said)
     again = run.score(job(source, out, retry_errors=True), address=cluster)
     assert (again.scored_now, again.counts.ok, again.counts.error) == (1, 2, 0)
     assert len(predictions(out)) == 2
