@@ -12,7 +12,8 @@ from cctmn.data import phantom
 from cctmn.model import checkpoint
 from cctmn.model.card import COVIDX_CLASSES, Arch, Card
 from cctmn.score import models, resume
-from cctmn.score.run import Job, Say
+from cctmn.score.progress import Say
+from cctmn.score.run import Job
 
 PATIENTS, SLICES = 3, 6
 SEED = 20

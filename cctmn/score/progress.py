@@ -6,19 +6,27 @@ In: the predictions folder and the number of slices of this run. Out: lines like
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from cctmn import store
-from cctmn.errors import CctmnError
+from cctmn.errors import CctmnError, ResumeError
 from cctmn.score import resume
 
-if TYPE_CHECKING:
-    from cctmn.score.run import Say
-
 LOOK_S, LOOK_S3_S = 2.0, 15.0  # between looks at the folder; a listing of S3 costs money
+
+
+class Say(Protocol):
+    """Takes lines for a person; a passing one is soon followed by another."""
+
+    def __call__(self, text: str, *, passing: bool = False) -> None: ...
+
+
+def silent(text: str, *, passing: bool = False) -> None:
+    """Say nothing."""
 
 
 class Progress:
@@ -48,19 +56,23 @@ class Progress:
     def _run(self) -> None:
         period_s = LOOK_S3_S if store.is_s3(self._folder) else LOOK_S
         while not self._stop.wait(period_s):
-            try:
+            with contextlib.suppress(
+                CctmnError, OSError
+            ):  # storage that stumbles: look again later
                 self._look()
-            except (CctmnError, OSError):
-                continue  # a file in the making, or storage that stumbles: look again later
             self._say(self._line(), passing=True)
 
     def _look(self) -> None:
         for uri in resume.parquet_files(self._folder):
-            if uri not in self._seen:
+            if uri in self._seen:
+                continue
+            try:
                 codes = resume.read(uri, ["error_code"])["error_code"].to_pylist()
-                self._seen.add(uri)
-                self._rows += len(codes)
-                self._errors += sum(1 for code in codes if code)
+            except ResumeError:
+                continue  # a file in the making
+            self._seen.add(uri)
+            self._rows += len(codes)
+            self._errors += sum(1 for code in codes if code)
 
     def _line(self) -> str:
         rate = self._rows / max(1e-9, time.monotonic() - self._began)
@@ -68,8 +80,8 @@ class Progress:
         eta = duration((self._total - self._rows) / rate) if self._rows else "?"
         share = self._rows / self._total
         return (
-            f"{self._rows:,}/{self._total:,}  {share:.0%}  {rate:.3g}/s  "
-            f"errors {errors:.2%}  eta {eta}"
+            f"{self._rows:,}/{self._total:,}  {100 * share:.0f} %  {rate:.3g}/s  "
+            f"errors {100 * errors:.2f} %  eta {eta}"
         )
 
 

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
@@ -25,7 +25,7 @@ from cctmn.config import ScoreConfig
 from cctmn.errors import ResumeError, StoreError
 from cctmn.read import inventory
 from cctmn.score import pipeline, prepare, resume, versions
-from cctmn.score.progress import Progress
+from cctmn.score.progress import Progress, Say, silent
 from cctmn.score.scorer import Source
 
 FORMAT = 1  # of the output folder
@@ -34,16 +34,6 @@ GPU_BATCH, CPU_BATCH = 16, 4  # slices per forward pass
 BLOCK_ROWS = (4, 128)  # least and most slices per commit: what a kill may cost
 SLICES_PER_ACTOR = 16  # at least: a process takes about as long to start as these to score
 BLOCKS_PER_ACTOR = 8  # so that the last blocks of a small job still find all actors busy
-
-
-class Say(Protocol):
-    """Takes lines for a person; a passing one is soon followed by another."""
-
-    def __call__(self, text: str, *, passing: bool = False) -> None: ...
-
-
-def silent(text: str, *, passing: bool = False) -> None:
-    """Say nothing."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,47 @@
+"""What a person sees while a job runs."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cctmn.score import progress
+from cctmn.score.progress import Progress
+
+
+def commit(folder: Path, name: str, codes: list[str]) -> None:
+    pq.write_table(pa.table({"error_code": codes}), folder / f"{name}.parquet")
+
+
+def test_progress_counts_committed_slices_of_this_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LOOK_S", 0.02)
+    said: list[str] = []
+
+    def say(text: str, *, passing: bool = False) -> None:
+        assert passing
+        said.append(text)
+
+    commit(tmp_path, "earlier", [""] * 50)
+    with Progress(tmp_path.as_uri(), total=2000, say=say):
+        time.sleep(0.1)
+        commit(tmp_path, "a", [""] * 999 + ["truncated"])
+        (tmp_path / "b.parquet").write_bytes(b"PAR1 in the making")
+        time.sleep(0.3)
+    assert re.fullmatch(r"0/2,000  0 %  0/s  errors 0\.00 %  eta \?", said[0])
+    line = r"1,000/2,000  50 %  [\d.e+]+/s  errors 0\.10 %  eta \d+s"
+    assert re.fullmatch(line, said[-1]), said[-1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0s"), (45, "45s"), (60, "1m"), (16 * 60 + 20, "16m"), (11100, "3h05m")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert progress.duration(seconds) == text
