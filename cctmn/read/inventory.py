@@ -27,7 +27,8 @@ from cctmn.read.archive import Member
 from cctmn.schema import INVENTORY
 from cctmn.store import ObjectInfo, RangeFile
 
-INDEX_THREADS = 16  # looks in flight: latency, not bandwidth, bounds them
+INDEX_THREADS = 16  # objects looked at in parallel: latency, not bandwidth, bounds it
+ZIP_THREADS = 4  # members of each; together no more than the connections that store keeps
 TABLE_ROWS = 10_000  # rows per table and per file of the inventory
 HEAD_BYTES = 1024  # a DICOM preamble, file meta group and the magic of everything else
 MEMBER_HEAD_BYTES = 256  # least look into a member; larger ones get 1/16 up to HEAD_BYTES
@@ -76,7 +77,7 @@ def index(inputs: Sequence[str], *, key: bytes, exclude: str = "") -> Iterator[p
     below = exclude.rstrip("/") + "/"
     objects = (info for info in _objects(inputs) if not (exclude and info.uri.startswith(below)))
     rows: list[_Row] = []
-    for more in _in_order(lambda info: _rows(info, key=key), objects):
+    for more in _in_order(lambda info: _rows(info, key=key), objects, threads=INDEX_THREADS):
         rows += more
         while len(rows) >= TABLE_ROWS:
             yield _table(rows[:TABLE_ROWS])
@@ -91,14 +92,16 @@ def _table(rows: list[_Row]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=INVENTORY)
 
 
-def _in_order(work: Callable[[T], list[_Row]], items: Iterable[T]) -> Iterator[list[_Row]]:
-    """Results in the order of the items, a bounded number of threads ahead."""
+def _in_order(
+    work: Callable[[T], list[_Row]], items: Iterable[T], *, threads: int
+) -> Iterator[list[_Row]]:
+    """Results in the order of the items, a bounded number of them ahead."""
     pending: deque[Future[list[_Row]]] = deque()
-    with ThreadPoolExecutor(INDEX_THREADS, thread_name_prefix="index") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="index") as pool:
         try:
             for item in items:
                 pending.append(pool.submit(work, item))
-                if len(pending) >= 4 * INDEX_THREADS:
+                if len(pending) >= 4 * threads:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -223,6 +226,7 @@ def _archive_rows(info: ObjectInfo, container: str, *, key: bytes) -> list[_Row]
             for more in _in_order(
                 lambda member: add(member, lambda: _zip_look(info.uri, member)),
                 archive.zip_members(directory),
+                threads=ZIP_THREADS,
             ):
                 rows += more
         else:
