@@ -38,6 +38,8 @@ def start(study: Path, fresh_model: Path) -> Callable[[Path], subprocess.Popen[s
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # pytest in the background of a script ignores SIGINT, and its children would too
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     return start

@@ -16,20 +16,18 @@ from tests.makers import png
 
 MANY, FEW = 20_000, 2_000
 
-# A driver of its own, because the peak of this process would hide behind pytest's.
 DRIVER = """
-import json, resource, sys
+import sys
 from cctmn.config import ScoreConfig
 from cctmn.score import run
 from cctmn.score.run import Job
 from tests.makers import stand_in
+from tests.peak import peak_kib
 
 if __name__ == "__main__":
     settings = ScoreConfig(actors=1)
     job = Job([sys.argv[1]], out=sys.argv[2], source=stand_in(), settings=settings)
-    summary = run.score(job)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"ok": summary.counts.ok, "peak_kib": peak}))
+    print(run.score(job).counts.ok, peak_kib())
 """
 
 
@@ -49,31 +47,23 @@ def slices(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_dry_run_of_twenty_thousand(slices: tuple[Path, Path], tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "cctmn.cli",
-        "score",
-        str(slices[1]),
-        "-o",
-        str(tmp_path / "o"),
-    ]
+    words = ["cctmn.cli", "score", str(slices[1]), "-o", str(tmp_path / "o"), "--dry-run", "--json"]
     began = time.monotonic()
-    run = subprocess.Popen([*command, "--dry-run", "--json"], stdout=subprocess.PIPE)
-    assert run.stdout is not None
-    plan = json.loads(run.stdout.read())
-    run.stdout.close()
-    _, status, usage = os.wait4(run.pid, 0)
-    run.returncode = os.waitstatus_to_exitcode(status)
-    assert run.returncode == 0
-    assert plan["pending"] == MANY
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.peak", *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPO,
+    )
     assert time.monotonic() - began < 60
-    assert usage.ru_maxrss < 1 << 20  # KiB, so 1 GiB
+    assert json.loads(done.stdout)["pending"] == MANY
+    assert int(done.stderr.split("peak_kib")[1]) < 1 << 20  # 1 GiB
 
 
 def test_the_drivers_memory_is_flat(slices: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "driver.py").write_text(DRIVER)
-    peaks = {}
+    peaks_kib = []
     for folder, count in zip(slices, (FEW, MANY), strict=True):
         done = subprocess.run(
             [sys.executable, tmp_path / "driver.py", folder, tmp_path / str(count)],
@@ -83,7 +73,8 @@ def test_the_drivers_memory_is_flat(slices: tuple[Path, Path], tmp_path: Path) -
             timeout=300,
             env=os.environ | {"PYTHONPATH": str(REPO)},
         )
-        said = json.loads(done.stdout)
-        assert said["ok"] == count
-        peaks[count] = said["peak_kib"]
-    assert peaks[MANY] < peaks[FEW] + 60 * 1024, peaks  # 18,000 rows of 3 KiB would be 54 MiB
+        ok, peak_kib = map(int, done.stdout.split())
+        assert ok == count
+        peaks_kib.append(peak_kib)
+    few, many = peaks_kib
+    assert many < few + 60 * 1024, peaks_kib  # 18,000 rows of 3 KiB would be 54 MiB
