@@ -207,9 +207,9 @@ def _tree_text(value: dict[str, Any], indent: str = "") -> str:
     """Nested tables as indented lines."""
     lines = []
     for name, inner in value.items():
-        if isinstance(inner, dict):
+        if isinstance(inner, dict) and inner:
             lines += [f"{indent}{name}:", _tree_text(inner, indent + "  ")]
-        elif isinstance(inner, list | tuple):
+        elif isinstance(inner, dict | list | tuple):
             lines.append(f"{indent}{name}: {', '.join(map(str, inner)) or 'none'}")
         else:
             lines.append(f"{indent}{name}: {inner}")

@@ -54,7 +54,7 @@ def found(folder: Path) -> str:
     lines = ["patient   z_mm  p_control  p_pneumonia  p_covid  lesions  flags"]
     for row in sorted(rows, key=lambda row: (row["patient_key"], -row["slice_z_mm"])):
         lines.append(
-            f"{patients.index(row['patient_key']) + 1:>7}  {row['slice_z_mm']:>5.0f}"
+            f"{patients.index(row['patient_key']) + 1:>7}  {row['slice_z_mm'] + 0.0:>5.0f}"
             f"  {row['p_control']:>9.3f}  {row['p_pneumonia']:>11.3f}  {row['p_covid']:>7.3f}"
             f"  {row['num_lesions']:>7}  {' '.join(row['flags']) or '-'}"
         )

@@ -29,7 +29,7 @@ from cctmn.store import ObjectInfo, RangeFile
 
 INDEX_THREADS = 16  # objects looked at in parallel: latency, not bandwidth, bounds it
 ZIP_THREADS = 4  # members of each; together no more than the connections that store keeps
-TABLE_ROWS = 10_000  # rows per table and per file of the inventory
+TABLE_ROWS = 2_000  # rows per table and file of the inventory: what an index holds at a time
 HEAD_BYTES = 1024  # a DICOM preamble, file meta group and the magic of everything else
 MEMBER_HEAD_BYTES = 256  # least look into a member; larger ones get 1/16 up to HEAD_BYTES
 CONTAINERS = {"zip": "zip", "tar": "tar", "gzip": "tar.gz", "bzip2": "tar.bz2", "xz": "tar.xz"}

@@ -77,4 +77,4 @@ def test_the_drivers_memory_is_flat(slices: tuple[Path, Path], tmp_path: Path) -
         assert ok == count
         peaks_kib.append(peak_kib)
     few, many = peaks_kib
-    assert many < few + 60 * 1024, peaks_kib  # 18,000 rows of 3 KiB would be 54 MiB
+    assert many < few + 45 * 1024, peaks_kib  # measured 26 MiB; 18,000 rows of 3 KiB are 53
