@@ -89,7 +89,7 @@ def test_house_style(path: Path) -> None:
     if path.name != "__init__.py":
         docstring = ast.get_docstring(ast.parse(path.read_text()))
         assert docstring, "a module says what goes in, what comes out and why it exists"
-        assert len(docstring.splitlines()) <= 12
+        assert len(docstring.splitlines()) <= 8
 
 
 def test_rooms_are_known() -> None:
