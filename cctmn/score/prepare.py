@@ -102,9 +102,6 @@ def _error(row: dict[str, Any], code: str) -> dict[str, Any]:
 
 def _ok(row: dict[str, Any], slice_: Slice, ready: ModelInput, key: bytes) -> dict[str, Any]:
     """What leaves the header: measures, and keyed pseudonyms in place of identifiers."""
-    flags = {*row["flags"], *ready.flags}
-    if row["frames"] > 1:
-        flags.add("multiframe")
 
     def keyed(domain: str, value: str | None) -> str | None:
         return pseudonym(key, domain, value) if value else None
@@ -120,7 +117,7 @@ def _ok(row: dict[str, Any], slice_: Slice, ready: ModelInput, key: bytes) -> di
         "cols": slice_.cols,
         "spacing_row_mm": slice_.spacing_row_mm,
         "spacing_col_mm": slice_.spacing_col_mm,
-        "flags": sorted(flags),
+        "flags": sorted({*row["flags"], *ready.flags}),
         "error_code": "",
         "pixels": ready.pixels.tobytes(),
         "input_rows": ready.pixels.shape[0],

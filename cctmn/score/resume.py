@@ -61,16 +61,10 @@ def remove_unfinished(folder: str) -> int:
     return removed
 
 
-def done(folder: str) -> pa.Table:
-    """Columns slice_id, error_code and file (its number in `parquet_files`) of all rows."""
-    tables = []
-    for number, uri in enumerate(parquet_files(folder)):
-        table = read(uri, ["slice_id", "error_code"])
-        tables.append(table.append_column("file", pa.array([number] * len(table), pa.int32())))
-    empty = pa.schema(
-        [("slice_id", pa.string()), ("error_code", pa.string()), ("file", pa.int32())]
-    )
-    return pa.concat_tables([empty.empty_table(), *tables])
+def done(folder: str) -> pa.ChunkedArray:
+    """The slice_id of every row."""
+    ids = [read(uri, ["slice_id"])["slice_id"] for uri in parquet_files(folder)]
+    return pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.string())
 
 
 def rows(folder: str) -> list[dict[str, Any]]:
@@ -93,7 +87,7 @@ def remove_doubles(folder: str) -> int:
     Two writers at once are the one way to get here; rows are deterministic, so any of them is good.
     """
     finished = done(folder)
-    if pc.count_distinct(finished["slice_id"]).as_py() == len(finished):
+    if pc.count_distinct(finished).as_py() == len(finished):
         return 0
     seen: set[str] = set()
     removed = 0
@@ -197,13 +191,13 @@ def without(table: pa.Table, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
 
 
 def write_todo(
-    folder: str, *, tables: Iterator[pa.Table], finished: pa.Table, limit: int | None
+    folder: str, *, tables: Iterator[pa.Table], finished: pa.ChunkedArray, limit: int | None
 ) -> int:
     """Write the first `limit` rows that are not finished to Parquet files; their number."""
     clear(folder)
     written = 0
     for number, table in enumerate(tables):
-        left = without(table, finished["slice_id"])
+        left = without(table, finished)
         left = left if limit is None else left.slice(0, limit - written)
         if len(left):
             _put_part(folder, 0, number, left)

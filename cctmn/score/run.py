@@ -146,7 +146,7 @@ def dry_run(inputs: Sequence[str], *, out: str, say: Say = silent) -> dict[str, 
     containers: Counter[str] = Counter()
     codes: Counter[str] = Counter()
     for table in inventory.index(inputs, key=key or secrets.token_bytes(32), exclude=out):
-        left = resume.without(table, finished["slice_id"])
+        left = resume.without(table, finished)
         plan["slices"] += len(table)
         plan["pending"] += len(left)
         kinds.update(table["kind"].to_pylist())

@@ -14,7 +14,6 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +21,9 @@ import pytest
 from cctmn.errors import SliceError
 from cctmn.read.decode import Turn, frame_count, open_image, sniff
 from cctmn.read.intensity import InputContract, to_input
+from tests.conftest import REPO, SHARED
 
-CORPUS = Path(__file__).parents[2].parent / "shared" / "data" / "corpus"
+CORPUS = SHARED / "data" / "corpus"
 SLICES = CORPUS.parent / "ct_slices"
 pytestmark = pytest.mark.skipif(
     not CORPUS.is_dir(), reason="no corpus: the folder `shared` is not beside the checkout"
@@ -167,6 +167,6 @@ def test_no_file_takes_a_gibibyte() -> None:
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[2],
+        cwd=REPO,
     )
     assert int(done.stdout) < 1 << 20
