@@ -27,8 +27,11 @@ LEVELS = {
     "model": 5,
     "store": 6,
     "config": 6,
+    "folder": 5,
     "errors": 7,
     "schema": 7,
+    "talk": 7,
+    "versions": 7,
 }
 SIBLINGS_ALLOWED = {("jobs", "cli")}
 
@@ -38,11 +41,13 @@ HOMES = {
     "boto3": ("cctmn/store.py",),
     "botocore": ("cctmn/store.py",),
     "click": ("cctmn/cli.py", "jobs/"),
+    "tensorboardX": ("cctmn/train/",),
     "torch": ("cctmn/model/", "cctmn/score/models.py", "cctmn/score/doctor.py", "cctmn/train/"),
     "torchvision": ("cctmn/model/", "cctmn/train/"),
     "pydicom": ("cctmn/read/", "cctmn/data/"),
     "imagecodecs": ("cctmn/read/", "cctmn/data/"),
     "PIL": ("cctmn/read/", "cctmn/data/"),
+    "pycocotools": ("cctmn/evaluate/",),
 }
 SOURCES = sorted([*ROOT.glob("cctmn/**/*.py"), *ROOT.glob("jobs/*.py")])
 
