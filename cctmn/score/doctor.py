@@ -14,10 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from cctmn import versions
 from cctmn.errors import SLICE_CODES, CctmnError
 from cctmn.read import inventory
 from cctmn.read.intensity import InputContract
-from cctmn.score import versions
 from cctmn.score.prepare import prepare
 
 SAMPLE = 24  # slices, spread over the first MAX_INDEXED

@@ -10,23 +10,13 @@ import contextlib
 import threading
 import time
 from types import TracebackType
-from typing import Protocol
 
 from cctmn import store
 from cctmn.errors import CctmnError, ResumeError
 from cctmn.score import resume
+from cctmn.talk import Say, duration
 
 LOOK_S, LOOK_S3_S = 2.0, 15.0  # between looks at the folder; a listing of S3 costs money
-
-
-class Say(Protocol):
-    """Takes lines for a person; a passing one is soon followed by another."""
-
-    def __call__(self, text: str, *, passing: bool = False) -> None: ...
-
-
-def silent(text: str, *, passing: bool = False) -> None:
-    """Say nothing."""
 
 
 class Progress:
@@ -83,12 +73,3 @@ class Progress:
             f"{self._rows:,}/{self._total:,}  {100 * share:.0f} %  {rate:.3g}/s  "
             f"errors {100 * errors:.2f} %  eta {eta}"
         )
-
-
-def duration(seconds: float) -> str:
-    """A time as a person says it: 45s, 16m, 3h05m."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m" if minutes else f"{rest}s"

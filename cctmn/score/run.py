@@ -7,10 +7,7 @@ fingerprint is refused.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
 import secrets
 import time
 from collections import Counter
@@ -20,13 +17,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from cctmn import config, runtime, store
+from cctmn import config, folder, runtime, store, versions
 from cctmn.config import ScoreConfig
-from cctmn.errors import ResumeError, StoreError
+from cctmn.errors import ResumeError
 from cctmn.read import inventory
-from cctmn.score import pipeline, prepare, resume, versions
-from cctmn.score.progress import Progress, Say, silent
+from cctmn.score import pipeline, prepare, resume
+from cctmn.score.progress import Progress
 from cctmn.score.scorer import Source
+from cctmn.talk import Say, silent
 
 FORMAT = 1  # of the output folder
 EXIT_OK, EXIT_ERROR_ROWS = 0, 3
@@ -90,7 +88,7 @@ def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary
     predictions, private = store.join(out, "predictions"), store.join(out, "private")
     known, todo = store.join(private, "inventory"), store.join(private, "todo")
     began = time.monotonic()
-    with _only_writer(out):
+    with folder.only_writer(out):
         key = _open_folder(out, job)
         if removed := resume.remove_unfinished(predictions):
             say(f"removed {removed} file(s) that an earlier run left unfinished")
@@ -102,7 +100,7 @@ def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary
                 f"{changed:,} slices have changed where they are stored; rows that exist are of "
                 "what was there before: use a new OUT to score them again"
             )
-        _put_json(
+        folder.put_json(
             store.join(private, "run.json"),
             {
                 "answers": job.answers,
@@ -132,7 +130,7 @@ def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary
             elapsed_s=time.monotonic() - began,
             max_error_rate=job.settings.max_error_rate,
         )
-        _put_json(store.join(out, "manifest.json"), manifest(job, summary))
+        folder.put_json(store.join(out, "manifest.json"), manifest(job, summary))
     return summary
 
 
@@ -180,45 +178,11 @@ def make_plan(
     )
 
 
-@contextlib.contextmanager
-def _only_writer(out: str) -> Iterator[None]:
-    """Hold OUT for this process; a lock of the kernel's, so that a kill leaves none behind."""
-    if store.is_s3(out):
-        yield
-        return
-    private = store.to_path(out) / "private"
-    try:
-        private.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (private.parent / "predictions").mkdir(exist_ok=True)
-        handle = os.open(private / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise StoreError(f"{private}: cannot be written ({error.strerror}); check OUT") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(handle, 32, 0).decode() or "unknown"
-        os.close(handle)
-        raise ResumeError(
-            f"{private.parent}: process {holder} is writing here; wait for it or use another OUT"
-        ) from None
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, str(os.getpid()).encode(), 0)
-    try:
-        yield
-    finally:
-        os.close(handle)
-
-
 def _open_folder(out: str, job: Job) -> bytes:
     """The folder's key, new in a new folder. Raises ResumeError if it is of other answers."""
-    run = store.read_optional(store.join(out, "private", "run.json"))
-    if run is not None:
-        before = _flat(json.loads(run)["answers"])
-        now = _flat(job.answers)
-        differing = sorted(k for k in before | now if before.get(k) != now.get(k))
-        if differing:
-            said = "; ".join(f"{k}: {before.get(k)} there, {now.get(k)} here" for k in differing)
-            raise ResumeError(f"{job.out}: holds another job's results ({said}); use a new OUT")
+    folder.check_same(store.join(out, "private", "run.json"), answers=job.answers, name=job.out)
+    if not store.is_s3(out):
+        store.to_path(store.join(out, "predictions")).mkdir(exist_ok=True)
     where = store.join(out, "private", "key")
     key = store.read_optional(where)
     if key is None:
@@ -229,16 +193,6 @@ def _open_folder(out: str, job: Job) -> bytes:
         key = secrets.token_bytes(32)
         store.put(where, key, private=True)
     return key
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {
-        k: v
-        for name, inner in value.items()
-        for k, v in _flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
 
 
 def _told(tables: Iterator[pa.Table], say: Say) -> Iterator[pa.Table]:
@@ -266,8 +220,3 @@ def manifest(job: Job, summary: Summary) -> dict[str, Any]:
         "answers": job.answers,
         "versions": versions.libraries(),
     }
-
-
-def _put_json(uri: str, value: dict[str, Any]) -> None:
-    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
-    store.put(uri, text.encode(), private="/private/" in uri)

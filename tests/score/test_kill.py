@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cctmn.data import phantom
+from cctmn.data import phantom_files as phantom
 from tests.score.conftest import answers, manifest, predictions
 
 PATIENTS, SLICES = 4, 6

@@ -1,0 +1,72 @@
+"""What every output folder keeps: one writer at a time, and one job only.
+
+In: the URI of an output folder and the settings that change its answers. Out: a lock that dies with
+its process, a refusal that names what differs, and JSON files of the right mode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from cctmn import store
+from cctmn.errors import ResumeError, StoreError
+
+
+@contextlib.contextmanager
+def only_writer(out: str) -> Iterator[None]:
+    """Hold OUT for this process; a lock of the kernel's, so that a kill leaves none behind."""
+    if store.is_s3(out):
+        yield
+        return
+    private = store.to_path(out) / "private"
+    try:
+        private.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(private / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StoreError(f"{private}: cannot be written ({error.strerror}); check OUT") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(handle, 32, 0).decode() or "unknown"
+        os.close(handle)
+        raise ResumeError(
+            f"{private.parent}: process {holder} is writing here; wait for it or use another OUT"
+        ) from None
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, str(os.getpid()).encode(), 0)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def check_same(uri: str, *, answers: dict[str, Any], name: str) -> None:
+    """Raise ResumeError if the run.json at `uri` was written for other answers."""
+    run = store.read_optional(uri)
+    if run is None:
+        return
+    before, now = _flat(json.loads(run)["answers"]), _flat(answers)
+    if differing := sorted(k for k in before | now if before.get(k) != now.get(k)):
+        said = "; ".join(f"{k}: {before.get(k)} there, {now.get(k)} here" for k in differing)
+        raise ResumeError(f"{name}: holds another job's results ({said}); use a new OUT")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        k: v
+        for name, inner in value.items()
+        for k, v in _flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
+def put_json(uri: str, value: dict[str, Any]) -> None:
+    """Write a table as JSON; what lies below private/ is for its owner alone."""
+    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+    store.put(uri, text.encode(), private="/private/" in uri)
