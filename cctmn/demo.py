@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cctmn.data import phantom
+from cctmn.data import phantom_files as phantom
 from cctmn.model import checkpoint
-from cctmn.model.card import COVIDX_CLASSES, Arch, Card
+from cctmn.model.card import Arch, Card
+from cctmn.schema import COVIDX_CLASSES
 from cctmn.score import models, resume
-from cctmn.score.progress import Say
 from cctmn.score.run import Job
+from cctmn.talk import Say
 
 PATIENTS, SLICES = 3, 6
 SEED = 20

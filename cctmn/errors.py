@@ -25,6 +25,10 @@ class InputError(CctmnError):
     """INPUT does not exist, matches nothing or is a manifest that cannot be read."""
 
 
+class DataError(CctmnError):
+    """A labelled data set that is missing or broken, or whose splits share a patient."""
+
+
 class ResumeError(CctmnError):
     """OUT belongs to another job: another fingerprint, or a writer that is still alive."""
 
@@ -103,4 +107,8 @@ SLICE_CODES: Final[dict[str, str]] = {
     "missing_rescale": "The rescale attributes are missing, so stored values are not HU.",
     "implausible_hu": "The HU values are not those of a CT slice of a body.",
     "constant_image": "The image has fewer than 8 grey levels.",
+    # the lesion mask of a labelled slice
+    "mask_unreadable": "The mask is not a whole PNG of 8-bit grey values or palette indices.",
+    "mask_size": "The mask does not have the size of its image.",
+    "mask_value": "The mask holds a value other than 0, 1, 2 (GGO) and 3 (consolidation).",
 }

@@ -12,6 +12,8 @@ from typing import Final
 
 import pyarrow as pa
 
+COVIDX_CLASSES: Final = ("control", "pneumonia", "covid")  # in the order of the logits
+
 INVENTORY: Final = pa.schema(
     [
         (

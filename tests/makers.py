@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from cctmn.data import phantom
+from cctmn.data import phantom, phantom_files
 from cctmn.score.scorer import ImageArray, Source
 
 
@@ -31,9 +31,9 @@ def png(seed: int, *, side: int = 64) -> bytes:
 def dicom(seed: int) -> bytes:
     rng = np.random.default_rng(seed)
     patient = phantom.Patient.drawn(rng)
-    hu = phantom.slice_hu(patient, height=rng.uniform(), rng=rng)
-    syntax = phantom.SYNTAXES[seed % len(phantom.SYNTAXES)]
-    return phantom.dicom_bytes(hu, patient=0, number=seed, seed=1, syntax=syntax)
+    hu = phantom.slice_of(patient, height=rng.uniform(), rng=rng).hu
+    syntax = phantom_files.SYNTAXES[seed % len(phantom_files.SYNTAXES)]
+    return phantom_files.dicom_bytes(hu, patient=0, number=seed, seed=1, syntax=syntax)
 
 
 def zipped(members: Mapping[str, bytes], *, method: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -77,6 +77,7 @@ class StandIn:
             scores_M=np.array([image.mean() / 255], np.float32),
             labels_M=np.array([1]),
             mask_px_M=None,
+            mask_logits_M1SS=None,
             ranked_N5=np.tile(np.float32([0.5, 0, 0, 0, 0]), (3, 1)),
             ranked_boxes_N4=np.tile(np.float32([0, 0, 1, 1]), (3, 1)),
         )

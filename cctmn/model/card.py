@@ -23,7 +23,12 @@ FORMAT: Final = 1
 WEIGHTS: Final = "weights.safetensors"
 CARD: Final = "card.json"
 ACTIVATIONS: Final = ("sigmoid", "softmax")
-COVIDX_CLASSES: Final = ("control", "pneumonia", "covid")  # in the order of the logits
+# Lesion classes (label 1 and on) by what the masks are read as (method.md, stage 1).
+LESION_MODES: Final[Mapping[str, tuple[str, ...]]] = {
+    "both": ("ggo", "consolidation"),
+    "merge": ("lesion",),
+    "ggo": ("ggo",),
+}
 NAME: Final = re.compile("[a-z][a-z0-9_]*")  # of a class that becomes a column
 
 BACKBONES: Final = ("resnet18", "resnet34", "resnet50")
@@ -49,7 +54,8 @@ INTENDED_USE: Final = (
 class Arch:
     """All that fixes the shapes of a model's weights.
 
-    `truncation` counts the residual layers dropped from the end of a lightweight backbone.
+    `truncation` counts the residual layers dropped from the end of a lightweight backbone. The
+    paper's classifiers have no mask head; one that kept it reports the areas of lesions too.
     `lesion_classes` leaves out the background (label 0). Without `image_classes` the model is a
     detector, which uses neither `ranked` (N, boxes that module S sees) nor `hidden` (F, its width).
     Raises ModelError for a combination that the method does not have.
@@ -79,8 +85,6 @@ class Arch:
             raise ModelError("a model needs at least one lesion class")
         if len(self.image_classes) == 1:
             raise ModelError("a classifier needs at least two image classes")
-        if self.image_classes and self.mask_head:
-            raise ModelError("a classifier has no mask head; use mask_head = false")
         smallest = 1 if self.image_classes else 0
         for what, size in (("ranked", self.ranked), ("hidden", self.hidden)):
             if not smallest <= size <= MAX_SIZE:

@@ -18,16 +18,12 @@ import torch
 
 import cctmn
 from cctmn.errors import ModelError
-from cctmn.model.card import COVIDX_CLASSES, LAST_LAYER, Arch, Card
+from cctmn.model.card import LAST_LAYER, LESION_MODES, Arch, Card
 from cctmn.model.checkpoint import Net, filled
 from cctmn.model.detector import ANCHOR_SIZES_PX, ASPECT_RATIOS
 from cctmn.model.unpickle import Record, TensorRef, read
+from cctmn.schema import COVIDX_CLASSES
 
-LESIONS: Final[Mapping[str, tuple[str, ...]]] = {
-    "both": ("ggo", "consolidation"),
-    "merge": ("lesion",),
-    "ggo": ("ggo",),
-}
 IMAGE_CLASSES: Final = {3: COVIDX_CLASSES, 2: ("control", "covid")}  # 2: iCTCF
 # Blocks of residual layers 1..4 by backbone.
 BLOCKS: Final = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
@@ -114,7 +110,7 @@ def infer_arch(shapes: Mapping[str, tuple[int, ...]], *, lesions: str | None) ->
     lesion_count = _matrix(shapes, "roi_heads.box_predictor.cls_score.weight")[0] - 1
     if lesions is None:
         lesions = {2: "both", 1: "merge"}.get(lesion_count, "")
-    if len(LESIONS.get(lesions, ())) != lesion_count:
+    if len(LESION_MODES.get(lesions, ())) != lesion_count:
         raise ModelError(
             f"{lesion_count} lesion classes do not fit lesions={lesions!r}; "
             "use both for 2, merge or ggo for 1"
@@ -131,7 +127,7 @@ def infer_arch(shapes: Mapping[str, tuple[int, ...]], *, lesions: str | None) ->
     return Arch(
         backbone=backbones[0],
         truncation=LAST_LAYER - len(counts),
-        lesion_classes=LESIONS[lesions],
+        lesion_classes=LESION_MODES[lesions],
         mask_head=any(name.startswith("roi_heads.mask_head.") for name in shapes),
         image_classes=image_classes,
         ranked=ranked,

@@ -158,10 +158,7 @@ def check_hu(hu: npt.NDArray[np.float32]) -> None:
 def to_input(slice_: Slice, contract: InputContract) -> ModelInput:
     """Window, check and resize one slice."""
     if slice_.unit == "hu":
-        low_hu = contract.window_center_hu - contract.window_width_hu / 2
-        scaled = (slice_.pixels - low_hu) / contract.window_width_hu
-        # Truncated, not rounded: the formula of COVIDx-CT, whose pictures the model was trained on.
-        grey = (255 * np.clip(scaled, 0, 1)).astype(np.uint8)
+        grey = window(slice_.pixels, contract)
     else:
         grey = slice_.pixels.astype(np.uint8)
     flags = slice_.flags | _check_content(slice_, grey)
@@ -172,6 +169,14 @@ def to_input(slice_: Slice, contract: InputContract) -> ModelInput:
         scale_col=pixels.shape[1] / grey.shape[1],
         flags=flags,
     )
+
+
+def window(hu: npt.NDArray[np.float32], contract: InputContract) -> npt.NDArray[np.uint8]:
+    """Hounsfield units -> grey of the card's window."""
+    low_hu = contract.window_center_hu - contract.window_width_hu / 2
+    scaled = (hu - low_hu) / contract.window_width_hu
+    # Truncated, not rounded: the formula of COVIDx-CT, whose pictures the model was trained on.
+    return (255 * np.clip(scaled, 0, 1)).astype(np.uint8)
 
 
 def boxes_to_stored(

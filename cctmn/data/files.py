@@ -1,0 +1,66 @@
+"""The files of a labelled data set: its images by name, its lists as text.
+
+In: a folder or a file, local or on S3. Out: relative names with their objects, the text of a list;
+a DataError where either is not there. Both kinds of data set are found through this.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from cctmn import store
+from cctmn.errors import DataError, InputError, SliceError
+from cctmn.store import ObjectInfo
+
+IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
+
+
+def list_images(folder: str, *, suffixes: tuple[str, ...], hint: str) -> dict[str, ObjectInfo]:
+    """Images at any depth by their name relative to the folder, sorted.
+
+    A link, pipe or locked folder is listed whatever its name, with its code: it may hold images.
+    Hidden files are not, for editors and macOS leave copies there. `hint` says what to do in the
+    DataError that is raised where there is no image.
+    """
+    base = store.to_uri(folder).rstrip("/")
+    images = {}
+    try:
+        for info in store.list_objects(base):
+            name = _relative(info.uri, base)
+            if not name and info.error_code:  # the folder itself
+                reason = info.error_code.replace("_", " ")
+                raise DataError(f"{folder}: {reason}; check the folder and its rights")
+            hidden = any(part.startswith(".") for part in name.split("/"))
+            if name and not hidden and (info.error_code or name.lower().endswith(suffixes)):
+                images[name] = info
+    except InputError as error:  # its advice is for the scorer's INPUT
+        text = str(error).replace(base, folder).replace("check INPUT", hint)
+        raise DataError(text) from None
+    if not images:
+        raise DataError(f"{folder}: holds no {' '.join(suffixes)} image; {hint}")
+    return images
+
+
+def stem(name: str) -> str:
+    """The file name without folders and image suffix; other dots belong to the name."""
+    base = name.rpartition("/")[2]
+    cut, dot, suffix = base.rpartition(".")
+    return cut if dot + suffix.lower() in IMAGE_SUFFIXES else base
+
+
+def read_text(place: str) -> str:
+    """The text of a list or table, a path or URI."""
+    try:
+        return store.read_all(store.to_uri(place)).decode("utf-8-sig")  # Excel writes a BOM
+    except SliceError as error:
+        reason = error.code.replace("_", " ")
+        raise DataError(f"{place}: {reason}; give a text file") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{place}: not UTF-8 text; save it as UTF-8") from None
+
+
+def _relative(uri: str, base: str) -> str:
+    tail = uri.removeprefix(base).removeprefix("/")
+    return tail if store.is_s3(uri) else os.fsdecode(unquote_to_bytes(tail))

@@ -1,0 +1,276 @@
+"""Slices with an image class, in the layouts that the public data sets come in.
+
+In: a table, or a folder with or without a split file (`LAYOUTS`), local or on S3. Out: samples with
+a class and, where it is known, a patient. Labels come from names of the data sets or from the
+classes themselves; one that fits no class stops the job, since a guess would train silently.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import posixpath
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cctmn import store
+from cctmn.data.files import IMAGE_SUFFIXES, list_images, read_text, stem
+from cctmn.data.problems import Problems, sift, usable
+from cctmn.errors import DataError
+from cctmn.read.decode import open_image
+from cctmn.read.intensity import InputContract, to_input
+from cctmn.schema import COVIDX_CLASSES
+from cctmn.store import ObjectInfo
+
+LAYOUTS: Final = (
+    "give a .csv of path,label,patient; a folder of images with a split file of COVIDx-CT; a folder"
+    " of CLASS_PATIENT_SCAN_SLICE.png with CLASS 0, 1, 2, Normal, CP or NCP; or one sub-folder for"
+    " each class"
+)
+# What the data sets call a class: ours, COVIDx-CT's prefix, iCTCF's folder.
+_SYNONYMS: Final = (("control", "normal", "nct"), ("pneumonia", "cp"), ("covid", "ncp", "pct"))
+_NAME: Final = re.compile(r"(\d|normal|cp|ncp)_([^_]+)_([^_]+_[^_]+)", re.IGNORECASE)
+
+
+class SliceSample(NamedTuple):
+    """An image and its class."""
+
+    name: str
+    image: str  # URI
+    label: int  # index into the classes
+    patient: str  # "" if unknown
+
+
+class SplitLine(NamedTuple):
+    """A line of a split file: a slice, wherever its image is."""
+
+    name: str
+    key: str  # the same for Normal_1728_1013_0023.png and 0_1728_1013_0023.png
+    label: int
+    patient: str
+
+
+@dataclass(frozen=True)
+class SliceSet:
+    """Samples in order of the table, split file or names, and what was left out."""
+
+    samples: tuple[SliceSample, ...]
+    problems: Problems
+
+
+class _Named(NamedTuple):
+    """What a name CLASS_PATIENT_SCAN_SLICE says."""
+
+    label: str
+    patient: str
+    key: str
+
+
+def open_slices(data: str, *, split: str | None = None, classes: tuple[str, ...]) -> SliceSet:
+    """Find the slices of a table or folder; a split file selects from the folder.
+
+    Raises DataError if the layout cannot be told, a label is none of the classes, or none is left.
+    """
+    if data.lower().endswith(".csv"):
+        if split is not None:
+            raise DataError(f"{data}: a table selects its slices itself; leave out {split}")
+        found = _from_table(data, classes)
+    else:
+        images = list_images(data, suffixes=IMAGE_SUFFIXES, hint=LAYOUTS)
+        folders = {name.split("/")[0] for name in images if "/" in name}
+        if split is not None:
+            found = _from_split(images, read_split(split, classes=classes))
+        elif any(_index(folder, classes) is not None for folder in folders):
+            found = _from_names(images, tell=_by_folder, data=data, classes=classes)
+        elif any(map(_by_name, images)):
+            found = _from_names(images, tell=_by_name, data=data, classes=classes)
+        else:
+            raise DataError(f"{data}: the layout cannot be told; {LAYOUTS}")
+    return SliceSet(usable(found.samples, problems=found.problems, where=data), found.problems)
+
+
+def read_split(split: str, *, classes: tuple[str, ...]) -> tuple[SplitLine, ...]:
+    """The slices that a split file lists, as `NAME CLASS [box]` or as names that tell the class.
+
+    CLASS and digits are those of COVIDx-CT, whatever the order of `classes`.
+    """
+    lines: dict[str, SplitLine] = {}
+    for number, text in enumerate(read_text(split).splitlines(), start=1):
+        if not text.strip():
+            continue
+        where = f"{split} line {number}"
+        name, *columns = text.split()
+        named = _parse(name)
+        label = _covidx(columns[0]) if columns else named.label if named else ""
+        if not label:
+            raise DataError(f"{where}: {name} tells no class; write NAME CLASS")
+        if named and named.label != label:
+            raise DataError(f"{where}: {name} is listed as {label}; mend the line")
+        key = named.key if named else stem(name)
+        if key in lines:
+            raise DataError(f"{where}: {name} is listed before; keep one line of each slice")
+        index = _index_or_raise(label, where=f"{where}, {name}", classes=classes)
+        lines[key] = SplitLine(name, key, index, named.patient if named else "")
+    if not lines:
+        raise DataError(f"{split}: names no slice; write one name a line")
+    return tuple(lines.values())
+
+
+def read_slice(uri: str, *, contract: InputContract) -> npt.NDArray[np.uint8]:
+    """Decode the image to the model's input (H x W) just as scoring does."""
+    return to_input(open_image(store.read_all(uri)).frame(0), contract).pixels
+
+
+def check_slices(found: SliceSet, *, contract: InputContract, threads: int) -> SliceSet:
+    """Read all slices once and keep those that can be read."""
+
+    def reads(sample: SliceSample) -> bool:
+        read_slice(sample.image, contract=contract)
+        return True
+
+    kept, problems = sift(found.samples, problems=found.problems, read=reads, threads=threads)
+    return SliceSet(kept, problems)
+
+
+# --- layouts
+
+
+def _from_split(images: Mapping[str, ObjectInfo], lines: tuple[SplitLine, ...]) -> SliceSet:
+    wanted = {line.key for line in lines}
+    by_key: dict[str, ObjectInfo] = {}
+    for name, info in images.items():
+        named = _parse(name)
+        key = named.key if named else stem(name)
+        if key not in wanted:
+            continue
+        if key in by_key:
+            raise DataError(f"{info.uri}: the same slice as {by_key[key].uri}; keep one of them")
+        by_key[key] = info
+    samples, missing, unreadable = [], [], []
+    for line in lines:
+        match by_key.get(line.key):
+            case None:
+                missing.append(line.name)
+            case ObjectInfo(uri=uri, error_code=""):
+                samples.append(SliceSample(line.name, uri, line.label, line.patient))
+            case ObjectInfo(error_code=code):
+                unreadable.append((line.name, code))
+    problems = Problems(missing=tuple(missing), unreadable=tuple(unreadable))
+    return SliceSet(tuple(samples), problems)
+
+
+def _from_names(
+    images: Mapping[str, ObjectInfo],
+    *,
+    tell: Callable[[str], tuple[str, str] | None],
+    data: str,
+    classes: tuple[str, ...],
+) -> SliceSet:
+    """Slices whose names relative to the folder tell label and patient."""
+    samples, unlabelled, unreadable = [], [], []
+    for name, info in images.items():
+        if info.error_code:
+            unreadable.append((name, info.error_code))
+        elif told := tell(name):
+            label = _index_or_raise(told[0], where=f"{data}, {name}", classes=classes)
+            samples.append(SliceSample(name, info.uri, label, told[1]))
+        else:
+            unlabelled.append(name)
+    problems = Problems(unlabelled=tuple(unlabelled), unreadable=tuple(unreadable))
+    return SliceSet(tuple(samples), problems)
+
+
+def _from_table(table: str, classes: tuple[str, ...]) -> SliceSet:
+    samples: dict[str, SliceSample] = {}
+    rows = csv.DictReader(io.StringIO(read_text(table), newline=""), skipinitialspace=True)
+    try:
+        if missing := {"path", "label"} - set(rows.fieldnames or ()):
+            raise DataError(f"{table}: no column {min(missing)}; write path,label,patient")
+        for row in rows:
+            where = f"{table} line {rows.line_num}"
+            if None in row or None in row.values():
+                raise DataError(f"{where}: not as many fields as the header; mend the line")
+            path, label = row["path"].strip(), row["label"].strip()
+            if not path or not label:
+                raise DataError(f"{where}: no path or no label; fill in both")
+            uri = _beside(table, path)
+            if uri in samples:
+                raise DataError(f"{where}: {path} is listed before; keep one line of each slice")
+            if label.isascii() and label.isdigit() and int(label) < len(classes):
+                index = int(label)
+            else:
+                index = _index_or_raise(label, where=where, classes=classes)
+            patient = row.get("patient", "").strip()
+            samples[uri] = SliceSample(path, uri, index, patient)
+    except csv.Error as error:
+        raise DataError(f"{table}: not a CSV table ({error}); save it again") from None
+    return SliceSet(tuple(samples.values()), Problems())
+
+
+# --- names and places
+
+
+def _parse(name: str) -> _Named | None:
+    match = _NAME.fullmatch(stem(name))
+    if match is None:
+        return None
+    label, patient, rest = match.groups()
+    label = _covidx(label)
+    # Patient numbers of COVIDx-CT v1 are unique over its classes, so the number alone is the
+    # patient: should another set use one twice, its splits are refused rather than mixed.
+    return _Named(label, patient, f"{label}_{patient}_{rest}")
+
+
+def _covidx(label: str) -> str:
+    """Our name of a class of COVIDx-CT, given by digit or prefix; others as they are."""
+    if label in ("0", "1", "2"):
+        return COVIDX_CLASSES[int(label)]
+    label = label.lower()
+    return next((names[0] for names in _SYNONYMS if label in names), label)
+
+
+def _by_name(name: str) -> tuple[str, str] | None:
+    named = _parse(name)
+    return named and (named.label, named.patient)
+
+
+def _by_folder(name: str) -> tuple[str, str] | None:
+    """Label and patient by folders; where classes number their patients alike, two may pass for
+    one patient, but never one for two.
+    """
+    match name.split("/")[:-1]:
+        case [top, *below]:
+            return top, below[0] if below else ""
+    return None
+
+
+def _index(label: str, classes: tuple[str, ...]) -> int | None:
+    """Index of the class that the label means, by its own name or a synonym."""
+    label = label.lower()
+    same = next((names for names in _SYNONYMS if label in names), (label,))
+    return next((i for i, name in enumerate(classes) if name.lower() in same), None)
+
+
+def _index_or_raise(label: str, *, where: str, classes: tuple[str, ...]) -> int:
+    index = _index(label, classes)
+    if index is None:
+        raise DataError(
+            f"{where}: label {label!r} is none of the classes {', '.join(classes)}; "
+            "set the classes or leave the slice out"
+        )
+    return index
+
+
+def _beside(table: str, path: str) -> str:
+    """URI of a path of the table, which may be relative to the table's folder."""
+    if store.is_s3(path) or path.startswith(("file://", "/", "~")):
+        return store.to_uri(path)
+    if store.is_s3(table):
+        folder = table.removeprefix("s3://").rpartition("/")[0]
+        return "s3://" + posixpath.normpath(posixpath.join(folder, path))
+    return store.to_uri(str(store.to_path(store.to_uri(table)).parent / path))

@@ -1,0 +1,58 @@
+"""Splits by patient: the check that none is on both sides, and the drawing of a held-out part.
+
+In: samples with a name and a patient. Out: a DataError that names shared patients, or two parts.
+Slices of one patient resemble each other, so a result on a patient seen in training is worth
+nothing. A patient that is not known ("") cannot be checked, which the callers are told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+
+from cctmn.data.problems import S, Sample, few
+from cctmn.errors import DataError
+
+
+def check_disjoint(parts: Mapping[str, Sequence[Sample]]) -> int:
+    """Raise DataError if two parts share a patient; return how many samples have none known."""
+    patients = {part: {s.patient for s in samples} - {""} for part, samples in parts.items()}
+    for (one, ones), (other, others) in itertools.combinations(patients.items(), 2):
+        if shared := sorted(ones & others):
+            raise DataError(
+                f"{one} and {other} share {len(shared)} patients ({few(shared)}); "
+                "give splits that no patient crosses"
+            )
+    return sum(not sample.patient for samples in parts.values() for sample in samples)
+
+
+def held_out(
+    samples: Sequence[S], *, fraction: float, seed: int
+) -> tuple[tuple[S, ...], tuple[S, ...]]:
+    """Draw a fraction of the patients: (train, held), each in the order of `samples`.
+
+    A sample of unknown patient counts as one. Raises DataError if a side would be empty.
+    """
+    # By a hash and not by a generator, whose stream may change with numpy: the same patients are
+    # drawn on any machine, and a patient added moves at most one other.
+    patients = sorted({_key(s) for s in samples}, key=lambda key: (_draw(key, seed), key))
+    count = round(fraction * len(patients))
+    if not 0 < count < len(patients):
+        raise DataError(
+            f"held-out fraction {fraction:g} of {len(patients)} patients leaves a side empty; "
+            "choose another between 0 and 1, or more patients"
+        )
+    drawn = set(patients[:count])
+    train = tuple(s for s in samples if _key(s) not in drawn)
+    return train, tuple(s for s in samples if _key(s) in drawn)
+
+
+def _key(sample: Sample) -> tuple[str, str]:
+    return ("patient", sample.patient) if sample.patient else ("slice", sample.name)
+
+
+def _draw(key: tuple[str, str], seed: int) -> str:
+    text = f"{seed}|{key[0]}|{key[1]}"
+    # a file name on disk need not be UTF-8
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
