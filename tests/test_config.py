@@ -14,7 +14,7 @@ from cctmn.errors import ConfigError
 def test_set_beats_file_beats_default(tmp_path: Path) -> None:
     file = tmp_path / "a.toml"
     file.write_text("batch_size = 3\nactors = 2\nmax_error_rate = 1\n")
-    settings = config.load(ScoreConfig, file=file, sets=["batch_size=5", "ranked_boxes=true"])
+    settings = config.load(ScoreConfig, files=[file], sets=["batch_size=5", "ranked_boxes=true"])
     assert settings == ScoreConfig(
         batch_size=5, actors=2, max_error_rate=1.0, ranked_boxes=True, fetch_threads=16
     )
@@ -41,7 +41,7 @@ def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("actors 2")
     for file in (tmp_path / "x", tmp_path / "none"):
         with pytest.raises(ConfigError, match=str(file)):
-            config.load(ScoreConfig, file=file)
+            config.load(ScoreConfig, files=[file])
 
 
 def test_the_fingerprint_is_of_the_content() -> None:

@@ -22,7 +22,6 @@ from cctmn import store
 from cctmn.errors import ModelError
 from cctmn.model.card import (
     CARD,
-    COVIDX_CLASSES,
     HIDDEN,
     RANKED,
     WEIGHTS,
@@ -33,6 +32,7 @@ from cctmn.model.card import (
 )
 from cctmn.model.classifier import Classifier
 from cctmn.model.detector import Detector
+from cctmn.schema import COVIDX_CLASSES
 
 Net = Detector | Classifier
 
@@ -58,47 +58,69 @@ def classifier_from_detector(
     *,
     seed: int,
     image_classes: tuple[str, ...] = COVIDX_CLASSES,
-    ranked: int | None = None,
-    hidden: int | None = None,
+    ranked: int = 0,
+    hidden: int = 0,
+    masks: bool = False,
 ) -> LoadedModel:
-    """Stage 2 before training: the detector's weights without masks, module S random from `seed`.
+    """Stage 2 before training: the detector's weights, module S random from `seed`.
 
-    `ranked` (N) and `hidden` (F) default to the author's for the backbone.
+    `ranked` (N) and `hidden` (F) default to the author's for the backbone; `masks` keeps the
+    detector's mask head, if it has one.
     """
     if not isinstance(model.net, Detector):
         raise ModelError(f"model {model.card.name!r} is a classifier already; give a detector")
     old = model.net.arch
     arch = replace(
         old,
-        mask_head=False,
+        mask_head=old.mask_head and masks,
         image_classes=image_classes,
-        ranked=RANKED[old.backbone] if ranked is None else ranked,
-        hidden=HIDDEN[old.backbone] if hidden is None else hidden,
+        ranked=ranked or RANKED[old.backbone],
+        hidden=hidden or HIDDEN[old.backbone],
     )
     net = fresh(arch, seed=seed)
     assert isinstance(net, Classifier)
     weights = model.net.state_dict()
     net.detector.load_state_dict({name: weights[name] for name in net.detector.state_dict()})
-    card = replace(
-        model.card,
+    return LoadedModel(net, _untrained(model.card, arch=arch, what="module S", seed=seed))
+
+
+def with_image_classes(
+    model: LoadedModel, *, image_classes: tuple[str, ...], seed: int
+) -> LoadedModel:
+    """A classifier for other classes: its last layer random from `seed`, all other weights kept."""
+    if not isinstance(model.net, Classifier):
+        raise ModelError(f"model {model.card.name!r} is a detector; it has no image classes")
+    arch = replace(model.net.arch, image_classes=image_classes)
+    net = fresh(arch, seed=seed)
+    old, new = model.net.state_dict(), net.state_dict()
+    last = f"module_s.{len(model.net.module_s) - 1}."
+    net.load_state_dict({k: v if k.startswith(last) else old[k] for k, v in new.items()})
+    return LoadedModel(net, _untrained(model.card, arch=arch, what="the last layer", seed=seed))
+
+
+def _untrained(card: Card, *, arch: Arch, what: str, seed: int) -> Card:
+    """The card of a net of which one part is random."""
+    return replace(
+        card,
         arch=arch,
         kind="",
         trained=False,
         weights_sha256="",
         weights_bytes=0,
-        notes=(
-            *model.card.notes,
-            f"module S is untrained (seed {seed}): the class scores mean nothing",
-        ),
+        notes=(*card.notes, f"{what} is untrained (seed {seed}): the class scores mean nothing"),
     )
-    return LoadedModel(net, card)
 
 
-def to_bytes(net: Net, *, card: Card) -> tuple[bytes, bytes, Card]:
-    """card.json, weights.safetensors, and the card with the weights' hash and size filled in."""
+def to_bytes(net: Net, *, card: Card, half: bool = False) -> tuple[bytes, bytes, Card]:
+    """card.json, weights.safetensors, and the card with the weights' hash and size filled in.
+
+    `half` rounds the weights to float16; they are float32 again when loaded.
+    """
     if net.arch != card.arch:
         raise ModelError(f"card {card.name!r} describes another architecture than the net has")
     tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
+    if half:
+        tensors = {n: t.half() if t.is_floating_point() else t for n, t in tensors.items()}
     # One metadata key at most: safetensors keeps them in no fixed order.
     weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
     sha256 = hashlib.sha256(weights).hexdigest()
@@ -107,9 +129,9 @@ def to_bytes(net: Net, *, card: Card) -> tuple[bytes, bytes, Card]:
     return text.encode() + b"\n", weights, card
 
 
-def save(net: Net, folder: Path | str, *, card: Card) -> Card:
+def save(net: Net, folder: Path | str, *, card: Card, half: bool = False) -> Card:
     """Write the model folder, a path or URI, the card last: a half-written one is never read."""
-    card_bytes, weights_bytes, card = to_bytes(net, card=card)
+    card_bytes, weights_bytes, card = to_bytes(net, card=card, half=half)
     uri = store.to_uri(str(folder))
     store.delete(store.join(uri, CARD))
     store.put(store.join(uri, WEIGHTS), weights_bytes)

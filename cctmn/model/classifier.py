@@ -1,4 +1,4 @@
-"""Stage 2, COVID-CT-Mask-Net: the detector without masks, and module S that reads its boxes.
+"""Stage 2, COVID-CT-Mask-Net: the detector, and module S that reads its ranked boxes.
 
 In: normalised slices. Out: one logit per image class and slice, or by `predict` finished
 predictions with the lesions that the detector alone would report. Stage 2 has no detection losses
@@ -10,6 +10,7 @@ Shape suffixes: B slices, H W px, C image classes, N ranked boxes, F width of mo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -49,8 +50,39 @@ class Classifier(nn.Module):
 
         Gradients reach module S, box head and backbone; proposals carry none, as in torchvision.
         """
-        outputs, _ = self.detector.boxes(x_B3HW, sizes=sizes)
-        return torch.stack([self._score(output.candidates())[0] for output in outputs])
+        features_BN5 = self.ranked(x_B3HW, sizes=sizes)
+        return torch.stack([self.module_s(features_N5.flatten()) for features_N5 in features_BN5])
+
+    def ranked(self, x_B3HW: Tensor, *, sizes: list[Size]) -> Tensor:
+        """What module S reads (B x N x 5), with gradients to box head and backbone.
+
+        The ranking looks at every proposal, but only the N it chooses move the answer: the box head
+        runs on those a second time, and RoIAlign's slow backward pass on no others.
+        """
+        detector, count = self.detector, self.arch.ranked
+        features = detector.backbone(x_B3HW)
+        with torch.no_grad():
+            outputs = detector.read_boxes(x_B3HW, features, sizes=sizes)
+            found = [output.candidates() for output in outputs]
+            chosen = [ranking.choose(one, count=count) for one in found]
+            proposals = [
+                output.proposals_P4[one.proposals_R[keep]]
+                for output, one, keep in zip(outputs, found, chosen, strict=True)
+            ]
+        logits, deltas = detector.box_output(features, proposals, sizes=sizes)
+        rows: list[Tensor] = []
+        start = 0
+        for one, keep in zip(found, chosen, strict=True):
+            end = start + keep.numel()
+            if start == end:
+                rows.append(deltas.new_zeros(count, 5))
+                continue
+            own = torch.arange(count, device=keep.device), one.labels_R[keep]
+            scores_N = logits[start:end].softmax(-1)[own]
+            deltas_N4 = deltas[start:end].reshape(count, -1, 4)[own]
+            rows.append(torch.cat([scores_N[:, None], deltas_N4], dim=1))
+            start = end
+        return torch.stack(rows)
 
     def predict(self, images: Sequence[NDArray[np.uint8] | Tensor]) -> list[Prediction]:
         """Logits and lesions of uint8 slices H x W at the model's input size (short side 512 px).
@@ -66,19 +98,19 @@ class Classifier(nn.Module):
         return self.module_s(features_N5.flatten()), features_N5, boxes_N4
 
     def _run(self, x_B3HW: Tensor, sizes: list[Size]) -> list[Prediction]:
-        outputs, _ = self.detector.boxes(x_B3HW, sizes=sizes)
-        return [self._predict(output.candidates()) for output in outputs]
-
-    def _predict(self, found: ranking.Candidates) -> Prediction:
-        logits_C, features_N5, ranked_boxes_N4 = self._score(found)
-        ranking.check_finite(logits_C)
-        boxes_M4, scores_M, labels_M = ranking.lesions(found)
-        return Prediction(
-            logits_C=logits_C.cpu().numpy(),
-            boxes_M4=boxes_M4.cpu().numpy(),
-            scores_M=scores_M.cpu().numpy(),
-            labels_M=labels_M.cpu().numpy(),
-            mask_px_M=None,
-            ranked_N5=features_N5.cpu().numpy(),
-            ranked_boxes_N4=ranked_boxes_N4.cpu().numpy(),
-        )
+        outputs, features = self.detector.boxes(x_B3HW, sizes=sizes)
+        found = [output.candidates() for output in outputs]
+        scored = [self._score(one) for one in found]
+        ranking.check_finite(*(logits_C for logits_C, _, _ in scored))
+        predictions = self.detector.lesions(features, found=found, sizes=sizes)
+        return [
+            replace(
+                prediction,
+                logits_C=logits_C.cpu().numpy(),
+                ranked_N5=features_N5.cpu().numpy(),
+                ranked_boxes_N4=boxes_N4.cpu().numpy(),
+            )
+            for prediction, (logits_C, features_N5, boxes_N4) in zip(
+                predictions, scored, strict=True
+            )
+        ]

@@ -2,16 +2,16 @@
 
 In: normalised slices. Out: in training the five losses, else each slice's raw box-head output
 (from which `ranking` makes lesions and ranked boxes) or, by `predict`, finished predictions.
-The constants are the author's (method.md, stage 1); the training ones go into torchvision's own
-RPN and RoIHeads.
+The constants are the author's (method.md, stage 1).
 
-Shape suffixes: B slices, H W px, P proposals, K classes with background, M lesions, A anchors.
+Shape suffixes: B slices, H W px, P proposals, K classes with background, M lesions, A anchors,
+S cells of a mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -181,12 +181,27 @@ class Detector(nn.Module):
         """Each slice's raw box-head output, and the feature maps it was read from. Eval mode."""
         assert not self.training, "batch statistics would mix the slices of a batch"
         features = self.backbone(x_B3HW)
+        return self.read_boxes(x_B3HW, features, sizes=sizes), features
+
+    def read_boxes(
+        self, x_B3HW: Tensor, features: dict[str, Tensor], *, sizes: list[Size]
+    ) -> list[BoxOutput]:
+        """Each slice's raw box-head output from its feature maps. Eval mode."""
         proposals, _ = self.rpn(ImageList(x_B3HW, sizes), features)
-        pooled = self.roi_heads.box_roi_pool(features, proposals, sizes)
-        logits, deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
+        logits, deltas = self.box_output(features, proposals, sizes=sizes)
         counts = [len(p) for p in proposals]
-        parts = zip(logits.split(counts), deltas.split(counts), proposals, sizes, strict=True)
-        return [BoxOutput(*part) for part in parts], features
+        parts = zip(
+            torch.split(logits, counts), torch.split(deltas, counts), proposals, sizes, strict=True
+        )
+        return [BoxOutput(*part) for part in parts]
+
+    def box_output(
+        self, features: dict[str, Tensor], boxes: list[Tensor], *, sizes: list[Size]
+    ) -> tuple[Tensor, Tensor]:
+        """Class logits (P x K) and encoded deltas (P x 4K) of all slices' boxes (P x 4 each)."""
+        pooled = self.roi_heads.box_roi_pool(features, boxes, sizes)
+        logits, deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
+        return logits, deltas
 
     def predict(self, images: Sequence[NDArray[np.uint8] | Tensor]) -> list[Prediction]:
         """Lesions of uint8 slices H x W at the model's input size (short side 512 px).
@@ -198,47 +213,73 @@ class Detector(nn.Module):
 
     def _run(self, x_B3HW: Tensor, sizes: list[Size]) -> list[Prediction]:
         outputs, features = self.boxes(x_B3HW, sizes=sizes)
-        found = [ranking.lesions(output.candidates()) for output in outputs]
-        areas = self._mask_areas(features, found=found, sizes=sizes)
-        return [
+        found = [output.candidates() for output in outputs]
+        return self.lesions(features, found=found, sizes=sizes)
+
+    def lesions(
+        self,
+        features: dict[str, Tensor],
+        *,
+        found: list[ranking.Candidates],
+        sizes: list[Size],
+    ) -> list[Prediction]:
+        """The reported lesions of each slice, with mask areas if there is a mask head."""
+        chosen = [ranking.lesions(one) for one in found]
+        predictions = [
             Prediction(
                 logits_C=None,
                 boxes_M4=boxes.cpu().numpy(),
                 scores_M=scores.cpu().numpy(),
                 labels_M=labels.cpu().numpy(),
-                mask_px_M=area,
+                mask_px_M=None,
+                mask_logits_M1SS=None,
                 ranked_N5=None,
                 ranked_boxes_N4=None,
             )
-            for (boxes, scores, labels), area in zip(found, areas, strict=True)
+            for boxes, scores, labels in chosen
+        ]
+        if not self.roi_heads.has_mask():
+            return predictions
+        return [
+            replace(
+                prediction,
+                mask_px_M=np.asarray(areas, dtype=np.int64),
+                mask_logits_M1SS=logits.cpu().numpy(),
+            )
+            for prediction, (logits, areas) in zip(
+                predictions, self._masks(features, found=chosen, sizes=sizes), strict=True
+            )
         ]
 
-    def _mask_areas(
+    def _masks(
         self,
         features: dict[str, Tensor],
         *,
         found: list[tuple[Tensor, Tensor, Tensor]],
         sizes: list[Size],
-    ) -> list[NDArray[np.int64] | None]:
+    ) -> list[tuple[Tensor, list[int]]]:
+        """Mask logits (M x 1 x 28 x 28) of each slice's lesions, and the areas in px."""
         heads = self.roi_heads
-        if not heads.has_mask():
-            return [None] * len(sizes)
         pooled = heads.mask_roi_pool(features, [boxes for boxes, _, _ in found], sizes)
         logits = heads.mask_predictor(heads.mask_head(pooled))
         own = torch.cat([labels for _, _, labels in found])
         masks = logits[torch.arange(len(own), device=own.device), own, None].split(
             [len(labels) for _, _, labels in found]
         )
-        areas: list[NDArray[np.int64] | None] = []
-        for (boxes_M4, _, _), masks_M, size in zip(found, masks, sizes, strict=True):
-            # One mask at a time: 128 of them pasted at once are 134 MB.
-            pasted = (
-                roi_heads.paste_masks_in_image(mask[None], box[None], size)
-                for mask, box in zip(masks_M, boxes_M4, strict=True)
-            )
-            area = [int((mask > MASK_LOGIT).sum()) for mask in pasted]
-            areas.append(np.asarray(area, dtype=np.int64))
-        return areas
+        return [
+            (logits_M1SS, [int(mask.sum()) for mask in paste(logits_M1SS, boxes_M4, size=size)])
+            for (boxes_M4, _, _), logits_M1SS, size in zip(found, masks, sizes, strict=True)
+        ]
+
+
+def paste(logits_M1SS: Tensor, boxes_M4: Tensor, *, size: Size) -> Iterator[Tensor]:
+    """Each lesion's mask (H x W, bool) on the slice.
+
+    One at a time: 128 of them pasted at once are 134 MB.
+    """
+    for logits_1SS, box_4 in zip(logits_M1SS, boxes_M4, strict=True):
+        pasted = roi_heads.paste_masks_in_image(logits_1SS[None], box_4[None], size)
+        yield pasted[0, 0] > MASK_LOGIT
 
 
 def _roi_align(arch: Arch, *, cells: int) -> MultiScaleRoIAlign:

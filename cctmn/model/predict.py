@@ -39,6 +39,7 @@ class Prediction:
     scores_M: NDArray[np.float32]  # 0..1, falling
     labels_M: NDArray[np.int64]  # from 1, into the lesion classes
     mask_px_M: NDArray[np.int64] | None  # px of the pasted mask above its threshold
+    mask_logits_M1SS: NDArray[np.float32] | None  # 28 x 28 in the lesion's box
     ranked_N5: NDArray[np.float32] | None  # the features that module S saw
     ranked_boxes_N4: NDArray[np.float32] | None
 

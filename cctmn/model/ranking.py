@@ -35,6 +35,7 @@ class Candidates:
     labels_R: Tensor
     boxes_R4: Tensor
     deltas_R4: Tensor
+    proposals_R: Tensor  # index of the proposal that each came from
 
 
 def check_finite(*values: Tensor) -> None:
@@ -91,16 +92,22 @@ def candidates(
     boxes_R4 = clip_boxes_to_image(boxes_PK4[:, 1:].reshape(-1, 4), size_px)
     deltas_R4 = deltas_P4K.reshape(count, classes, 4)[:, 1:].reshape(-1, 4)
     labels_R = torch.arange(1, classes, device=logits_PK.device).repeat(count)
+    proposals_R = torch.arange(count, device=logits_PK.device).repeat_interleave(classes - 1)
     keep = has_area(boxes_R4)
-    return Candidates(scores_PC.reshape(-1)[keep], labels_R[keep], boxes_R4[keep], deltas_R4[keep])
+    return Candidates(
+        scores_PC.reshape(-1)[keep],
+        labels_R[keep],
+        boxes_R4[keep],
+        deltas_R4[keep],
+        proposals_R[keep],
+    )
 
 
-def ranked(found: Candidates, *, count: int) -> tuple[Tensor, Tensor]:
-    """The input of module S: features_N5 by falling score, and their boxes_N4. N = `count`.
+def choose(found: Candidates, *, count: int) -> Tensor:
+    """Indices of the candidates that module S sees, by falling score: N = `count`, or none at all.
 
     Fewer than N survivors are spread evenly: with K of them row i repeats survivor i * K // N, so
-    the order stays. The author repeats at random lengths. Without any survivor all rows are zero.
-    Gradients flow through scores and deltas, not through the choice.
+    the order stays. The author repeats at random lengths.
     """
     scores_R, boxes_R4 = found.scores_R.detach(), found.boxes_R4.detach()
     keep = torch.where(scores_R > RANKED_MIN_SCORE)[0]
@@ -112,12 +119,22 @@ def ranked(found: Candidates, *, count: int) -> tuple[Tensor, Tensor]:
             iou=RANKED_NMS_IOU,
         )
     ][:count]
-    if keep.numel() == 0:
-        return found.deltas_R4.new_zeros(count, 5), boxes_R4.new_zeros(count, 4)
-    if keep.numel() < count:
+    if 0 < keep.numel() < count:
         keep = keep[torch.arange(count, device=keep.device) * keep.numel() // count]
+    return keep
+
+
+def ranked(found: Candidates, *, count: int) -> tuple[Tensor, Tensor]:
+    """The input of module S: features_N5 by falling score, and their boxes_N4. N = `count`.
+
+    Without any survivor all rows are zero. Gradients flow through scores and deltas, not through
+    the choice.
+    """
+    keep = choose(found, count=count)
+    if keep.numel() == 0:
+        return found.deltas_R4.new_zeros(count, 5), found.boxes_R4.new_zeros(count, 4)
     features_N5 = torch.cat([found.scores_R[keep, None], found.deltas_R4[keep]], dim=1)
-    return features_N5, boxes_R4[keep]
+    return features_N5, found.boxes_R4[keep].detach()
 
 
 def lesions(found: Candidates) -> tuple[Tensor, Tensor, Tensor]:

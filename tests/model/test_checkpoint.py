@@ -171,7 +171,6 @@ def test_another_window_may_be_declared(saved):
         {"image_classes": ("covid",)},
         {"image_classes": ("covid", "Covid 19"), "ranked": 1, "hidden": 1},
         {"image_classes": COVIDX, "ranked": 0},
-        {"image_classes": COVIDX, "mask_head": True},
     ],
 )
 def test_nonsense_architectures_are_refused(wrong):

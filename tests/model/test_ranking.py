@@ -16,6 +16,7 @@ def found(scores, boxes=None, labels=None):
         torch.tensor(labels or [1] * count),
         torch.tensor(boxes).reshape(-1, 4),
         torch.arange(4.0 * count).reshape(-1, 4),
+        torch.arange(count),
     )
 
 

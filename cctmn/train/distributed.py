@@ -1,0 +1,184 @@
+"""Training on Ray Train: workers that learn one net together, and checkpoints that outlive them.
+
+In: a Spec, which every worker gets. Out: checkpoints below OUT/checkpoints (the best and the last)
+and the run's record. A worker that dies is replaced, and all go on from the last checkpoint; so
+does the same command after a kill.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from cctmn import errors, store
+from cctmn.config import ClassifierConfig, DetectorConfig
+from cctmn.data.lesions import LesionSample
+from cctmn.data.slices import SliceSample
+from cctmn.errors import CctmnError, StoreError
+from cctmn.model import checkpoint
+from cctmn.model.card import Card
+from cctmn.model.classifier import Classifier
+from cctmn.model.detector import Detector
+from cctmn.read.intensity import InputContract
+from cctmn.runtime import usable_cores
+from cctmn.train import features, loop, record
+from cctmn.train.loop import History, World
+from cctmn.train.tasks import CachedTask, ClassifierTask, DetectorTask, Task
+
+CHECKPOINTS: Final = "checkpoints"  # Ray's folder below OUT
+PROGRESS: Final = "progress.json"
+FAILED: Final = "failed.json"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is trained, on what, where to; the initial model lies in OUT/initial."""
+
+    config: DetectorConfig | ClassifierConfig
+    slices: tuple[LesionSample, ...] | tuple[SliceSample, ...]
+    valid: tuple[LesionSample, ...] | tuple[SliceSample, ...]
+    out: str  # URI
+    card: Card  # of the trained model
+
+
+def fit(spec: Spec, *, workers: int, use_gpu: bool) -> str:
+    """Train on the Ray that is running; returns the URI of the last checkpoint.
+
+    Raises the CctmnError that a worker raised.
+    """
+    import ray.train
+    import ray.train.torch
+
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what it raises, we say in one line
+    filesystem, path = store.arrow_filesystem(spec.out)
+    store.delete(store.join(spec.out, FAILED))
+    trainer = ray.train.torch.TorchTrainer(
+        _worker,
+        train_loop_config={"spec": spec},
+        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu),
+        run_config=ray.train.RunConfig(
+            name=CHECKPOINTS,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=spec.config.hardware.retries),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError:
+        if (failed := store.read_optional(store.join(spec.out, FAILED))) is None:
+            raise
+        name, message = json.loads(failed)
+        raise getattr(errors, name)(message) from None
+    return store.join(spec.out, CHECKPOINTS, Path(result.checkpoint.path).name)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What each worker runs.
+
+    An error of the user's would be retried by Ray like a lost machine, so it is written down, and
+    the next attempt ends where it sees that.
+    """
+    import ray.train
+    import ray.train.torch
+
+    spec: Spec = config["spec"]
+    failed = store.join(spec.out, FAILED)
+    if (before := store.read_optional(failed)) is not None:
+        name, message = json.loads(before)
+        raise getattr(errors, name)(message)
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    world = World(context.get_world_rank(), context.get_world_size(), device)
+    threads = spec.config.hardware.threads or max(1, usable_cores() // world.size)
+    torch.set_num_threads(threads)
+    try:
+        hooks = _Hooks(spec.out)
+        task = _task(spec, world=world, hooks=hooks)
+        loop.run(
+            task,
+            card=spec.card,
+            optim=spec.config.optim,
+            hardware=spec.config.hardware,
+            world=world,
+            hooks=hooks,
+        )
+    except CctmnError as error:
+        if not isinstance(error, StoreError):  # storage may be back at the next attempt
+            store.put(failed, json.dumps([type(error).__name__, str(error)]).encode())
+        raise
+
+
+def _task(spec: Spec, *, world: World, hooks: _Hooks) -> Task:
+    net = checkpoint.load(store.join(spec.out, "initial")).net
+    contract = InputContract.from_card(spec.card.input)
+    config, slices, valid = spec.config, spec.slices, spec.valid
+    if isinstance(config, DetectorConfig):
+        assert isinstance(net, Detector)
+        return DetectorTask(net, slices, valid, contract, config.variant)  # type: ignore[arg-type]
+    assert isinstance(net, Classifier)
+    if config.variant != "s" or not config.cached:
+        return ClassifierTask(net, slices, valid, contract, config)  # type: ignore[arg-type]
+    tables: list[torch.Tensor] = []
+    for name, part in (("slices", slices), ("valid", valid)):
+
+        def tell(done: int, name: str = name, count: int = len(part)) -> None:
+            hooks.progress(phase=f"ranked boxes, {name}", step=done, steps=count)
+
+        table = features.compute(
+            net,
+            part,  # type: ignore[arg-type]
+            contract=contract,
+            folder=store.join(spec.out, "features", name),
+            world=world,
+            tell=tell,
+        )
+        labels = torch.tensor([one.label for one in part])  # type: ignore[union-attr]
+        tables += [table, labels]
+    features_, labels_, valid_features, valid_labels = tables
+    return CachedTask(net, features_, labels_, valid_features, valid_labels, config.loss)
+
+
+@dataclass
+class _Hooks:
+    """The loop's wishes, by Ray Train and OUT."""
+
+    out: str
+    _kept: list[Any] = field(default_factory=list)
+
+    def restore(self) -> Path | None:
+        """A local copy of the last checkpoint, if there is one."""
+        import ray.train
+
+        last = ray.train.get_checkpoint()
+        if last is None:
+            return None
+        folder = tempfile.TemporaryDirectory()
+        self._kept.append(folder)  # until the worker ends
+        return Path(last.to_directory(folder.name))
+
+    def report(self, history: History, written: tempfile.TemporaryDirectory[str] | None) -> None:
+        """Write the record, and hand the checkpoint to Ray, who puts it into OUT."""
+        import ray.train
+
+        row = history.rows[-1]
+        if written is None:
+            ray.train.report(row)
+            return
+        record.write(history, self.out)
+        with written as folder:
+            ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def progress(self, **now: float | str) -> None:
+        """Write where the run is; the command that started it reads that."""
+        import ray.train
+
+        if ray.train.get_context().get_world_rank() == 0:
+            store.put(store.join(self.out, PROGRESS), json.dumps(now).encode())

@@ -1,0 +1,52 @@
+"""The ranked boxes of every slice, computed once, for the variant that trains module S alone.
+
+In: a classifier and slices. Out: what module S reads of each, as one table. Parts are written to
+OUT/features as they are done, so that a run that was killed goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from cctmn import store
+from cctmn.data.slices import SliceSample, read_slice
+from cctmn.model.classifier import Classifier
+from cctmn.read.intensity import InputContract
+from cctmn.train.loop import World
+
+PART: Final = 32  # slices of a file: about 15 s of work on a CPU core
+
+
+def compute(
+    net: Classifier,
+    slices: Sequence[SliceSample],
+    *,
+    contract: InputContract,
+    folder: str,
+    world: World,
+    tell: Callable[[int], None],
+) -> Tensor:
+    """Features of all slices (slices x 5 N), each computed by one worker; `tell` counts them."""
+    net.to(world.device).eval()
+    starts = range(0, len(slices), PART)
+    for number, start in enumerate(starts):
+        uri = store.join(folder, f"{number:06d}.npy")
+        if number % world.size == world.rank and store.read_optional(uri) is None:
+            part = slices[start : start + PART]
+            pictures = [read_slice(one.image, contract=contract) for one in part]
+            found = [net.predict([picture])[0].ranked_N5 for picture in pictures]
+            buffer = io.BytesIO()
+            np.save(buffer, np.stack([one.reshape(-1) for one in found if one is not None]))
+            store.put(uri, buffer.getvalue())
+        tell(min(start + PART, len(slices)))
+    if world.size > 1:
+        dist.barrier()
+    parts = [store.read_all(store.join(folder, f"{n:06d}.npy")) for n in range(len(starts))]
+    return torch.from_numpy(np.concatenate([np.load(io.BytesIO(part)) for part in parts]))

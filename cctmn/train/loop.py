@@ -1,0 +1,329 @@
+"""The training loop of both stages: steps, validation and a checkpoint every epoch. No Ray.
+
+In: a Task, its settings, this worker's place among the workers, and hooks that keep checkpoints and
+show progress. Out: one row of figures per epoch, and the losses of every step. Everything random
+follows from the seed (see `steps`), so a run that is continued ends where one without a break does.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from cctmn.config import Hardware, Optim
+from cctmn.errors import ModelError
+from cctmn.model import checkpoint
+from cctmn.model.card import Card
+from cctmn.train.steps import MicroBatch, Steps
+from cctmn.train.tasks import Task
+
+# A checkpoint: two model folders like any other, and what is needed to go on
+LAST, BEST, STATE = "last", "best", "state.pt"
+CHECKPOINT_S: Final = 20.0  # at least, between two of them; epochs are longer as a rule
+PROGRESS_S: Final = 2.0
+
+
+@dataclass(frozen=True)
+class World:
+    """The place of a worker among all."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+@dataclass
+class History:
+    """What a run has seen: a row per epoch, the losses of each step and their names."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    losses: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Hooks(Protocol):
+    """What the loop needs from whoever runs it."""
+
+    def restore(self) -> Path | None:
+        """The folder of the last checkpoint, if there is one."""
+
+    def report(self, history: History, written: tempfile.TemporaryDirectory[str] | None) -> None:
+        """Keep the figures and the checkpoint; every worker calls it, the first with a folder."""
+
+    def progress(self, **now: float | str) -> None:
+        """Show where the run is; called on the first worker alone."""
+
+
+def run(
+    task: Task,
+    *,
+    card: Card,
+    optim: Optim,
+    hardware: Hardware,
+    world: World,
+    hooks: Hooks,
+) -> History:
+    """Train to the end of the plan from the last checkpoint.
+
+    Raises ModelError, on every worker, if a loss is no longer finite.
+    """
+    steps = Steps(task.count, optim, size=world.size, micro=_micro(hardware, optim, world))
+    here = _Run(task, steps, hardware, world, hooks)
+    here.restore()
+    history = here.history
+    for epoch in range(len(history.rows), steps.epochs):
+        began = time.monotonic()
+        losses = here.epoch(epoch)
+        trained_s = time.monotonic() - began
+        _check_finite(losses, epoch=epoch)
+        figures = here.validate()
+        done = len(losses["loss"])
+        row = {
+            "epoch": epoch + 1,
+            "steps": done,
+            "loss": float(losses["loss"].mean()),
+            **{f"val_{name}": value for name, value in figures.items()},
+            "steps_per_s": done / trained_s,
+            "train_s": trained_s,
+            "valid_s": time.monotonic() - began - trained_s,
+        }
+        history.rows.append(row)
+        for name, values in losses.items():
+            history.losses.setdefault(name, []).extend(values.tolist())
+        here.keep_if_best()
+        if here.is_time(last=epoch + 1 == steps.epochs):
+            hooks.report(history, here.write(card) if world.rank == 0 else None)
+    return history
+
+
+class _Run:
+    """The moving parts of a run on this worker."""
+
+    def __init__(
+        self, task: Task, steps: Steps, hardware: Hardware, world: World, hooks: Hooks
+    ) -> None:
+        self.task, self.steps, self.hardware = task, steps, hardware
+        self.world, self.hooks = world, hooks
+        task.net.to(world.device).to(memory_format=torch.channels_last)
+        self.trained = [p for p in task.module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(
+            self.trained, lr=steps.optim.lr, weight_decay=steps.optim.weight_decay
+        )
+        self.module = _wrapped(task.module, world)
+        self.history = History()
+        self.best: dict[str, Tensor] = {}
+        self.written = time.monotonic()
+
+    def restore(self) -> None:
+        """Go on from the last checkpoint, if there is one."""
+        device = str(self.world.device)
+        if (folder := self.hooks.restore()) is not None:
+            net = checkpoint.load(folder / LAST, device=device).net
+            self.task.net.load_state_dict(net.state_dict())
+            self.best = checkpoint.load(folder / BEST, device=device).net.state_dict()
+            state = torch.load(folder / STATE, map_location=device, weights_only=True)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.history = History(**state["history"])
+        self.clock = _Clock(self.steps, done=len(self.history.losses.get("loss", ())))
+
+    def keep_if_best(self) -> None:
+        """Remember the weights of the best epoch so far, of equals the last."""
+        if self.best_row() is self.history.rows[-1]:
+            weights = self.task.net.state_dict()
+            self.best = {name: value.detach().clone() for name, value in weights.items()}
+
+    def best_row(self) -> dict[str, float]:
+        """The figures of the best epoch so far."""
+        name = f"val_{self.task.best}"
+
+        def rank(row: dict[str, float]) -> tuple[float, float]:
+            return -math.inf if math.isnan(row[name]) else row[name], row["epoch"]
+
+        return max(self.history.rows, key=rank)
+
+    def is_time(self, *, last: bool) -> bool:
+        """Whether to write a checkpoint now; the first worker's clock decides for all.
+
+        Ray needs a second for each, and an epoch of module S alone is done in less.
+        """
+        due = torch.tensor(float(last or time.monotonic() - self.written >= CHECKPOINT_S))
+        if self.world.size > 1:
+            due = due.to(self.world.device)
+            dist.broadcast(due, src=0)
+        if due:
+            self.written = time.monotonic()
+        return bool(due)
+
+    def write(self, card: Card) -> tempfile.TemporaryDirectory[str]:
+        """A checkpoint: the last model, the best one, and what is needed to go on."""
+        kept = tempfile.TemporaryDirectory()
+        folder, net = Path(kept.name), self.task.net
+        checkpoint.save(net, folder / LAST, card=_with(card, self.history.rows[-1]))
+        best = checkpoint.filled(card.arch, self.best, where="best epoch")
+        checkpoint.save(best, folder / BEST, card=_with(card, self.best_row()))
+        state = {"optimizer": self.optimizer.state_dict(), "history": vars(self.history)}
+        torch.save(state, folder / STATE)
+        return kept
+
+    def epoch(self, epoch: int) -> dict[str, Tensor]:
+        """One pass over the slices; the losses of its steps, over all workers."""
+        self.task.train()
+        work = self.steps.epoch(epoch, rank=self.world.rank)
+        table: list[Tensor] = []
+        names: list[str] = []
+        now = torch.zeros(1)
+        for batch, micro in _batches(self.task, work, loaders=self.hardware.loaders):
+            torch.manual_seed(self.steps.seed(epoch, micro.indices))
+            losses = self._backward(batch, micro)
+            names = list(losses)
+            now = now + torch.stack(list(losses.values())).detach().cpu() * micro.weight
+            if micro.closes:
+                self._step(epoch * self.steps.per_epoch + len(table))
+                table.append(now)
+                if self.world.rank == 0 and (seen := self.clock.look()) is not None:
+                    self.hooks.progress(epoch=epoch + 1, loss=float(now[0]), **seen)
+                now = torch.zeros(1)
+        return dict(zip(names, self._over_all(torch.stack(table)).T, strict=True))
+
+    def _backward(self, batch: list[Any], micro: MicroBatch) -> dict[str, Tensor]:
+        device = self.world.device
+        with _synced(self.module, micro.closes):
+            with _autocast(self.hardware.precision, device):
+                losses = self.task.losses(self.module, batch, device=device)
+            losses = {"loss": torch.stack(list(losses.values())).sum(), **losses}
+            (losses["loss"] * micro.weight).backward()  # type: ignore[no-untyped-call]
+        return losses
+
+    def _step(self, step: int) -> None:
+        if self.steps.optim.clip_norm:
+            nn.utils.clip_grad_norm_(self.trained, self.steps.optim.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.steps.lr(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _over_all(self, table: Tensor) -> Tensor:
+        """The workers' mean; each weighed its slices for that."""
+        if self.world.size > 1:
+            table = table.to(self.world.device)
+            dist.all_reduce(table)
+        return table.cpu() / self.world.size
+
+    def validate(self) -> dict[str, float]:
+        """Figures of the slices kept aside, each seen by one worker and all known to all."""
+        size, count = self.world.size, self.task.valid_count
+        if size > 1:
+            # Batch norm's running statistics saw each worker's own slices: take their mean.
+            for buffer in self.task.net.buffers():
+                if buffer.is_floating_point():
+                    dist.all_reduce(buffer)
+                    buffer /= size
+        self.task.net.eval()
+        own = {i: self.task.evidence(i) for i in range(self.world.rank, count, size)}
+        parts: list[Any] = [own]
+        if size > 1:
+            parts = [None] * size
+            dist.all_gather_object(parts, own)
+        merged = {i: evidence for part in parts for i, evidence in part.items()}
+        return self.task.metrics([merged[i] for i in range(count)])
+
+
+def _batches(
+    task: Task, work: list[MicroBatch], *, loaders: int
+) -> Iterator[tuple[list[Any], MicroBatch]]:
+    loader = DataLoader(
+        _Slices(task),
+        batch_sampler=[list(micro.indices) for micro in work],
+        num_workers=loaders,
+        collate_fn=list,
+        generator=torch.Generator(),  # its own, or each epoch would draw from the global one
+    )
+    return zip(loader, work, strict=True)
+
+
+class _Slices(torch.utils.data.Dataset[Any]):
+    """A task's slices for torch's loader."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def __len__(self) -> int:
+        return self._task.count
+
+    def __getitem__(self, index: int) -> Any:
+        return self._task.read(index)
+
+
+class _Clock:
+    """Steps done and to do, now and then."""
+
+    def __init__(self, steps: Steps, *, done: int) -> None:
+        self._total, self._done, self._start = steps.total, done, done
+        self._began = self._last = time.monotonic()
+
+    def look(self) -> dict[str, float] | None:
+        """Count a step; figures if the last ones are old, else None."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._last < PROGRESS_S:
+            return None
+        self._last = now
+        rate = (self._done - self._start) / (now - self._began)
+        left_s = (self._total - self._done) / rate
+        return {"step": self._done, "steps": self._total, "steps_per_s": rate, "left_s": left_s}
+
+
+def _wrapped(module: nn.Module, world: World) -> nn.Module:
+    if world.size == 1:
+        return module
+    devices = [world.device] if world.device.type == "cuda" else None
+    # Buffers are averaged after the epoch; broadcasting would keep the first worker's alone.
+    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+
+
+def _synced(module: nn.Module, closes: bool) -> AbstractContextManager[None]:
+    """Exchange gradients with the other workers in a step's last backward pass only."""
+    if closes or not isinstance(module, DistributedDataParallel):
+        return nullcontext()
+    return module.no_sync()
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if precision == "bfloat16" or (precision == "auto" and has_it):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def _micro(hardware: Hardware, optim: Optim, world: World) -> int:
+    if hardware.micro_batch:
+        return hardware.micro_batch
+    # On a CPU a batch is no faster, and one by one the result does not hang on the workers.
+    return 1 if world.device.type == "cpu" else math.ceil(optim.batch_size / world.size)
+
+
+def _check_finite(losses: dict[str, Tensor], *, epoch: int) -> None:
+    if broken := [name for name, values in losses.items() if not values.isfinite().all()]:
+        raise ModelError(
+            f"{broken[-1]} is no longer finite in epoch {epoch + 1}; lower optim.lr or set "
+            "optim.clip_norm"
+        )
+
+
+def _with(card: Card, row: dict[str, float]) -> Card:
+    """The card with an epoch's figures; JSON has no nan."""
+    figures = {k.removeprefix("val_"): v for k, v in row.items() if k.startswith("val_")}
+    metrics = {k: None if math.isnan(v) else round(v, 4) for k, v in figures.items()}
+    told = {"epoch": int(row["epoch"]), "metrics": metrics}
+    return replace(card, provenance={**card.provenance, **told})

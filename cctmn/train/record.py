@@ -1,0 +1,63 @@
+"""What a training run leaves for people: metrics.csv, steps.csv and a TensorBoard file.
+
+In: the run's history so far and the output folder, local or on S3. Out: the same files, written
+whole after every epoch: a run that was killed and continued has one record without gaps or doubles.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+from cctmn import store
+from cctmn.train.loop import History
+
+EVENTS = "events.out.tfevents.0.cctmn"  # one name, so that a later epoch replaces an earlier file
+
+
+def write(history: History, out: str) -> None:
+    """Write all three below `out`."""
+    names = list(history.losses)
+    rows = zip(*history.losses.values(), strict=True)
+    store.put(
+        store.join(out, "metrics.csv"), _table(history.rows[0], map(dict.values, history.rows))
+    )
+    store.put(
+        store.join(out, "steps.csv"),
+        _table(["step", *names], ([step + 1, *row] for step, row in enumerate(rows))),
+    )
+    store.put(store.join(out, "tensorboard", EVENTS), _events(history))
+
+
+def _table(names: Iterable[str], rows: Iterable[Iterable[float]]) -> bytes:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(names)
+    table.writerows([f"{value:.7g}" for value in row] for row in rows)
+    return text.getvalue().encode()
+
+
+def _events(history: History) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        writer = SummaryWriter(folder)
+        for name, values in history.losses.items():
+            for step, value in _thinned(values):
+                writer.add_scalar(f"train/{name}", value, step, walltime=0)
+        for row in history.rows:
+            for name, value in row.items():
+                if name != "epoch":
+                    writer.add_scalar(f"epoch/{name}", value, int(row["epoch"]), walltime=0)
+        writer.close()
+        (file,) = Path(folder).iterdir()
+        return file.read_bytes()
+
+
+def _thinned(values: Sequence[float], *, most: int = 2000) -> Iterable[tuple[int, float]]:
+    """At most `most` of the steps; steps.csv has them all."""
+    stride = -(-len(values) // most)
+    return ((step + 1, values[step]) for step in range(0, len(values), stride))

@@ -1,0 +1,271 @@
+"""One training run: data -> initial net -> fit -> best model; the function behind `cctmn train`.
+
+In: a Job (labelled data, perhaps a model to start from, settings, OUT). Out: OUT/model (the best
+epoch's), OUT/last, the record, and OUT/manifest.json. The same command on the same OUT goes on from
+the last checkpoint; other settings or other data are refused, but more epochs go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from cctmn import __version__, config, errors, folder, runtime, store, versions
+from cctmn.config import ClassifierConfig, DetectorConfig
+from cctmn.data import lesions, slices, splits
+from cctmn.errors import ConfigError
+from cctmn.model import checkpoint
+from cctmn.model.card import LESION_MODES
+from cctmn.model.checkpoint import LoadedModel
+from cctmn.read.intensity import InputContract
+from cctmn.runtime import Resources
+from cctmn.talk import Say, duration, silent
+from cctmn.train import distributed, initial, loop
+from cctmn.train.distributed import Spec
+from cctmn.train.steps import Steps
+
+FORMAT: Final = 1
+LOOK_S: Final = 2.0  # between looks at the workers' progress
+READ_THREADS: Final = 8  # that look through the data before the run
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where labelled slices are: folder or table, and the list of names that selects from it."""
+
+    place: str
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train, on what, and where it goes."""
+
+    config: DetectorConfig | ClassifierConfig
+    data: Data
+    out: str  # path or s3://
+    valid: Data | None = None  # without it, some patients of `data` are kept aside
+    model: str | None = None  # to start from
+
+    @property
+    def stage(self) -> str:
+        """`detector` or `classifier`."""
+        return "detector" if isinstance(self.config, DetectorConfig) else "classifier"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    model: str  # URI of the best epoch's model
+    epochs: int
+    best_epoch: int
+    metrics: dict[str, float | None]
+    elapsed_s: float
+
+
+def train(job: Job, *, address: str | None = None, say: Say = silent) -> Outcome:
+    """Train, or go on training, to the end of the job's plan.
+
+    Raises a CctmnError for what the user can mend, KeyboardInterrupt when stopped; OUT can be
+    resumed after either.
+    """
+    out = store.to_uri(job.out)
+    began = time.monotonic()
+    with folder.only_writer(out):
+        start = _start(job)
+        train_set, valid_set = _data(job, start=start, say=say)
+        answers = _answers(job, start=start, sets=(train_set, valid_set))
+        run = store.join(out, "private", "run.json")
+        folder.check_same(run, answers=answers, name=job.out)
+        folder.put_json(run, {"answers": answers, "job": asdict(job)})
+        steps = Steps(len(train_set), job.config.optim)
+        manifest_uri = store.join(out, "manifest.json")
+        manifest = json.loads(store.read_optional(manifest_uri) or b"{}")
+        if manifest.get("epochs", 0) < steps.epochs or manifest.get("steps") != steps.total:
+            checkpoint.save(start.net, store.join(out, "initial"), card=start.card)
+            card = initial.trained_card(
+                start.card,
+                name=_name(job, start),
+                loss=getattr(job.config, "loss", None),
+                provenance=_provenance(job, counts=(len(train_set), len(valid_set))),
+            )
+            spec = Spec(job.config, train_set, valid_set, out, card)
+            with runtime.session(address) as resources:
+                workers, use_gpu = _workers(job, resources)
+                device = "GPU" if use_gpu else "CPU"
+                say(f"{steps.epochs} epochs, {steps.total:,} steps, {workers} {device} worker(s)")
+                with _told(out, say):
+                    written = distributed.fit(spec, workers=workers, use_gpu=use_gpu)
+            manifest = _finish(job, out=out, written=written, answers=answers)
+            manifest |= {"epochs": steps.epochs, "steps": steps.total}
+            folder.put_json(manifest_uri, manifest)
+    return Outcome(
+        model=store.join(out, "model"),
+        epochs=manifest["epochs"],
+        best_epoch=manifest["best_epoch"],
+        metrics=manifest["metrics"],
+        elapsed_s=time.monotonic() - began,
+    )
+
+
+def _start(job: Job) -> LoadedModel:
+    if isinstance(job.config, DetectorConfig):
+        return initial.detector(job.config, model=job.model)
+    return initial.classifier(job.config, model=job.model)
+
+
+def _data(job: Job, *, start: LoadedModel, say: Say) -> tuple[Any, Any]:
+    """Training and validation slices that can be read, no patient in both."""
+    sets = [_read(job, job.data, start=start, what="training", say=say)]
+    if job.valid is not None:
+        sets.append(_read(job, job.valid, start=start, what="validation", say=say))
+    else:
+        if not job.config.valid_fraction:
+            raise ConfigError("no validation slices: give --valid, or valid_fraction above 0")
+        sets = list(
+            splits.held_out(sets[0], fraction=job.config.valid_fraction, seed=job.config.optim.seed)
+        )
+        say(f"kept aside for validation: {len(sets[1]):,} slices")
+    unknown = splits.check_disjoint({"training": sets[0], "validation": sets[1]})
+    if unknown:
+        say(f"{unknown:,} slices have no known patient: splits are not checked for them")
+    return tuple(sets[0]), tuple(sets[1])
+
+
+def _read(job: Job, data: Data, *, start: LoadedModel, what: str, say: Say) -> Sequence[Any]:
+    contract = InputContract.from_card(start.card.input)
+    if isinstance(job.config, DetectorConfig):
+        lesion_set = lesions.check_lesions(
+            lesions.open_lesions(data.place, names=data.split),
+            lesion_classes=start.card.arch.lesion_classes,
+            contract=contract,
+            threads=READ_THREADS,
+        )
+        samples: Sequence[Any] = lesion_set.samples
+        problems = lesion_set.problems
+    else:
+        slice_set = slices.check_slices(
+            slices.open_slices(data.place, split=data.split, classes=job.config.classes),
+            contract=contract,
+            threads=READ_THREADS,
+        )
+        samples, problems = slice_set.samples, slice_set.problems
+    patients = len({sample.patient for sample in samples if sample.patient})
+    say(f"{what}: {len(samples):,} slices of {patients:,} patients")
+    for line in problems.lines():
+        say(f"{what}: {line}")
+    return samples
+
+
+def _answers(job: Job, *, start: LoadedModel, sets: tuple[Any, Any]) -> dict[str, Any]:
+    """Everything that changes what is learned; a folder holds one such run.
+
+    More epochs may be asked of it later, unless the learning rate hangs on their number.
+    """
+    settings = asdict(job.config)
+    hardware = settings.pop("hardware")
+    if settings["optim"]["schedule"] == "constant":
+        del settings["optim"]["epochs"], settings["optim"]["steps"]
+    settings["micro_batch"] = hardware["micro_batch"]
+    _, _, card = checkpoint.to_bytes(start.net, card=start.card)
+    names = [[(s.name, getattr(s, "label", None)) for s in samples] for samples in sets]
+    answers = {
+        "format": FORMAT,
+        "stage": job.stage,
+        "settings": settings,
+        "initial_weights_sha256": card.weights_sha256,
+        "data_sha256": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
+    }
+    return dict(json.loads(json.dumps(answers)))  # as run.json will give them back
+
+
+def _workers(job: Job, resources: Resources) -> tuple[int, bool]:
+    hardware, batch = job.config.hardware, job.config.optim.batch_size
+    use_gpu = resources.gpus >= 1
+    have = int(resources.gpus) if use_gpu else runtime.scorer_count(resources)
+    if hardware.workers > have:
+        raise ConfigError(f"hardware.workers: {hardware.workers} asked, there is room for {have}")
+    return min(hardware.workers or have, batch), use_gpu
+
+
+def _name(job: Job, start: LoadedModel) -> str:
+    arch = start.card.arch
+    modes = {classes: mode for mode, classes in LESION_MODES.items()}
+    parts = [arch.backbone, f"t{arch.truncation}", modes.get(arch.lesion_classes, "lesions")]
+    if isinstance(job.config, ClassifierConfig):
+        parts += [f"{len(arch.image_classes)}-classes", job.config.variant]
+    return "-".join(parts)
+
+
+def _provenance(job: Job, *, counts: tuple[int, int]) -> dict[str, Any]:
+    """Where the weights come from; no path, for the model may be handed on."""
+    settings = asdict(job.config)
+    del settings["hardware"]
+    if settings.get("init") not in (None, "imagenet", "none"):
+        settings["init"] = "file"
+    return {
+        "trained_by": f"cctmn {__version__}",
+        "stage": job.stage,
+        "settings": settings,
+        "seed": job.config.optim.seed,
+        "slices": counts[0],
+        "valid_slices": counts[1],
+    }
+
+
+def _finish(job: Job, *, out: str, written: str, answers: dict[str, Any]) -> dict[str, Any]:
+    """Copy the last and the best model to where people look for them."""
+    for name, here in ((loop.LAST, "last"), (loop.BEST, "model")):
+        chosen = checkpoint.load(store.join(written, name))
+        checkpoint.save(chosen.net, store.join(out, here), card=chosen.card, half=job.config.half)
+    return {
+        "format": FORMAT,
+        "stage": job.stage,
+        "best_epoch": chosen.card.provenance["epoch"],
+        "metrics": chosen.card.provenance["metrics"],
+        "fingerprint": config.fingerprint(answers),
+        "answers": answers,
+        "versions": versions.libraries(),
+    }
+
+
+@contextmanager
+def _told(out: str, say: Say) -> Iterator[None]:
+    """Say what the workers write down while the block runs."""
+    uri = store.join(out, distributed.PROGRESS)
+    store.delete(uri)
+    stop = threading.Event()
+
+    def look() -> None:
+        before = b""
+        while not stop.wait(LOOK_S):
+            with suppress(errors.CctmnError, OSError, ValueError):  # written, or storage stumbles
+                now = store.read_optional(uri) or b""
+                if now != before:
+                    say(_line(json.loads(now)), passing=True)
+                before = now
+
+    thread = threading.Thread(target=look, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        store.delete(uri)
+
+
+def _line(now: dict[str, Any]) -> str:
+    if "phase" in now:
+        return f"{now['phase']}: {now['step']:,}/{now['steps']:,}"
+    return (
+        f"epoch {now['epoch']}  step {now['step']:,}/{now['steps']:,}  loss {now['loss']:.3f}  "
+        f"{now['steps_per_s']:.3g} steps/s  eta {duration(now['left_s'])}"
+    )

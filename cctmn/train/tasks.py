@@ -1,0 +1,290 @@
+"""The two stages as the training loop sees them: what is learned, from what, and how well.
+
+In: a net, labelled slices and the stage's settings. Out: a `Task` whose `losses` of a micro-batch
+are differentiated, and whose `metrics` say how good the net is on slices kept aside. Nothing here
+knows of workers, checkpoints or Ray.
+
+Shape suffixes: B slices, H W px, M lesions, N ranked boxes, C image classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import masks_to_boxes
+
+from cctmn.config import ClassifierConfig
+from cctmn.data.lesions import LesionSample, LesionSlice, read_lesions
+from cctmn.data.slices import SliceSample, read_slice
+from cctmn.evaluate import classification, detection
+from cctmn.model.classifier import Classifier
+from cctmn.model.detector import Detector, paste
+from cctmn.model.predict import prepare
+from cctmn.read.intensity import InputContract
+
+Losses = dict[str, Tensor]
+
+
+class Task(Protocol):
+    """One stage."""
+
+    best: str  # the metric by which the best epoch is chosen; higher is better
+    module: nn.Module  # its forward pass is what the gradients run through
+    count: int  # training slices
+    valid_count: int
+
+    @property
+    def net(self) -> Detector | Classifier:
+        """The whole net, of which `module` may be a part."""
+
+    def read(self, index: int) -> Any:
+        """Training slice `index`, as tensors of the CPU."""
+
+    def losses(self, module: nn.Module, batch: Sequence[Any], *, device: torch.device) -> Losses:
+        """Mean losses of what `read` gave; `module` is the task's own, perhaps wrapped."""
+
+    def train(self) -> None:
+        """Get ready for losses."""
+
+    def evidence(self, index: int) -> Any:
+        """What validation slice `index` says of the net; small, and fit to be sent."""
+
+    def metrics(self, evidence: Sequence[Any]) -> dict[str, float]:
+        """Figures of the whole validation set, in the order of its slices."""
+
+
+@dataclass(eq=False)
+class DetectorTask:
+    """Stage 1: the five losses of Mask R-CNN; validated by both kinds of average precision."""
+
+    net: Detector
+    slices: Sequence[LesionSample]
+    valid: Sequence[LesionSample]
+    contract: InputContract
+    variant: str
+
+    best: str = "image_map"
+
+    def __post_init__(self) -> None:
+        self.module: nn.Module = self.net
+        self.count, self.valid_count = len(self.slices), len(self.valid)
+        if self.variant == "heads":
+            self.net.backbone.requires_grad_(requires_grad=False)
+
+    def train(self) -> None:
+        """The frozen trunk of `heads` keeps its batch statistics too."""
+        self.net.train()
+        if self.variant == "heads":
+            self.net.backbone.eval()
+
+    def read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Picture (H x W, uint8), masks (M x H x W, uint8), labels (M)."""
+        found = self._read(self.slices[index])
+        return tuple(
+            torch.from_numpy(array) for array in (found.pixels, found.masks_MHW, found.labels_M)
+        )  # type: ignore[return-value]
+
+    def _read(self, sample: LesionSample) -> LesionSlice:
+        classes = self.net.arch.lesion_classes
+        return read_lesions(sample, lesion_classes=classes, contract=self.contract)
+
+    def losses(
+        self,
+        module: nn.Module,
+        batch: Sequence[tuple[Tensor, Tensor, Tensor]],
+        *,
+        device: torch.device,
+    ) -> Losses:
+        """By torchvision's names."""
+        x_B3HW, sizes = _stack([pixels for pixels, _, _ in batch], device=device)
+        targets = [_target(masks.to(device), labels.to(device)) for _, masks, labels in batch]
+        losses: Losses = module(x_B3HW, sizes=sizes, targets=targets)
+        return losses
+
+    def evidence(self, index: int) -> tuple[detection.Instances, detection.Instances]:
+        """What the net finds, and the truth."""
+        truth = self._read(self.valid[index])
+        return found_instances(self.net, truth.pixels), detection.Instances(
+            masks=detection.encode(truth.masks_MHW),
+            labels_M=truth.labels_M,
+            scores_M=np.ones(len(truth.labels_M), np.float32),
+        )
+
+    def metrics(
+        self, evidence: Sequence[tuple[detection.Instances, detection.Instances]]
+    ) -> dict[str, float]:
+        """Per-image and COCO's average precision."""
+        found, truth = zip(*evidence, strict=True)
+        return detection.summary(found, truth, classes=self.net.arch.lesion_classes)
+
+
+def found_instances(net: Detector | Classifier, pixels: Any) -> detection.Instances:
+    """The lesions that a net with a mask head reports on one slice. Eval mode."""
+    found = net.predict([pixels])[0]
+    assert found.mask_logits_M1SS is not None, "a net without a mask head has no masks to compare"
+    pasted = paste(
+        torch.from_numpy(found.mask_logits_M1SS),
+        torch.from_numpy(found.boxes_M4),
+        size=pixels.shape,
+    )
+    return detection.Instances(
+        masks=[rle for mask in pasted for rle in detection.encode(mask.numpy()[None])],
+        labels_M=found.labels_M,
+        scores_M=found.scores_M,
+    )
+
+
+def _stack(
+    pictures: Sequence[Tensor], *, device: torch.device
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """One padded batch (B x 3 x H x W) and the sizes before padding."""
+    prepared = [prepare(picture, device=device) for picture in pictures]
+    height, width = (max(x.shape[side] for x, _ in prepared) for side in (1, 2))
+    x_B3HW = torch.stack(
+        [F.pad(x, (0, width - x.shape[2], 0, height - x.shape[1])) for x, _ in prepared]
+    )
+    return x_B3HW.contiguous(memory_format=torch.channels_last), [size for _, size in prepared]
+
+
+def _target(masks_MHW: Tensor, labels_M: Tensor) -> dict[str, Tensor]:
+    """Of torchvision's heads. Boxes are edges, so their far sides are one px past the last."""
+    if len(labels_M) == 0:
+        boxes_M4 = masks_MHW.new_zeros((0, 4), dtype=torch.float32)
+    else:
+        boxes_M4 = masks_to_boxes(masks_MHW) + masks_MHW.new_tensor([0, 0, 1, 1]).float()
+    return {"boxes": boxes_M4, "labels": labels_M, "masks": masks_MHW}
+
+
+CRITERIA: Final[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
+    # three sigmoids against the one-hot class (method.md, stage 2)
+    "bce": lambda logits_BC, labels_B: F.binary_cross_entropy_with_logits(
+        logits_BC, F.one_hot(labels_B, logits_BC.shape[1]).float()
+    ),
+    "cross-entropy": F.cross_entropy,
+}
+
+
+def choose_weights(net: Classifier, *, variant: str) -> None:
+    """Mark what a variant of stage 2 trains: s, s+bn or all.
+
+    `all` leaves out the RPN, whose proposals carry no gradient, and a kept mask head.
+    """
+    net.requires_grad_(requires_grad=False)
+    net.module_s.requires_grad_()
+    trained: dict[str, list[nn.Module]] = {
+        "s": [],
+        "s+bn": [m for m in net.detector.modules() if isinstance(m, nn.BatchNorm2d)],
+        "all": [
+            net.detector.backbone,
+            net.detector.roi_heads.box_head,
+            net.detector.roi_heads.box_predictor,
+        ],
+    }
+    for module in trained[variant]:
+        module.requires_grad_()
+
+
+@dataclass(eq=False)
+class ClassifierTask:
+    """Stage 2: the loss of the image class, through the ranked boxes into the detector."""
+
+    net: Classifier
+    slices: Sequence[SliceSample]
+    valid: Sequence[SliceSample]
+    contract: InputContract
+    config: ClassifierConfig
+
+    best: str = "accuracy"
+
+    def __post_init__(self) -> None:
+        self.module: nn.Module = self.net
+        self.count, self.valid_count = len(self.slices), len(self.valid)
+        choose_weights(self.net, variant=self.config.variant)
+
+    def train(self) -> None:
+        """Batch norm stays on its running statistics."""
+        self.net.train()
+
+    def read(self, index: int) -> tuple[Tensor, int]:
+        """Picture (H x W, uint8) and class."""
+        sample = self.slices[index]
+        return torch.from_numpy(read_slice(sample.image, contract=self.contract)), sample.label
+
+    def losses(
+        self, module: nn.Module, batch: Sequence[tuple[Tensor, int]], *, device: torch.device
+    ) -> Losses:
+        """Binary cross-entropy with logits, or cross-entropy."""
+        x_B3HW, sizes = _stack([pixels for pixels, _ in batch], device=device)
+        labels_B = torch.tensor([label for _, label in batch], device=device)
+        logits_BC = module(x_B3HW, sizes=sizes).float()
+        return {"loss_class": CRITERIA[self.config.loss](logits_BC, labels_B)}
+
+    def evidence(self, index: int) -> tuple[int, int]:
+        """True and predicted class."""
+        sample = self.valid[index]
+        found = self.net.predict([read_slice(sample.image, contract=self.contract)])[0]
+        assert found.logits_C is not None
+        return sample.label, int(found.logits_C.argmax())
+
+    def metrics(self, evidence: Sequence[tuple[int, int]]) -> dict[str, float]:
+        """Accuracy, F1, and sensitivity and PPV of each class."""
+        return _class_metrics(evidence, classes=self.net.arch.image_classes)
+
+
+@dataclass(eq=False)
+class CachedTask:
+    """Stage 2, module S alone: nothing before it changes, so its input is computed once."""
+
+    net: Classifier
+    features: Tensor  # slices x 5 N
+    labels: Tensor
+    valid_features: Tensor
+    valid_labels: Tensor
+    loss: str
+
+    best: str = "accuracy"
+
+    def __post_init__(self) -> None:
+        self.module: nn.Module = self.net.module_s
+        self.count, self.valid_count = len(self.features), len(self.valid_features)
+        choose_weights(self.net, variant="s")
+
+    def train(self) -> None:
+        """Batch norm stays on its running statistics."""
+        self.net.train()
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """Ranked boxes and class."""
+        return self.features[index], self.labels[index]
+
+    def losses(
+        self, module: nn.Module, batch: Sequence[tuple[Tensor, Tensor]], *, device: torch.device
+    ) -> Losses:
+        """As ClassifierTask's."""
+        features, labels_B = (torch.stack(part).to(device) for part in zip(*batch, strict=True))
+        return {"loss_class": CRITERIA[self.loss](module(features).float(), labels_B)}
+
+    def evidence(self, index: int) -> tuple[int, int]:
+        """True and predicted class."""
+        device = next(self.module.parameters()).device
+        with torch.inference_mode():
+            logits_C = self.module(self.valid_features[index].to(device))
+        return int(self.valid_labels[index]), int(logits_C.argmax())
+
+    def metrics(self, evidence: Sequence[tuple[int, int]]) -> dict[str, float]:
+        """As ClassifierTask's."""
+        return _class_metrics(evidence, classes=self.net.arch.image_classes)
+
+
+def _class_metrics(
+    evidence: Sequence[tuple[int, int]], *, classes: tuple[str, ...]
+) -> dict[str, float]:
+    truth_N, predicted_N = np.array(evidence).T
+    matrix_CC = classification.confusion(truth_N, predicted_N, classes=len(classes))
+    return classification.summary(matrix_CC, classes=classes)
