@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import signal
 import sys
 import time
@@ -122,7 +123,7 @@ def doctor(inputs: tuple[str, ...], model: str | None, *, as_json: bool) -> None
 @cli.command()
 @click.option("-o", "--out", default="demo", show_default=True, type=click.Path(path_type=Path))
 def demo(out: Path) -> None:
-    """Make a synthetic DICOM archive and score it with an untrained model: no data needed."""
+    """Make a synthetic DICOM archive, score it with the model that ships, and compare."""
     from cctmn.demo import found, prepare
     from cctmn.score import run
 
@@ -195,6 +196,7 @@ def train_classifier(**options: Any) -> None:
 def _train(cls: type[Any], stage: str, options: dict[str, Any]) -> None:
     from cctmn import config
     from cctmn.train import run
+    from cctmn.train.datasets import Data
 
     talk = Talk(quiet=options["quiet"])
     files = _files(options)
@@ -205,10 +207,11 @@ def _train(cls: type[Any], stage: str, options: dict[str, Any]) -> None:
         files = [known[preset], *files]
     valid = None
     if options["valid"] or options["valid_split"]:
-        valid = run.Data(options["valid"] or options["data"], options["valid_split"])
+        place = options["valid"] or options["data"]
+        valid = Data(place, options["valid_split"], what="validation")
     job = run.Job(
         config=config.load(cls, files=files, sets=options["sets"]),
-        data=run.Data(options["data"], options["split"]),
+        data=Data(options["data"], options["split"], what="training"),
         out=options["out"],
         valid=valid,
         model=options["model"],
@@ -301,6 +304,32 @@ def models_verify(folder: str) -> None:
 
     card = checkpoint.load(folder).card
     click.echo(f"{folder}: sound, sha256 {card.weights_sha256}")
+
+
+@models.command("evaluate")
+@click.argument("folder", metavar="MODEL")
+@click.option("--lesions", metavar="DATA", help="Slices with masks, as for `train detector`.")
+@click.option("--slices", metavar="DATA", help="Slices with classes, as for `train classifier`.")
+@click.option("--split", metavar="FILE", help="List of names that selects from DATA.")
+@click.option("--record", metavar="NAME", help="Write the figures into MODEL's card, so named.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def models_evaluate(folder: str, lesions: str | None, slices: str | None, **options: Any) -> None:
+    """Measure MODEL on labelled slices: AP of its lesions, accuracy of its classes."""
+    from cctmn.train import measure
+    from cctmn.train.datasets import Data
+
+    if (lesions is None) == (slices is None):
+        raise ConfigError("nothing to measure on: give --lesions DATA or --slices DATA")
+    talk = Talk(quiet=False)
+    of_kind = measure.classes if lesions is None else measure.detections
+    figures = of_kind(folder, data=Data(lesions or slices or "", options["split"]), say=talk)
+    # JSON has no nan
+    safe = {k: None if math.isnan(v) else round(v, 4) for k, v in figures.items()}
+    if options["record"]:
+        from cctmn.model import checkpoint
+
+        checkpoint.record(folder, name=options["record"], figures=safe)
+    click.echo(json.dumps(safe, indent=2) if options["as_json"] else _tree_text(safe))
 
 
 def _plan_text(plan: dict[str, Any]) -> str:

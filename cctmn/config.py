@@ -71,6 +71,7 @@ class Hardware:
     precision: str = _knob(
         "auto", "auto = bfloat16 where a GPU has it", among=("auto", "float32", "bfloat16")
     )
+    checkpoint_s: float = _knob(20.0, "least seconds between checkpoints; they end epochs", low=0)
     retries: int = _knob(3, "restarts from the last checkpoint after a worker died", low=0)
 
 
@@ -87,6 +88,7 @@ class DetectorConfig:
     init: str = _knob("imagenet", "weights of the trunk: imagenet, none, or a torchvision .pth")
     valid_fraction: float = _knob(0.1, "of the patients, where no validation set is given", low=0)
     half: bool = _knob(False, "write the final model in float16, half the size")
+    note: str = _knob("", "a line for the model's card")
     optim: Optim = Optim()
     hardware: Hardware = Hardware()
 
@@ -106,6 +108,7 @@ class ClassifierConfig:
     cached: bool = _knob(True, "variant s: compute the ranked boxes once, not every epoch")
     valid_fraction: float = _knob(0.1, "of the patients, where no validation set is given", low=0)
     half: bool = _knob(False, "write the final model in float16, half the size")
+    note: str = _knob("", "a line for the model's card")
     optim: Optim = Optim(epochs=50, batch_size=8)
     hardware: Hardware = Hardware()
 

@@ -109,8 +109,8 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def scorer_count(resources: Resources) -> int:
-    """Scorers for the cluster: one a GPU, or one a core with room for what feeds them."""
+def worker_count(resources: Resources) -> int:
+    """Worker processes for the cluster: one a GPU, or one a core with room for what feeds them."""
     if resources.gpus >= 1:
         return int(resources.gpus)
     return max(1, int(resources.cpus - SPARE_CPUS))

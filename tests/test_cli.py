@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -53,6 +54,14 @@ def call(*args: object) -> subprocess.CompletedProcess[str]:
         (["score", ".", "-o", "out", "--config", "none.toml"], 2, "cannot be read"),
         (["models", "show", "nomodel"], 4, "card.json not found"),
         (["models", "verify", "nomodel"], 4, "card.json not found"),
+        (["models", "show", "cctmn:none"], 4, "card.json not found"),
+        (["models", "evaluate", "cctmn:demo"], 2, "give --lesions DATA or --slices DATA"),
+        (["models", "evaluate", "cctmn:demo", "--slices", "nowhere"], 2, "no such file"),
+        (["train", "detector", "--data", ".", "-o", "out", "--preset", "x"], 2, "paper-resnet50"),
+        (["train", "detector", "--data", ".", "-o", "out", "--set", "init=none"], 2, "imgs/"),
+        (["train", "classifier", "--data", ".", "-o", "out"], 2, "give -m MODEL"),
+        (["train", "classifier", "--data", ".", "-o", "out", "--set", "optim.lr=-1"], 2, "below 0"),
+        (["train", "classifier", "--data", ".", "-o", "out", "--set", "loss=l2"], 2, "bce, cross"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(
@@ -135,14 +144,17 @@ def test_doctor_names_what_is_wrong(tmp_path: Path, s3: S3Server) -> None:
     assert [p.split(":")[0] for p in json.loads(done.stdout)["problems"]] == [str(tmp_path), "s3"]
 
 
-def test_the_demo_runs_twice_and_says_what_it_is_worth(cctmn: Command, tmp_path: Path) -> None:
+def test_the_demo_runs_twice_and_compares_with_the_truth(cctmn: Command, tmp_path: Path) -> None:
     done = cctmn("demo", "-o", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
-    assert "18 slices = 18 ok + 0 error + 0 pending" in done.stderr
-    assert "mean nothing" in done.stdout
+    assert "32 slices = 32 ok + 0 error + 0 pending" in done.stderr
+    right = re.search(r"^(\d+) of 32 slices have the class they show", done.stdout, re.MULTILINE)
+    assert right
+    assert int(right[1]) >= 25
+    assert "no medical device" in done.stdout
     again = cctmn("demo", "-o", tmp_path / "demo")
     assert again.returncode == 0, again.stderr
-    assert "18 slices done, 0 to score" in again.stderr
+    assert "32 slices done, 0 to score" in again.stderr
     assert again.stdout == done.stdout
 
 

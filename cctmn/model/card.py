@@ -20,6 +20,8 @@ from cctmn import store
 from cctmn.errors import ModelError, SliceError
 
 FORMAT: Final = 1
+SHIPPED: Final = "cctmn:"  # cctmn:demo is the model `demo` that comes with cctmn
+ASSETS: Final = Path(__file__).parents[1] / "assets" / "models"
 WEIGHTS: Final = "weights.safetensors"
 CARD: Final = "card.json"
 ACTIVATIONS: Final = ("sigmoid", "softmax")
@@ -204,9 +206,17 @@ def read_weights(folder: Path | str, *, card: Card) -> bytes:
     raise ModelError(f"{folder}: {WEIGHTS} {problem}; copy the model again")
 
 
+def portable(folder: str) -> str:
+    """The model's name as other machines understand it: a URI, or the name of one that ships."""
+    return folder if folder.startswith(SHIPPED) else store.to_uri(folder)
+
+
 def _read(folder: Path | str, name: str) -> bytes:
+    uri = portable(str(folder))
+    if uri.startswith(SHIPPED):
+        uri = (ASSETS / uri.removeprefix(SHIPPED)).as_uri()
     try:
-        return store.read_all(store.join(store.to_uri(str(folder)), name))
+        return store.read_all(store.join(uri, name))
     except SliceError as error:
         reason = error.code.replace("_", " ")
         raise ModelError(f"{folder}: {name} {reason}; give a folder with {CARD}") from None

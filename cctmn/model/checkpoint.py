@@ -125,8 +125,12 @@ def to_bytes(net: Net, *, card: Card, half: bool = False) -> tuple[bytes, bytes,
     weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
     sha256 = hashlib.sha256(weights).hexdigest()
     card = replace(card, weights_sha256=sha256, weights_bytes=len(weights))
+    return _card_bytes(card), weights, card
+
+
+def _card_bytes(card: Card) -> bytes:
     text = json.dumps(asdict(card), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return text.encode() + b"\n", weights, card
+    return text.encode() + b"\n"
 
 
 def save(net: Net, folder: Path | str, *, card: Card, half: bool = False) -> Card:
@@ -137,6 +141,14 @@ def save(net: Net, folder: Path | str, *, card: Card, half: bool = False) -> Car
     store.put(store.join(uri, WEIGHTS), weights_bytes)
     store.put(store.join(uri, CARD), card_bytes)
     return card
+
+
+def record(folder: Path | str, *, name: str, figures: Mapping[str, float | None]) -> None:
+    """Write figures that somebody measured into the card of a model folder, under a name."""
+    card = read_card(folder)
+    measured = {**card.provenance.get("measured", {}), name: dict(figures)}
+    card = replace(card, provenance={**card.provenance, "measured": measured})
+    store.put(store.join(store.to_uri(str(folder)), CARD), _card_bytes(card))
 
 
 def load(folder: Path | str, *, device: str = "cpu") -> LoadedModel:

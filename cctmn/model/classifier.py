@@ -75,7 +75,8 @@ class Classifier(nn.Module):
         for one, keep in zip(found, chosen, strict=True):
             end = start + keep.numel()
             if start == end:
-                rows.append(deltas.new_zeros(count, 5))
+                # Zeros with a gradient: the other workers wait for that of every weight.
+                rows.append(deltas.new_zeros(count, 5) + 0 * (logits.sum() + deltas.sum()))
                 continue
             own = torch.arange(count, device=keep.device), one.labels_R[keep]
             scores_N = logits[start:end].softmax(-1)[own]

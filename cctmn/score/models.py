@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from cctmn import store
-from cctmn.model.card import read_card, read_weights
+from cctmn.model.card import portable, read_card, read_weights
 from cctmn.score.scorer import ImageArray, Source
 
 if TYPE_CHECKING:
@@ -54,5 +53,5 @@ def open_source(folder: str) -> Source:
             "lesions": dict(card.lesions),
             "activation": card.activation,
         },
-        load=functools.partial(NetScorer, store.to_uri(folder)),
+        load=functools.partial(NetScorer, portable(folder)),
     )

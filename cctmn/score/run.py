@@ -163,7 +163,7 @@ def make_plan(
 ) -> pipeline.Plan:
     """Actors, batch and block sizes from what the cluster has and what there is to do."""
     on_gpu = resources.gpus >= 1
-    wanted = settings.actors or runtime.scorer_count(resources)
+    wanted = settings.actors or runtime.worker_count(resources)
     least, most = BLOCK_ROWS
     block_rows = settings.block_rows or min(
         most, max(least, pending // (wanted * BLOCKS_PER_ACTOR))

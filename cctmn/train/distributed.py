@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -70,14 +74,28 @@ def fit(spec: Spec, *, workers: int, use_gpu: bool) -> str:
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
         ),
     )
-    try:
-        result = trainer.fit()
-    except ray.train.TrainingFailedError:
-        if (failed := store.read_optional(store.join(spec.out, FAILED))) is None:
-            raise
-        name, message = json.loads(failed)
-        raise getattr(errors, name)(message) from None
+    with _interruptible():
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError:
+            if (failed := store.read_optional(store.join(spec.out, FAILED))) is None:
+                raise
+            name, message = json.loads(failed)
+            raise getattr(errors, name)(message) from None
     return store.join(spec.out, CHECKPOINTS, Path(result.checkpoint.path).name)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C in `fit` ends the process with 0, as if all were done; here it stays an interrupt."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _worker(config: dict[str, Any]) -> None:

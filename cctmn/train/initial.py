@@ -6,14 +6,15 @@ weights of the trunk come by torchvision's download, or from a file where there 
 
 from __future__ import annotations
 
-import pickle
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import torch
-from torchvision.models import get_model_weights
+from torch import nn
+from torchvision.models import get_model, get_model_weights
 
 from cctmn.config import ClassifierConfig, DetectorConfig
 from cctmn.errors import ConfigError, ModelError, PreflightError
@@ -40,15 +41,7 @@ def detector(config: DetectorConfig, *, model: str | None) -> LoadedModel:
     assert isinstance(net, Detector)
     if config.init != "none":
         weights = _imagenet(config.backbone) if config.init == "imagenet" else _file(config.init)
-        body = net.backbone.body
-        own = body.state_dict()
-        if missing := sorted(own.keys() - weights.keys()):
-            raise ModelError(f"{config.init}: lacks weights of {config.backbone}: {missing[:3]}")
-        try:
-            body.load_state_dict({name: weights[name] for name in own})
-        except RuntimeError as error:
-            shape = str(error).splitlines()[-1].strip()
-            raise ModelError(f"{config.init}: not of a {config.backbone} ({shape})") from None
+        _fill_trunk(net.backbone.body, weights=weights, config=config)
     name = f"{config.backbone}-t{config.truncation}-{config.lesions}"
     return LoadedModel(net, Card(name=name, arch=arch, trained=False))
 
@@ -80,9 +73,20 @@ def classifier(config: ClassifierConfig, *, model: str | None) -> LoadedModel:
     return checkpoint.with_image_classes(loaded, image_classes=config.classes, seed=seed)
 
 
-def trained_card(card: Card, *, name: str, loss: str | None, provenance: dict[str, Any]) -> Card:
+def trained_card(
+    card: Card,
+    *,
+    name: str,
+    config: DetectorConfig | ClassifierConfig,
+    provenance: dict[str, Any],
+) -> Card:
     """The card of what training makes of the initial net."""
-    activation = {None: card.activation, "bce": "sigmoid", "cross-entropy": "softmax"}[loss]
+    activation = card.activation
+    if isinstance(config, ClassifierConfig):
+        activation = {"bce": "sigmoid", "cross-entropy": "softmax"}[config.loss]
+    notes = [note for note in card.notes if "untrained" not in note]
+    if config.note and config.note not in notes:
+        notes.append(config.note)
     before = {k: card.provenance[k] for k in ("source", "sha256") if k in card.provenance}
     if card.weights_sha256:
         before["weights_sha256"] = card.weights_sha256
@@ -91,11 +95,34 @@ def trained_card(card: Card, *, name: str, loss: str | None, provenance: dict[st
         name=name,
         trained=True,
         activation=activation,
-        notes=tuple(note for note in card.notes if "untrained" not in note),
+        notes=tuple(notes),
         provenance={**provenance, **({"started_from": before} if before else {})},
         weights_sha256="",
         weights_bytes=0,
     )
+
+
+def _fill_trunk(trunk: nn.Module, *, weights: Mapping[str, Any], config: DetectorConfig) -> None:
+    """Copy the trunk's weights; ModelError if they are of another backbone."""
+    with torch.device("meta"):
+        whole = get_model(config.backbone).state_dict()  # a truncated trunk has fewer layers
+    own = trunk.state_dict()
+    # torchvision's files of 2016 are older than these counters.
+    missing = {name for name in own if not name.endswith("num_batches_tracked")} - weights.keys()
+    if missing:
+        raise ModelError(
+            f"{config.init}: lacks weights of {config.backbone}: {sorted(missing)[:3]}"
+        )
+    # A ResNet-34's hold all those of a ResNet-18, and more.
+    if more := weights.keys() - whole.keys():
+        raise ModelError(
+            f"{config.init}: not of a {config.backbone}: has {sorted(more)[:3]} as well"
+        )
+    try:
+        trunk.load_state_dict({name: weights[name] for name in own if name in weights})
+    except RuntimeError as error:
+        shape = str(error).splitlines()[-1].strip()
+        raise ModelError(f"{config.init}: not of a {config.backbone} ({shape})") from None
 
 
 def _imagenet(backbone: str) -> dict[str, Any]:
@@ -116,7 +143,7 @@ def _file(path: str) -> dict[str, Any]:
         weights = torch.load(Path(path), map_location="cpu", weights_only=True)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}); give init=FILE") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError):
+    except Exception:  # noqa: BLE001 - what it raises on other files has no end
         raise ModelError(f"{path}: holds no plain weights; give a torchvision .pth") from None
     if not isinstance(weights, dict):
         raise ModelError(f"{path}: holds no plain weights; give a torchvision .pth")

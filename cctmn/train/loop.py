@@ -24,14 +24,13 @@ from torch.utils.data import DataLoader
 
 from cctmn.config import Hardware, Optim
 from cctmn.errors import ModelError
-from cctmn.model import checkpoint
+from cctmn.model import checkpoint, ranking
 from cctmn.model.card import Card
 from cctmn.train.steps import MicroBatch, Steps
 from cctmn.train.tasks import Task
 
 # A checkpoint: two model folders like any other, and what is needed to go on
 LAST, BEST, STATE = "last", "best", "state.pt"
-CHECKPOINT_S: Final = 20.0  # at least, between two of them; epochs are longer as a rule
 PROGRESS_S: Final = 2.0
 
 
@@ -84,10 +83,16 @@ def run(
     history = here.history
     for epoch in range(len(history.rows), steps.epochs):
         began = time.monotonic()
-        losses = here.epoch(epoch)
-        trained_s = time.monotonic() - began
-        _check_finite(losses, epoch=epoch)
-        figures = here.validate()
+        try:
+            losses = here.epoch(epoch)
+            trained_s = time.monotonic() - began
+            ranking.check_finite(*losses.values())
+            figures = here.validate()
+        except ModelError:  # also of the nets themselves, which look at what they rank
+            raise ModelError(
+                f"the loss is no longer finite in epoch {epoch + 1}; lower optim.lr or set "
+                "optim.clip_norm"
+            ) from None
         done = len(losses["loss"])
         row = {
             "epoch": epoch + 1,
@@ -155,14 +160,15 @@ class _Run:
     def is_time(self, *, last: bool) -> bool:
         """Whether to write a checkpoint now; the first worker's clock decides for all.
 
-        Ray needs a second for each, and an epoch of module S alone is done in less.
+        Ray needs a second for each, and an epoch of module S alone is done in less than that.
         """
-        due = torch.tensor(float(last or time.monotonic() - self.written >= CHECKPOINT_S))
+        now = time.monotonic()
+        due = torch.tensor(float(last or now - self.written >= self.hardware.checkpoint_s))
         if self.world.size > 1:
             due = due.to(self.world.device)
             dist.broadcast(due, src=0)
         if due:
-            self.written = time.monotonic()
+            self.written = now
         return bool(due)
 
     def write(self, card: Card) -> tempfile.TemporaryDirectory[str]:
@@ -311,14 +317,6 @@ def _micro(hardware: Hardware, optim: Optim, world: World) -> int:
         return hardware.micro_batch
     # On a CPU a batch is no faster, and one by one the result does not hang on the workers.
     return 1 if world.device.type == "cpu" else math.ceil(optim.batch_size / world.size)
-
-
-def _check_finite(losses: dict[str, Tensor], *, epoch: int) -> None:
-    if broken := [name for name, values in losses.items() if not values.isfinite().all()]:
-        raise ModelError(
-            f"{broken[-1]} is no longer finite in epoch {epoch + 1}; lower optim.lr or set "
-            "optim.clip_norm"
-        )
 
 
 def _with(card: Card, row: dict[str, float]) -> Card:

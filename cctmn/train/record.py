@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from tensorboardX import SummaryWriter
 from cctmn import store
 from cctmn.train.loop import History
 
+EPOCHS, STEPS = "metrics.csv", "steps.csv"
 EVENTS = "events.out.tfevents.0.cctmn"  # one name, so that a later epoch replaces an earlier file
 
 
@@ -24,11 +26,9 @@ def write(history: History, out: str) -> None:
     """Write all three below `out`."""
     names = list(history.losses)
     rows = zip(*history.losses.values(), strict=True)
+    store.put(store.join(out, EPOCHS), _table(history.rows[0], map(dict.values, history.rows)))
     store.put(
-        store.join(out, "metrics.csv"), _table(history.rows[0], map(dict.values, history.rows))
-    )
-    store.put(
-        store.join(out, "steps.csv"),
+        store.join(out, STEPS),
         _table(["step", *names], ([step + 1, *row] for step, row in enumerate(rows))),
     )
     store.put(store.join(out, "tensorboard", EVENTS), _events(history))
@@ -50,7 +50,7 @@ def _events(history: History) -> bytes:
                 writer.add_scalar(f"train/{name}", value, step, walltime=0)
         for row in history.rows:
             for name, value in row.items():
-                if name != "epoch":
+                if name != "epoch" and not math.isnan(value):  # it would warn of each
                     writer.add_scalar(f"epoch/{name}", value, int(row["epoch"]), walltime=0)
         writer.close()
         (file,) = Path(folder).iterdir()

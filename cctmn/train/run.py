@@ -7,40 +7,36 @@ the last checkpoint; other settings or other data are refused, but more epochs g
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from cctmn import __version__, config, errors, folder, runtime, store, versions
 from cctmn.config import ClassifierConfig, DetectorConfig
-from cctmn.data import lesions, slices, splits
+from cctmn.data import splits
+from cctmn.data.lesions import LesionSample
+from cctmn.data.slices import SliceSample
 from cctmn.errors import ConfigError
 from cctmn.model import checkpoint
 from cctmn.model.card import LESION_MODES
 from cctmn.model.checkpoint import LoadedModel
-from cctmn.read.intensity import InputContract
 from cctmn.runtime import Resources
 from cctmn.talk import Say, duration, silent
-from cctmn.train import distributed, initial, loop
+from cctmn.train import datasets, distributed, initial, loop, record
+from cctmn.train.datasets import Data
 from cctmn.train.distributed import Spec
 from cctmn.train.steps import Steps
 
 FORMAT: Final = 1
 LOOK_S: Final = 2.0  # between looks at the workers' progress
-READ_THREADS: Final = 8  # that look through the data before the run
 
-
-@dataclass(frozen=True)
-class Data:
-    """Where labelled slices are: folder or table, and the list of names that selects from it."""
-
-    place: str
-    split: str | None = None
+Samples = tuple[LesionSample, ...] | tuple[SliceSample, ...]
 
 
 @dataclass(frozen=True)
@@ -78,22 +74,22 @@ def train(job: Job, *, address: str | None = None, say: Say = silent) -> Outcome
     """
     out = store.to_uri(job.out)
     began = time.monotonic()
+    start = _start(job)
+    train_set, valid_set = _data(job, start=start, say=say)
+    answers = _answers(job, start=start, sets=(train_set, valid_set))
     with folder.only_writer(out):
-        start = _start(job)
-        train_set, valid_set = _data(job, start=start, say=say)
-        answers = _answers(job, start=start, sets=(train_set, valid_set))
         run = store.join(out, "private", "run.json")
         folder.check_same(run, answers=answers, name=job.out)
         folder.put_json(run, {"answers": answers, "job": asdict(job)})
         steps = Steps(len(train_set), job.config.optim)
         manifest_uri = store.join(out, "manifest.json")
         manifest = json.loads(store.read_optional(manifest_uri) or b"{}")
-        if manifest.get("epochs", 0) < steps.epochs or manifest.get("steps") != steps.total:
+        if manifest.get("steps", 0) < steps.total:
             checkpoint.save(start.net, store.join(out, "initial"), card=start.card)
             card = initial.trained_card(
                 start.card,
                 name=_name(job, start),
-                loss=getattr(job.config, "loss", None),
+                config=job.config,
                 provenance=_provenance(job, counts=(len(train_set), len(valid_set))),
             )
             spec = Spec(job.config, train_set, valid_set, out, card)
@@ -121,58 +117,40 @@ def _start(job: Job) -> LoadedModel:
     return initial.classifier(job.config, model=job.model)
 
 
-def _data(job: Job, *, start: LoadedModel, say: Say) -> tuple[Any, Any]:
+def _data(job: Job, *, start: LoadedModel, say: Say) -> tuple[Samples, Samples]:
     """Training and validation slices that can be read, no patient in both."""
-    sets = [_read(job, job.data, start=start, what="training", say=say)]
+    train_set = _read(job, job.data, start=start, say=say)
     if job.valid is not None:
-        sets.append(_read(job, job.valid, start=start, what="validation", say=say))
-    else:
-        if not job.config.valid_fraction:
-            raise ConfigError("no validation slices: give --valid, or valid_fraction above 0")
-        sets = list(
-            splits.held_out(sets[0], fraction=job.config.valid_fraction, seed=job.config.optim.seed)
+        valid_set = _read(job, job.valid, start=start, say=say)
+    elif job.config.valid_fraction:
+        fraction, seed = job.config.valid_fraction, job.config.optim.seed
+        train_set, valid_set = splits.held_out(  # type: ignore[assignment]
+            train_set, fraction=fraction, seed=seed
         )
-        say(f"kept aside for validation: {len(sets[1]):,} slices")
-    unknown = splits.check_disjoint({"training": sets[0], "validation": sets[1]})
-    if unknown:
+        say(f"of these kept aside for validation: {len(valid_set):,} slices")
+    else:
+        raise ConfigError("no validation slices: give --valid, or valid_fraction above 0")
+    if unknown := splits.check_disjoint({"training": train_set, "validation": valid_set}):
         say(f"{unknown:,} slices have no known patient: splits are not checked for them")
-    return tuple(sets[0]), tuple(sets[1])
+    return train_set, valid_set
 
 
-def _read(job: Job, data: Data, *, start: LoadedModel, what: str, say: Say) -> Sequence[Any]:
-    contract = InputContract.from_card(start.card.input)
+def _read(job: Job, data: Data, *, start: LoadedModel, say: Say) -> Samples:
     if isinstance(job.config, DetectorConfig):
-        lesion_set = lesions.check_lesions(
-            lesions.open_lesions(data.place, names=data.split),
-            lesion_classes=start.card.arch.lesion_classes,
-            contract=contract,
-            threads=READ_THREADS,
-        )
-        samples: Sequence[Any] = lesion_set.samples
-        problems = lesion_set.problems
-    else:
-        slice_set = slices.check_slices(
-            slices.open_slices(data.place, split=data.split, classes=job.config.classes),
-            contract=contract,
-            threads=READ_THREADS,
-        )
-        samples, problems = slice_set.samples, slice_set.problems
-    patients = len({sample.patient for sample in samples if sample.patient})
-    say(f"{what}: {len(samples):,} slices of {patients:,} patients")
-    for line in problems.lines():
-        say(f"{what}: {line}")
-    return samples
+        return datasets.with_lesions(data, card=start.card, say=say)
+    return datasets.with_classes(data, classes=job.config.classes, card=start.card, say=say)
 
 
-def _answers(job: Job, *, start: LoadedModel, sets: tuple[Any, Any]) -> dict[str, Any]:
+def _answers(job: Job, *, start: LoadedModel, sets: tuple[Samples, Samples]) -> dict[str, Any]:
     """Everything that changes what is learned; a folder holds one such run.
 
-    More epochs may be asked of it later, unless the learning rate hangs on their number.
+    More epochs may be asked of it later, unless the learning rate hangs on their number or the last
+    was cut short.
     """
     settings = asdict(job.config)
     hardware = settings.pop("hardware")
-    if settings["optim"]["schedule"] == "constant":
-        del settings["optim"]["epochs"], settings["optim"]["steps"]
+    if settings["optim"]["schedule"] == "constant" and not settings["optim"]["steps"]:
+        del settings["optim"]["epochs"]
     settings["micro_batch"] = hardware["micro_batch"]
     _, _, card = checkpoint.to_bytes(start.net, card=start.card)
     names = [[(s.name, getattr(s, "label", None)) for s in samples] for samples in sets]
@@ -189,7 +167,7 @@ def _answers(job: Job, *, start: LoadedModel, sets: tuple[Any, Any]) -> dict[str
 def _workers(job: Job, resources: Resources) -> tuple[int, bool]:
     hardware, batch = job.config.hardware, job.config.optim.batch_size
     use_gpu = resources.gpus >= 1
-    have = int(resources.gpus) if use_gpu else runtime.scorer_count(resources)
+    have = int(resources.gpus) if use_gpu else runtime.worker_count(resources)
     if hardware.workers > have:
         raise ConfigError(f"hardware.workers: {hardware.workers} asked, there is room for {have}")
     return min(hardware.workers or have, batch), use_gpu
@@ -238,28 +216,44 @@ def _finish(job: Job, *, out: str, written: str, answers: dict[str, Any]) -> dic
 
 @contextmanager
 def _told(out: str, say: Say) -> Iterator[None]:
-    """Say what the workers write down while the block runs."""
-    uri = store.join(out, distributed.PROGRESS)
-    store.delete(uri)
+    """Say what the workers write down while the block runs: steps in passing, epochs to stay."""
+    progress, table = (store.join(out, name) for name in (distributed.PROGRESS, record.EPOCHS))
+    store.delete(progress)
     stop = threading.Event()
 
-    def look() -> None:
-        before = b""
-        while not stop.wait(LOOK_S):
-            with suppress(errors.CctmnError, OSError, ValueError):  # written, or storage stumbles
-                now = store.read_optional(uri) or b""
-                if now != before:
-                    say(_line(json.loads(now)), passing=True)
-                before = now
+    def rows() -> list[dict[str, str]]:
+        return list(csv.DictReader((store.read_optional(table) or b"").decode().split()))
 
-    thread = threading.Thread(target=look, name="progress", daemon=True)
+    def look(epochs: int) -> None:
+        before, ended = b"", False
+        while not ended:
+            ended = stop.wait(LOOK_S)
+            with suppress(errors.CctmnError, OSError, ValueError):  # storage stumbles: look again
+                for row in rows()[epochs:]:
+                    say(_epoch_line(row))
+                    epochs += 1
+                now = store.read_optional(progress)
+                if now and now != before:
+                    say(_line(json.loads(now)), passing=True)
+                    before = now
+
+    thread = threading.Thread(target=look, args=[len(rows())], name="progress", daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join()
-        store.delete(uri)
+        store.delete(progress)
+
+
+def _epoch_line(row: dict[str, str]) -> str:
+    figures = "  ".join(
+        f"{name.removeprefix('val_')} {float(value):.3f}"
+        for name, value in row.items()
+        if name.startswith("val_")
+    )
+    return f"epoch {row['epoch']}: loss {float(row['loss']):.3f}  {figures}"
 
 
 def _line(now: dict[str, Any]) -> str:

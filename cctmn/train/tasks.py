@@ -29,6 +29,7 @@ from cctmn.model.predict import prepare
 from cctmn.read.intensity import InputContract
 
 Losses = dict[str, Tensor]
+Compared = tuple[detection.Instances, detection.Instances]  # found, true
 
 
 class Task(Protocol):
@@ -107,36 +108,33 @@ class DetectorTask:
         losses: Losses = module(x_B3HW, sizes=sizes, targets=targets)
         return losses
 
-    def evidence(self, index: int) -> tuple[detection.Instances, detection.Instances]:
+    def evidence(self, index: int) -> Compared:
         """What the net finds, and the truth."""
-        truth = self._read(self.valid[index])
-        return found_instances(self.net, truth.pixels), detection.Instances(
-            masks=detection.encode(truth.masks_MHW),
-            labels_M=truth.labels_M,
-            scores_M=np.ones(len(truth.labels_M), np.float32),
-        )
+        return compared(self.net, self._read(self.valid[index]))
 
-    def metrics(
-        self, evidence: Sequence[tuple[detection.Instances, detection.Instances]]
-    ) -> dict[str, float]:
+    def metrics(self, evidence: Sequence[Compared]) -> dict[str, float]:
         """Per-image and COCO's average precision."""
         found, truth = zip(*evidence, strict=True)
         return detection.summary(found, truth, classes=self.net.arch.lesion_classes)
 
 
-def found_instances(net: Detector | Classifier, pixels: Any) -> detection.Instances:
-    """The lesions that a net with a mask head reports on one slice. Eval mode."""
-    found = net.predict([pixels])[0]
+def compared(net: Detector | Classifier, truth: LesionSlice) -> Compared:
+    """The lesions that a net with a mask head reports on a slice, and the true ones. Eval mode."""
+    found = net.predict([truth.pixels])[0]
     assert found.mask_logits_M1SS is not None, "a net without a mask head has no masks to compare"
     pasted = paste(
         torch.from_numpy(found.mask_logits_M1SS),
         torch.from_numpy(found.boxes_M4),
-        size=pixels.shape,
+        size=(truth.pixels.shape[0], truth.pixels.shape[1]),
     )
     return detection.Instances(
         masks=[rle for mask in pasted for rle in detection.encode(mask.numpy()[None])],
         labels_M=found.labels_M,
         scores_M=found.scores_M,
+    ), detection.Instances(
+        masks=detection.encode(truth.masks_MHW),
+        labels_M=truth.labels_M,
+        scores_M=np.ones(len(truth.labels_M), np.float32),
     )
 
 
@@ -227,14 +225,18 @@ class ClassifierTask:
 
     def evidence(self, index: int) -> tuple[int, int]:
         """True and predicted class."""
-        sample = self.valid[index]
-        found = self.net.predict([read_slice(sample.image, contract=self.contract)])[0]
-        assert found.logits_C is not None
-        return sample.label, int(found.logits_C.argmax())
+        return classified(self.net, self.valid[index], contract=self.contract)
 
     def metrics(self, evidence: Sequence[tuple[int, int]]) -> dict[str, float]:
         """Accuracy, F1, and sensitivity and PPV of each class."""
-        return _class_metrics(evidence, classes=self.net.arch.image_classes)
+        return class_metrics(evidence, classes=self.net.arch.image_classes)
+
+
+def classified(net: Classifier, sample: SliceSample, *, contract: InputContract) -> tuple[int, int]:
+    """True and predicted class of one slice. Eval mode."""
+    found = net.predict([read_slice(sample.image, contract=contract)])[0]
+    assert found.logits_C is not None
+    return sample.label, int(found.logits_C.argmax())
 
 
 @dataclass(eq=False)
@@ -279,12 +281,13 @@ class CachedTask:
 
     def metrics(self, evidence: Sequence[tuple[int, int]]) -> dict[str, float]:
         """As ClassifierTask's."""
-        return _class_metrics(evidence, classes=self.net.arch.image_classes)
+        return class_metrics(evidence, classes=self.net.arch.image_classes)
 
 
-def _class_metrics(
+def class_metrics(
     evidence: Sequence[tuple[int, int]], *, classes: tuple[str, ...]
 ) -> dict[str, float]:
+    """Figures of pairs of true and predicted class."""
     truth_N, predicted_N = np.array(evidence).T
     matrix_CC = classification.confusion(truth_N, predicted_N, classes=len(classes))
     return classification.summary(matrix_CC, classes=classes)

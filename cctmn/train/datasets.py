@@ -1,0 +1,61 @@
+"""Labelled slices for a stage: opened, read once, and what is wrong with them said.
+
+In: where they are and what the model expects. Out: the samples that can be used. Whoever trains on
+them or measures by them sees the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from cctmn.data import lesions, slices
+from cctmn.data.lesions import LesionSample
+from cctmn.data.problems import Problems, Sample
+from cctmn.data.slices import SliceSample
+from cctmn.model.card import Card
+from cctmn.read.intensity import InputContract
+from cctmn.talk import Say
+
+READ_THREADS: Final = 8
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where labelled slices are: folder or table, and the list of names that selects from it."""
+
+    place: str
+    split: str | None = None
+    what: str = "slices"  # for the person
+
+
+def with_lesions(data: Data, *, card: Card, say: Say) -> tuple[LesionSample, ...]:
+    """CNCB-like slices that have a lesion of the model's classes."""
+    found = lesions.check_lesions(
+        lesions.open_lesions(data.place, names=data.split),
+        lesion_classes=card.arch.lesion_classes,
+        contract=InputContract.from_card(card.input),
+        threads=READ_THREADS,
+    )
+    _tell(data, found.samples, problems=found.problems, say=say)
+    return tuple(found.samples)
+
+
+def with_classes(
+    data: Data, *, classes: tuple[str, ...], card: Card, say: Say
+) -> tuple[SliceSample, ...]:
+    """Slices with an image class, in any of the layouts."""
+    found = slices.check_slices(
+        slices.open_slices(data.place, split=data.split, classes=classes),
+        contract=InputContract.from_card(card.input),
+        threads=READ_THREADS,
+    )
+    _tell(data, found.samples, problems=found.problems, say=say)
+    return tuple(found.samples)
+
+
+def _tell(data: Data, samples: tuple[Sample, ...], *, problems: Problems, say: Say) -> None:
+    patients = len({sample.patient for sample in samples if sample.patient})
+    say(f"{data.what}: {len(samples):,} slices of {patients:,} patients")
+    for line in problems.lines():
+        say(f"{data.what}: {line}")

@@ -1,0 +1,49 @@
+"""How good a model is on labelled slices: the figures of its card, measured again by anybody.
+
+In: a model folder, lesion slices with masks or slices with classes. Out: the figures that training
+shows for its validation slices, by the same code, on this process alone.
+"""
+
+from __future__ import annotations
+
+from cctmn.data.lesions import read_lesions
+from cctmn.errors import ConfigError
+from cctmn.evaluate import detection
+from cctmn.model import checkpoint
+from cctmn.model.classifier import Classifier
+from cctmn.read.intensity import InputContract
+from cctmn.talk import Say, silent
+from cctmn.train import datasets, tasks
+from cctmn.train.datasets import Data
+
+
+def detections(model: str, *, data: Data, say: Say = silent) -> dict[str, float]:
+    """Average precision of the model's masks on CNCB-like slices, per image and COCO's."""
+    loaded = checkpoint.load(model)
+    arch = loaded.card.arch
+    if not arch.mask_head:
+        raise ConfigError(f"{model}: has no mask head, so its lesions have no masks to compare")
+    samples = datasets.with_lesions(data, card=loaded.card, say=say)
+    contract = InputContract.from_card(loaded.card.input)
+    pairs = []
+    for done, sample in enumerate(samples, start=1):
+        truth = read_lesions(sample, lesion_classes=arch.lesion_classes, contract=contract)
+        pairs.append(tasks.compared(loaded.net, truth))
+        say(f"{done}/{len(samples)}", passing=True)
+    found, true = zip(*pairs, strict=True)
+    return detection.summary(found, true, classes=arch.lesion_classes)
+
+
+def classes(model: str, *, data: Data, say: Say = silent) -> dict[str, float]:
+    """Accuracy, F1, and sensitivity and PPV of each class, on slices with image classes."""
+    loaded = checkpoint.load(model)
+    if not isinstance(loaded.net, Classifier):
+        raise ConfigError(f"{model}: is a detector; it has no image classes to compare")
+    names = loaded.card.arch.image_classes
+    samples = datasets.with_classes(data, classes=names, card=loaded.card, say=say)
+    contract = InputContract.from_card(loaded.card.input)
+    pairs = []
+    for done, sample in enumerate(samples, start=1):
+        pairs.append(tasks.classified(loaded.net, sample, contract=contract))
+        say(f"{done}/{len(samples)}", passing=True)
+    return tasks.class_metrics(pairs, classes=names)

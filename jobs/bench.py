@@ -1,0 +1,122 @@
+"""Benchmarks that can be repeated: what Ray costs a training step.
+
+In: nothing but this machine. Out: steps per second of both stages, as a worker of Ray Train and as
+a plain loop over the same modules in one process, in turn, and their ratio. From a checkout:
+    python jobs/bench.py
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+BACKBONE, TRUNCATION = "resnet18", 1
+SLICES, EPOCHS = 8, 4  # the first epoch warms up and does not count
+SETS = ["hardware.workers=1", "hardware.threads=1", f"optim.epochs={EPOCHS}"]
+
+
+def commands(folder: Path, stage: str) -> tuple[list[str], list[str]]:
+    """Of the run on Ray and of the plain loop."""
+    kind = "lesions" if stage == "detector" else "slices"
+    data = ["--data", str(folder / kind), "--valid", str(folder / f"{kind}-valid")]
+    ray = [sys.executable, "-m", "cctmn.cli", "train", stage, *data, "-q", "-m", str(folder / "m")]
+    ray += [part for text in SETS for part in ("--set", text)]
+    return ray, [sys.executable, __file__, "--plain", stage, "--folder", str(folder)]
+
+
+def plain(folder: Path, stage: str) -> Iterator[float]:
+    """Steps per second of each epoch of a loop as anybody would write it."""
+    import torch
+
+    from cctmn.config import ClassifierConfig, DetectorConfig
+    from cctmn.data.lesions import open_lesions
+    from cctmn.data.slices import open_slices
+    from cctmn.model import checkpoint
+    from cctmn.read.intensity import InputContract
+    from cctmn.train.tasks import ClassifierTask, DetectorTask
+
+    torch.set_num_threads(1)
+    start, contract = checkpoint.load(folder / "m"), InputContract()
+    config: Any
+    task: Any
+    if stage == "detector":
+        config = DetectorConfig()
+        samples: Any = open_lesions(str(folder / "lesions")).samples
+        task = DetectorTask(start.net, samples, (), contract, config.variant)  # type: ignore[arg-type]
+    else:
+        config = ClassifierConfig()
+        start = checkpoint.classifier_from_detector(start, seed=0)
+        classes = config.classes
+        samples = open_slices(str(folder / "slices"), classes=classes).samples
+        task = ClassifierTask(start.net, samples, (), contract, config)  # type: ignore[arg-type]
+    net = task.net.to(memory_format=torch.channels_last)
+    task.train()
+    weights = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(weights, lr=config.optim.lr, weight_decay=1e-3)
+    cpu, batch = torch.device("cpu"), config.optim.batch_size
+    for _ in range(EPOCHS):
+        began = time.monotonic()
+        order = torch.randperm(len(samples)).tolist()
+        for step in range(0, len(order), batch):
+            for index in order[step : step + batch]:
+                losses = task.losses(net, [task.read(index)], device=cpu)
+                (sum(losses.values()) / batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        yield len(order) / batch / (time.monotonic() - began)
+
+
+def measure(folder: Path, stage: str, *, repeats: int) -> dict[str, float]:
+    """Median rates after the first epoch, the two kinds in turn."""
+    rates: dict[str, list[float]] = {"ray": [], "plain": []}
+    on_ray, alone = commands(folder, stage)
+    for repeat in range(repeats):
+        out = folder / f"out-{stage}-{repeat}"
+        subprocess.run([*on_ray, "-o", str(out)], check=True)
+        lines = (out / "metrics.csv").read_text().splitlines()
+        column = lines[0].split(",").index("steps_per_s")
+        rates["ray"] += [float(line.split(",")[column]) for line in lines[2:]]
+        said = subprocess.run(alone, check=True, capture_output=True, text=True).stdout
+        rates["plain"] += json.loads(said)[1:]
+    ray, one = statistics.median(rates["ray"]), statistics.median(rates["plain"])
+    return {"ray_steps_per_s": ray, "plain_steps_per_s": one, "ratio": ray / one}
+
+
+@click.command()
+@click.option("--repeats", default=3, show_default=True)
+@click.option("--plain", "stage", type=click.Choice(["detector", "classifier"]), hidden=True)
+@click.option("--folder", type=click.Path(path_type=Path), hidden=True)
+def main(repeats: int, stage: str | None, folder: Path | None) -> None:
+    """Compare the step rates of both stages."""
+    if stage is not None:
+        assert folder is not None
+        print(json.dumps(list(plain(folder, stage))))
+        return
+    from cctmn.data import phantom_files
+    from cctmn.model import checkpoint
+    from cctmn.model.card import LESION_MODES, Arch, Card
+
+    with tempfile.TemporaryDirectory() as made:
+        here = Path(made)
+        for seed, suffix, count in ((1, "", SLICES), (2, "-valid", 1)):
+            phantom_files.write_lesions(here / f"lesions{suffix}", count=count, seed=seed)
+            phantom_files.write_slices(here / f"slices{suffix}", count=count, seed=seed)
+        arch = Arch(BACKBONE, TRUNCATION, LESION_MODES["both"], mask_head=True)
+        card = Card(name="bench", arch=arch, trained=False)
+        checkpoint.save(checkpoint.fresh(arch, seed=0), here / "m", card=card)
+        for stage in ("detector", "classifier"):
+            figures = measure(here, stage, repeats=repeats)
+            print(stage, json.dumps({k: round(v, 3) for k, v in figures.items()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

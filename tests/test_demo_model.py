@@ -1,0 +1,48 @@
+"""The model that ships, on phantoms that its training never saw."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cctmn.data import phantom_files
+from cctmn.model import checkpoint
+from cctmn.model.card import ASSETS, read_card
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def figures(done: subprocess.CompletedProcess[str]) -> dict[str, float]:
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def told(kind: str) -> dict[str, float]:
+    return dict(read_card("cctmn:demo").provenance["measured"][f"unseen phantoms, {kind}"])
+
+
+def test_it_is_small_sound_and_says_what_it_is() -> None:
+    weights = ASSETS / "demo" / "weights.safetensors"
+    assert weights.stat().st_size <= 12_000_000
+    card = checkpoint.load("cctmn:demo").card
+    assert "no medical device" in card.intended_use
+    assert any("phantom" in note for note in card.notes)
+    assert card.provenance["seed"] == 20
+
+
+def test_it_classifies_unseen_phantoms(cctmn: Command, tmp_path: Path) -> None:
+    phantom_files.write_slices(tmp_path, count=90, seed=5)
+    found = figures(cctmn("models", "evaluate", "cctmn:demo", "--slices", tmp_path, "--json"))
+    assert found["accuracy"] >= 0.97
+    assert found["accuracy"] == pytest.approx(told("slices")["accuracy"], abs=0.012)  # one slice
+
+
+def test_it_finds_lesions_of_unseen_phantoms(cctmn: Command, tmp_path: Path) -> None:
+    phantom_files.write_lesions(tmp_path, count=40, seed=6)
+    found = figures(cctmn("models", "evaluate", "cctmn:demo", "--lesions", tmp_path, "--json"))
+    assert found["image_ap50"] >= 0.62
+    assert found["image_ap50"] == pytest.approx(told("lesions")["image_ap50"], abs=0.02)

@@ -1,0 +1,324 @@
+"""Both stages on a real Ray: workers, storage, kills, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from cctmn import store
+from cctmn.config import ClassifierConfig, DetectorConfig, Hardware, Optim
+from cctmn.data.lesions import open_lesions
+from cctmn.errors import ConfigError, DataError, ModelError, ResumeError
+from cctmn.model import checkpoint
+from cctmn.model.card import read_card
+from cctmn.train import distributed, run
+from cctmn.train.datasets import Data
+from tests.train.small import detector_folder, write_lesions, write_slices
+
+TIMEOUT_S = 300
+HARDWARE = Hardware(workers=1, threads=1, checkpoint_s=0)
+DETECTOR = DetectorConfig(optim=Optim(epochs=2, lr=1e-3, batch_size=2), hardware=HARDWARE)
+CLASSIFIER = ClassifierConfig(
+    variant="s",
+    ranked=32,
+    hidden=16,
+    optim=Optim(epochs=3, lr=1e-3, batch_size=4),
+    hardware=HARDWARE,
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labelled slices and an untrained detector."""
+    folder = tmp_path_factory.mktemp("made")
+    write_lesions(folder / "lesions", count=6, seed=1)
+    write_lesions(folder / "lesions-valid", count=2, seed=2)
+    write_lesions(folder / "some-empty", count=6, seed=3, empty=(1, 4))
+    write_slices(folder / "slices", count=9, seed=1)
+    write_slices(folder / "slices-valid", count=3, seed=2)
+    detector_folder(folder)
+    return folder
+
+
+def lesions_of(made: Path) -> dict[str, Any]:
+    return {
+        "data": Data(str(made / "lesions")),
+        "valid": Data(str(made / "lesions-valid")),
+        "model": str(made / "detector"),
+    }
+
+
+def slices_of(made: Path, *, model: Path | str) -> dict[str, Any]:
+    return {
+        "data": Data(str(made / "slices"), str(made / "slices" / "split.txt")),
+        "valid": Data(str(made / "slices-valid")),
+        "model": str(model),
+    }
+
+
+def table(place: Path | str) -> list[dict[str, float]]:
+    text = store.read_all(store.to_uri(str(place))).decode()
+    return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(text.splitlines())]
+
+
+def figures(rows: list[dict[str, float]]) -> list[dict[str, str]]:
+    """Without the times; as text, for nan is not equal to itself."""
+    return [{k: str(v) for k, v in row.items() if not k.endswith("_s")} for row in rows]
+
+
+def spec_of(made: Path, out: Path, *, config: DetectorConfig) -> distributed.Spec:
+    samples = open_lesions(str(made / "some-empty")).samples
+    start = checkpoint.load(made / "detector")
+    checkpoint.save(start.net, out / "initial", card=start.card)
+    return distributed.Spec(config, samples, samples[:2], out.as_uri(), start.card)
+
+
+@pytest.fixture(scope="module")
+def trained(cluster: None, made: Path, tmp_path_factory: pytest.TempPathFactory) -> run.Job:
+    """A finished run of stage 2."""
+    out = tmp_path_factory.mktemp("trained") / "out"
+    job = run.Job(CLASSIFIER, out=str(out), **slices_of(made, model=made / "detector"))
+    run.train(job)
+    return job
+
+
+def test_two_workers_learn_what_one_learns(cluster: None, made: Path, tmp_path: Path) -> None:
+    """The same global batch, and in it slices without a lesion that leave one worker none."""
+    curves = []
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        out.mkdir()
+        distributed.fit(spec_of(made, out, config=DETECTOR), workers=workers, use_gpu=False)
+        curves.append([row["loss"] for row in table(out / "steps.csv")])
+    assert len(curves[0]) == 6
+    # Adam divides by the root of a tiny second moment, so rounding grows over the steps.
+    assert curves[0][:2] == pytest.approx(curves[1][:2], rel=1e-5)
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+    assert curves[0][-1] < curves[0][0]
+
+
+def test_a_whole_project_with_everything_on_s3(
+    cluster: None, s3: Any, made: Path, tmp_path: Path
+) -> None:
+    """Data, models, checkpoints and outputs; then module S on two workers."""
+    s3.bucket("project")
+    for path in made.rglob("*"):
+        if path.is_file():
+            s3.upload("project", path.relative_to(made).as_posix(), path.read_bytes())
+    detector = run.train(
+        run.Job(
+            replace(DETECTOR, optim=replace(DETECTOR.optim, epochs=1)),
+            data=Data("s3://project/lesions"),
+            valid=Data("s3://project/lesions-valid"),
+            model="s3://project/detector",
+            out="s3://project/out-detector",
+        )
+    )
+    assert len(table("s3://project/out-detector/steps.csv")) == 3
+    classifier = run.train(
+        run.Job(
+            replace(CLASSIFIER, hardware=replace(HARDWARE, workers=2)),
+            data=Data("s3://project/slices", "s3://project/slices/split.txt"),
+            valid=Data("s3://project/slices-valid"),
+            model=detector.model,
+            out="s3://project/out-classifier",
+        )
+    )
+    loaded = checkpoint.load(classifier.model)
+    assert loaded.card.arch.image_classes == ("control", "pneumonia", "covid")
+    assert loaded.card.trained
+    assert not loaded.card.notes
+    # only module S moved
+    before = checkpoint.load(detector.model).net.state_dict()
+    after = loaded.net.detector.state_dict()
+    assert all((after[name] == before[name]).all() for name in after)
+    rows = table("s3://project/out-classifier/metrics.csv")
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert (
+        classifier.best_epoch == max(rows, key=lambda r: (r["val_accuracy"], r["epoch"]))["epoch"]
+    )
+
+
+def test_tuning_to_other_classes_is_followed_by_scoring(
+    trained: run.Job, made: Path, tmp_path: Path, cctmn: Callable[..., Any]
+) -> None:
+    """iCTCF's case: a classifier of three classes, tuned to two."""
+    first = Path(trained.out) / "model"
+    for name, count, seed in (("two", 6, 5), ("two-valid", 2, 6)):
+        source = write_slices(tmp_path / f"{name}-flat", count=count, seed=seed, classes=2)
+        for label, prefix in (("nCT", "Normal"), ("pCT", "CP")):
+            (tmp_path / name / label).mkdir(parents=True)
+            for path in source.glob(f"{prefix}_*"):
+                path.rename(tmp_path / name / label / path.name)
+    config = replace(
+        CLASSIFIER, classes=("control", "covid"), variant="s+bn", loss="cross-entropy",
+        ranked=0, hidden=0, half=True, optim=replace(CLASSIFIER.optim, epochs=1),
+    )  # fmt: skip
+    second = run.train(
+        run.Job(
+            config,
+            data=Data(str(tmp_path / "two")),
+            valid=Data(str(tmp_path / "two-valid")),
+            model=str(first),
+            out=str(tmp_path / "2"),
+        )
+    )
+    card = read_card(second.model)
+    assert (card.arch.image_classes, card.activation) == (("control", "covid"), "softmax")
+    weights = tmp_path / "2" / "model" / "weights.safetensors"
+    assert weights.stat().st_size < 0.6 * (first / "weights.safetensors").stat().st_size
+    out = tmp_path / "scored"
+    done = cctmn("score", made / "slices" / "*.png", "-o", out, "-m", tmp_path / "2" / "model")
+    assert done.returncode == 0, done.stderr
+    from cctmn.score import resume
+
+    rows = resume.rows((out / "predictions").as_uri())
+    assert {row["pred_class"] for row in rows} <= {"control", "covid"}
+    assert all(row["p_control"] + row["p_covid"] == pytest.approx(1, abs=1e-5) for row in rows)
+
+
+def test_what_is_refused(trained: run.Job, tmp_path: Path) -> None:
+    def ask(
+        *, optim: dict[str, Any] | None = None, hardware: dict[str, Any] | None = None, **job: Any
+    ) -> run.Outcome:
+        config = replace(
+            CLASSIFIER,
+            optim=replace(CLASSIFIER.optim, **optim or {}),
+            hardware=replace(HARDWARE, **hardware or {}),
+        )
+        return run.train(replace(trained, config=config, **job))
+
+    with pytest.raises(ResumeError, match=r"settings\.optim\.lr: 0\.001 there, 0\.002 here"):
+        ask(optim={"lr": 2e-3})
+    with pytest.raises(DataError, match="share 9 patients"):
+        ask(valid=trained.data, out=str(tmp_path / "leak"))
+    with pytest.raises(ConfigError, match=r"hardware\.workers: 64 asked"):
+        ask(hardware={"workers": 64}, out=str(tmp_path / "many"))
+
+
+def test_a_finished_run_starts_nothing_and_more_epochs_go_on(trained: run.Job) -> None:
+    began = time.monotonic()
+    assert run.train(trained).epochs == 3
+    assert time.monotonic() - began < 5
+    place = Path(trained.out) / "metrics.csv"
+    first = figures(table(place))
+    more = replace(CLASSIFIER, optim=replace(CLASSIFIER.optim, epochs=5))
+    assert run.train(replace(trained, config=more)).epochs == 5
+    rows = figures(table(place))
+    assert len(rows) == 5
+    assert rows[:3] == first
+
+
+def test_losses_that_explode_end_in_one_line(cluster: None, made: Path, tmp_path: Path) -> None:
+    """And are not tried again, as a lost machine would be."""
+    wild = replace(CLASSIFIER, optim=replace(CLASSIFIER.optim, lr=1e30, epochs=9))
+    job = run.Job(wild, out=str(tmp_path / "out"), **slices_of(made, model=made / "detector"))
+    with pytest.raises(ModelError, match=r"not finite|no longer finite in epoch \d; lower optim"):
+        run.train(job)
+
+
+def workers() -> list[psutil.Process]:
+    """Of this test's own cluster: there may be others on the machine."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_a_worker_that_dies_is_replaced(cluster: None, made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    config = replace(DETECTOR, optim=replace(DETECTOR.optim, epochs=4))
+    killed: list[int] = []
+
+    def kill() -> None:
+        end = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < end and not (out / "metrics.csv").exists():
+            time.sleep(0.02)
+        for process in workers():
+            process.kill()
+            killed.append(process.pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    distributed.fit(spec_of(made, out, config=config), workers=1, use_gpu=False)
+    killer.join()
+    assert killed
+    assert [row["epoch"] for row in table(out / "metrics.csv")] == [1, 2, 3, 4]
+    assert len(table(out / "steps.csv")) == 12
+
+
+def test_killed_in_an_epoch_it_ends_where_an_unbroken_run_ends(
+    cluster: None, made: Path, tmp_path: Path
+) -> None:
+    """SIGKILL of the command and all its processes, Ctrl-C, then the same command again."""
+
+    def start(out: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "cctmn.cli", "train", "detector", "--json"]
+        command += ["--data", str(made / "lesions"), "--valid", str(made / "lesions-valid")]
+        command += ["-m", str(made / "detector"), "-o", str(out), "--set", "optim.epochs=6"]
+        command += ["--set", "optim.lr=1e-3", "--set", "hardware.threads=1"]
+        command += ["--set", "hardware.checkpoint_s=0"]
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            # pytest in the background of a script ignores SIGINT, and its children would too
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    running = start(broken)
+    end = time.monotonic() + TIMEOUT_S
+    try:
+        while not list(broken.glob("checkpoints/checkpoint_*/state.pt")):
+            assert time.monotonic() < end
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.02)
+        time.sleep(0.3)  # into the next epoch
+    finally:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.communicate()
+    with start(broken) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if "CPU worker" in line:
+                break
+        while not (broken / "progress.json").exists():  # by now those of the killed run are gone
+            assert running.poll() is None
+            time.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        talk = running.stderr.read()
+    assert running.returncode == 130, talk
+    assert "the same command goes on" in talk
+    assert not (broken / "model").exists()
+    done = start(broken)
+    said, talk = done.communicate(timeout=TIMEOUT_S)
+    assert done.returncode == 0, talk
+    config = DetectorConfig(optim=Optim(epochs=6, lr=1e-3), hardware=HARDWARE)
+    unbroken = run.train(run.Job(config, out=str(whole), **lesions_of(made)))
+    assert json.loads(said)["metrics"] == unbroken.metrics
+    assert figures(table(broken / "metrics.csv")) == figures(table(whole / "metrics.csv"))
+    assert table(broken / "steps.csv") == table(whole / "steps.csv")
+    weights = [checkpoint.load(out / "last").net.state_dict() for out in (broken, whole)]
+    assert all(np.array_equal(weights[0][k], weights[1][k]) for k in weights[0])

@@ -1,0 +1,356 @@
+"""The loop: what is learned hangs neither on a break nor on the number of workers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from cctmn.config import ClassifierConfig, Hardware, Optim
+from cctmn.data.lesions import open_lesions
+from cctmn.data.slices import open_slices
+from cctmn.errors import ModelError
+from cctmn.model import checkpoint
+from cctmn.schema import COVIDX_CLASSES
+from cctmn.train import loop
+from cctmn.train.loop import BEST, LAST, STATE, History, World
+from cctmn.train.tasks import CachedTask, ClassifierTask, DetectorTask, Task
+from tests.train.small import (
+    Kept,
+    classifier,
+    contract,
+    quiet_detector,
+    small_card,
+    write_lesions,
+    write_slices,
+)
+
+EVERY_EPOCH, LAST_EPOCH = Hardware(checkpoint_s=0), Hardware(checkpoint_s=3600)
+OPTIM = Optim(epochs=3, batch_size=2, lr=1e-3, seed=4)
+
+
+def stage1(folder: Path, *, count: int = 3) -> DetectorTask:
+    """Slices of which the second has no lesion."""
+    if not folder.exists():
+        write_lesions(folder, count=3, seed=1, empty=(1,))
+    samples = open_lesions(str(folder)).samples[:count]
+    return DetectorTask(quiet_detector(), samples, samples[:1], contract(), "full")
+
+
+def stage2(folder: Path, *, variant: str) -> ClassifierTask:
+    if not folder.exists():
+        write_slices(folder, count=3, seed=1)
+    samples = open_slices(str(folder), classes=COVIDX_CLASSES).samples
+    config = ClassifierConfig(variant=variant)
+    return ClassifierTask(classifier(), samples, samples[:1], contract(), config)
+
+
+def module_s(*, accuracies: tuple[float, ...] = ()) -> CachedTask:
+    """Stage 2 on made-up features, done in no time; its accuracy may be given for each epoch."""
+    features = torch.randn(5, 80, generator=torch.Generator().manual_seed(2))
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    task = CachedTask(classifier(), features, labels, features[:2], labels[:2], "bce")
+    if accuracies:
+        given = iter(accuracies)
+        task.metrics = lambda evidence: {"accuracy": next(given)}
+    return task
+
+
+def run(
+    task: Task, kept: Kept, *, optim: Optim = OPTIM, hardware: Hardware = LAST_EPOCH, **world: int
+) -> History:
+    return loop.run(
+        task,
+        card=small_card(task.net.arch),
+        optim=optim,
+        hardware=hardware,
+        world=World(**world),
+        hooks=kept,
+    )
+
+
+def weights(task: Task) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in task.net.state_dict().items()}
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    """Bit for bit."""
+    assert left.keys() == right.keys()
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+def figures(history: History) -> list[dict[str, float]]:
+    """Rows without what the clock says."""
+    clock = {"steps_per_s", "train_s", "valid_s"}
+    return [{k: v for k, v in row.items() if k not in clock} for row in history.rows]
+
+
+# --- one worker
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+def test_a_run_and_the_same_run_with_a_break_learn_the_same(folder, tmp_path):
+    """Bit for bit, with a learning rate that moves all the time; the break is a crash."""
+    plan = {
+        "optim": replace(OPTIM, epochs=2, batch_size=1, schedule="cosine", warmup=2),
+        "hardware": EVERY_EPOCH,
+    }
+    whole = stage1(folder / "lesions", count=2)
+    history = run(whole, Kept(tmp_path / "whole"), **plan)
+    assert [len(values) for values in history.losses.values()] == [4] * 6
+    assert [(row["epoch"], row["steps"]) for row in history.rows] == [(1, 2), (2, 2)]
+    assert history.rows[1]["loss"] == pytest.approx(sum(history.losses["loss"][2:4]) / 2)
+    assert history.losses["loss"][3] == pytest.approx(
+        sum(values[3] for name, values in history.losses.items() if name != "loss")
+    )
+
+    kept = Kept(tmp_path / "broken")
+    report = kept.report
+
+    def crash(*given: Any) -> None:
+        report(*given)
+        raise RuntimeError
+
+    kept.report = crash
+    with pytest.raises(RuntimeError):
+        run(stage1(folder / "lesions", count=2), kept, **plan)
+    assert kept.epochs == [1]
+    kept.report = report
+    torch.manual_seed(99)  # another process, another state of the generator
+    later = stage1(folder / "lesions", count=2)
+    with torch.no_grad():
+        for weight in later.net.parameters():
+            weight.fill_(0.5)
+    continued = run(later, kept, **plan)
+    assert kept.epochs == [1, 2]
+    assert continued.losses == history.losses
+    assert figures(continued) == figures(history)
+    assert same(weights(later), weights(whole))
+
+    run(stage1(folder / "lesions", count=2), kept, **plan)  # all is done
+    assert kept.epochs == [1, 2]
+
+
+def test_more_epochs_can_be_asked_for_later(tmp_path):
+    whole, kept = module_s(), Kept(tmp_path / "kept")
+    history = run(whole, Kept(tmp_path / "whole"))
+    run(module_s(), kept, optim=replace(OPTIM, epochs=1))
+    later = module_s()
+    assert run(later, kept).losses == history.losses
+    assert same(weights(later), weights(whole))
+
+
+def test_checkpoints_are_models_and_wait_for_their_time(tmp_path):
+    task, kept = module_s(), Kept(tmp_path)
+    run(task, kept)
+    assert kept.epochs == [3]  # the last is always written
+    assert sorted(path.name for path in kept.restore().iterdir()) == [BEST, LAST, STATE]
+    last = checkpoint.load(kept.restore() / LAST)
+    assert same(last.net.state_dict(), weights(task))
+    assert last.card.provenance["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best"),
+    [((0.2, 0.9, 0.5), 2), ((0.2, 0.5, 0.5), 3), ((math.nan, 0.1, math.nan), 2)],
+)
+def test_the_best_epoch_is_kept(tmp_path, accuracies, best):
+    kept, until = Kept(tmp_path / "kept"), module_s()
+    run(module_s(accuracies=accuracies), kept)
+    run(until, Kept(tmp_path / "until"), optim=replace(OPTIM, epochs=best))
+    found = checkpoint.load(kept.restore() / BEST)
+    assert same(found.net.state_dict(), weights(until))
+    told = {"epoch": best, "metrics": {"accuracy": accuracies[best - 1]}}
+    assert found.card.provenance == told
+
+
+def test_a_figure_that_is_not_there_is_null_on_the_card(tmp_path):
+    kept = Kept(tmp_path)
+    run(module_s(accuracies=(math.nan,)), kept, optim=replace(OPTIM, epochs=1))
+    for name in (BEST, LAST):
+        assert checkpoint.load(kept.restore() / name).card.provenance["metrics"] == {
+            "accuracy": None
+        }
+
+
+def test_the_best_epoch_of_before_a_break_is_kept(tmp_path):
+    kept = Kept(tmp_path)
+    run(module_s(accuracies=(0.9,)), kept, optim=replace(OPTIM, epochs=1))
+    first = checkpoint.load(kept.restore() / LAST).net.state_dict()
+    run(module_s(accuracies=(0.1, 0.2)), kept)
+    found = checkpoint.load(kept.restore() / BEST)
+    assert same(found.net.state_dict(), first)
+    assert found.card.provenance["epoch"] == 1
+
+
+def test_loss_that_is_no_longer_finite_is_one_line(folder, tmp_path):
+    kept = Kept(tmp_path)
+    for task in (module_s(), stage1(folder / "lesions"), stage2(folder / "slices", variant="all")):
+        with pytest.raises(
+            ModelError, match=r"no longer finite in epoch [12]; lower optim"
+        ) as told:
+            run(task, kept, optim=replace(OPTIM, lr=1e30))
+        assert "\n" not in str(told.value)
+        assert kept.epochs == []
+
+
+def test_weights_move_by_adam(tmp_path):
+    """Its first step is the sign of the gradient, to which the decay of the weights is added."""
+    task = module_s()
+    batch = [task.read(i) for i in range(5)]
+    task.losses(task.module, batch, device=torch.device("cpu"))["loss_class"].backward()
+    before = {name: value.detach().clone() for name, value in task.module.named_parameters()}
+    gradients = {name: value.grad.clone() for name, value in task.module.named_parameters()}
+    task.module.zero_grad()
+    run(task, Kept(tmp_path), optim=Optim(epochs=1, batch_size=5, lr=0.01, weight_decay=0.1))
+    for name, value in task.module.state_dict().items():
+        gradient = gradients[name] + 0.1 * before[name]
+        expected = before[name] - 0.01 * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(value, expected, atol=1e-5, rtol=0)
+
+
+SETTINGS = {
+    "lr": 2e-3,
+    "weight_decay": 0.5,
+    "clip_norm": 1e-4,
+    "warmup": 3,
+    "schedule": "cosine",
+    "seed": 5,
+    "batch_size": 1,
+    "steps": 4,
+}
+
+
+def test_every_setting_changes_what_is_learned(tmp_path):
+    plain = module_s()
+    run(plain, Kept(tmp_path / "plain"))
+    for name, value in SETTINGS.items():
+        other = module_s()
+        run(other, Kept(tmp_path / name), optim=replace(OPTIM, **{name: value}))
+        assert not same(weights(plain), weights(other)), name
+
+
+def test_loaders_and_micro_batches_change_nothing(tmp_path):
+    """Of module S; in stage 1 a micro-batch shares batch norm."""
+    found = []
+    for number, hardware in enumerate((LAST_EPOCH, Hardware(micro_batch=2), Hardware(loaders=1))):
+        task = module_s()
+        history = run(task, Kept(tmp_path / str(number)), hardware=hardware)
+        found.append(torch.tensor(history.losses["loss"]))
+    for losses in found[1:]:
+        torch.testing.assert_close(losses, found[0], rtol=1e-5, atol=1e-6)
+
+
+def test_precision_and_micro_batches_in_stage_1(folder, tmp_path):
+    plain, coarse, shared = (
+        first_loss(stage1(folder / "lesions", count=2), tmp_path / str(number), hardware)
+        for number, hardware in enumerate(
+            (LAST_EPOCH, Hardware(precision="bfloat16"), Hardware(micro_batch=2))
+        )
+    )
+    assert 0 < abs(coarse - plain) < 0.1 * plain
+    assert math.isfinite(shared)
+    assert abs(shared - plain) > 0.01 * plain  # one loss and one batch norm of both slices
+
+
+def test_precision_in_stage_2(folder, tmp_path):
+    plain, coarse = (
+        first_loss(
+            stage2(folder / "slices", variant="all"),
+            tmp_path / precision,
+            Hardware(precision=precision),
+        )
+        for precision in ("float32", "bfloat16")
+    )
+    assert 0 < abs(coarse - plain) < 0.1 * plain
+
+
+def first_loss(task: Task, folder: Path, hardware: Hardware) -> float:
+    (loss,) = run(task, Kept(folder), optim=replace(OPTIM, steps=1), hardware=hardware).losses[
+        "loss"
+    ]
+    return loss
+
+
+def test_progress_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "PROGRESS_S", 0)
+    kept = Kept(tmp_path)
+    history = run(module_s(), kept)
+    assert [one["step"] for one in kept.shown] == list(range(1, 10))
+    assert [one["epoch"] for one in kept.shown] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert [one["loss"] for one in kept.shown] == pytest.approx(history.losses["loss"])
+    assert {one["steps"] for one in kept.shown} == {9}
+    assert all(one["left_s"] >= 0 for one in kept.shown)
+
+
+# --- two workers
+
+CASES = {
+    "full": (lambda data: stage1(data / "lesions"), replace(OPTIM, steps=3)),
+    "s+bn": (lambda data: stage2(data / "slices", variant="s+bn"), replace(OPTIM, steps=3)),
+    "all": (lambda data: stage2(data / "slices", variant="all"), replace(OPTIM, steps=1)),
+    "s": (lambda data: module_s(), replace(OPTIM, batch_size=4)),
+}
+
+
+def learned(name: str, data: Path, kept: Path, **world: int) -> tuple[Any, Any, dict[str, Tensor]]:
+    """Losses, rows and weights of a case."""
+    make, optim = CASES[name]
+    task = make(data)
+    history = run(task, Kept(kept / name), optim=optim, **world)
+    return history.losses, figures(history), weights(task)
+
+
+def work(rank: int, data: Path, place: Path) -> None:
+    """One of two workers: every case, then one that fails on both."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=2)
+    world = {"rank": rank, "size": 2}
+    found: dict[str, Any] = {n: learned(n, data, place / str(rank), **world) for n in CASES}
+    try:
+        run(module_s(), Kept(place / "wild"), optim=replace(OPTIM, lr=1e30), **world)
+    except ModelError as error:
+        found["wild"] = str(error)
+    torch.save(found, place / f"found{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two workers found; one start of processes for all tests."""
+    place = tmp_path_factory.mktemp("two")
+    stage1(folder / "lesions")
+    stage2(folder / "slices", variant="s")
+    torch.multiprocessing.spawn(work, args=(folder, place), nprocs=2)
+    return [torch.load(place / f"found{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_workers_learn_what_one_learns(folder, tmp_path, two, name):
+    """Three slices in steps of two: one has no lesion, and in one step a worker has no slice."""
+    losses, rows, _ = learned(name, folder, tmp_path)
+    (first, first_rows, first_net), (second, second_rows, second_net) = (f[name] for f in two)
+    assert first == second
+    assert str(first_rows) == str(second_rows)  # nan is not equal to itself
+    assert same(first_net, second_net)  # with the statistics of batch norm
+    for loss, values in losses.items():
+        assert first[loss] == pytest.approx(values, rel=1e-4, abs=1e-5), loss
+    assert [row["steps"] for row in first_rows] == [row["steps"] for row in rows]
+    if name == "s":
+        for row, other in zip(rows, first_rows, strict=True):
+            assert other == pytest.approx(row, rel=1e-4, nan_ok=True)
+
+
+def test_both_workers_say_that_a_loss_is_not_finite(two):
+    assert two[0]["wild"] == two[1]["wild"]
+    assert "no longer finite" in two[0]["wild"]
