@@ -44,6 +44,8 @@ def session(address: str | None = None) -> Iterator[Resources]:
     if address is None and not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the token is kept in HOME
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its own future default
+    # At Ray's own niceness of 15, other busy processes halved a training (0.73 to 0.41 steps/s).
+    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray #53727 is noise on every run
     import ray
 

@@ -224,6 +224,12 @@ def test_the_loss_is_the_one_that_was_asked_for(slices, loss):
     expected = tasks.CRITERIA[loss](logits_BC, labels_B)
     torch.testing.assert_close(losses["loss_class"].detach(), expected, atol=1e-5, rtol=1e-5)
 
+    read, labels = torch.randn(6, 80), torch.tensor([one.label for one in slices])
+    cached = CachedTask(net, read, labels, read, labels, loss)
+    losses = cached.losses(cached.module, [cached.read(i) for i in (0, 4)], device=CPU)
+    expected = tasks.CRITERIA[loss](net.module_s(read[[0, 4]]), labels[[0, 4]])
+    torch.testing.assert_close(losses["loss_class"], expected)
+
 
 def test_boxes_of_truth_are_edges(lesions):
     masks_MHW = torch.zeros(2, 40, 50, dtype=torch.uint8)
