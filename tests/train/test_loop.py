@@ -20,6 +20,7 @@ from cctmn.model import checkpoint
 from cctmn.schema import COVIDX_CLASSES
 from cctmn.train import loop
 from cctmn.train.loop import BEST, LAST, STATE, History, World
+from cctmn.train.steps import Steps
 from cctmn.train.tasks import CachedTask, ClassifierTask, DetectorTask, Task
 from tests.train.small import (
     Kept,
@@ -185,12 +186,12 @@ def test_a_figure_that_is_not_there_is_null_on_the_card(tmp_path):
 
 def test_the_best_epoch_of_before_a_break_is_kept(tmp_path):
     kept = Kept(tmp_path)
-    run(module_s(accuracies=(0.9,)), kept, optim=replace(OPTIM, epochs=1))
-    first = checkpoint.load(kept.restore() / LAST).net.state_dict()
-    run(module_s(accuracies=(0.1, 0.2)), kept)
+    run(module_s(accuracies=(0.9, 0.1)), kept, optim=replace(OPTIM, epochs=2))
+    first = checkpoint.load(kept.restore() / BEST)
+    run(module_s(accuracies=(0.2,)), kept)
     found = checkpoint.load(kept.restore() / BEST)
-    assert same(found.net.state_dict(), first)
-    assert found.card.provenance["epoch"] == 1
+    assert found.card.provenance["epoch"] == first.card.provenance["epoch"] == 1
+    assert same(found.net.state_dict(), first.net.state_dict())
 
 
 def test_loss_that_is_no_longer_finite_is_one_line(folder, tmp_path):
@@ -217,6 +218,22 @@ def test_weights_move_by_adam(tmp_path):
         gradient = gradients[name] + 0.1 * before[name]
         expected = before[name] - 0.01 * gradient / (gradient.abs() + 1e-8)
         torch.testing.assert_close(value, expected, atol=1e-5, rtol=0)
+
+
+def test_every_step_has_its_learning_rate(tmp_path, monkeypatch):
+    optim, kept = replace(OPTIM, schedule="cosine", warmup=4), Kept(tmp_path)
+    rates: list[float] = []
+    step = torch.optim.Adam.step
+
+    def spied(self: torch.optim.Adam) -> None:
+        rates.append(self.param_groups[0]["lr"])
+        step(self)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spied)
+    run(module_s(), kept, optim=optim)
+    steps = Steps(5, optim)
+    assert rates == [steps.lr(step) for step in range(9)]
+    assert len(set(rates)) == 9
 
 
 SETTINGS = {
@@ -276,10 +293,8 @@ def test_precision_in_stage_2(folder, tmp_path):
 
 
 def first_loss(task: Task, folder: Path, hardware: Hardware) -> float:
-    (loss,) = run(task, Kept(folder), optim=replace(OPTIM, steps=1), hardware=hardware).losses[
-        "loss"
-    ]
-    return loss
+    history = run(task, Kept(folder), optim=replace(OPTIM, steps=1), hardware=hardware)
+    return history.losses["loss"][0]
 
 
 def test_progress_is_shown(tmp_path, monkeypatch):
@@ -296,6 +311,7 @@ def test_progress_is_shown(tmp_path, monkeypatch):
 # --- two workers
 
 CASES = {
+    "once": (lambda data: stage1(data / "lesions"), replace(OPTIM, steps=1)),
     "full": (lambda data: stage1(data / "lesions"), replace(OPTIM, steps=3)),
     "s+bn": (lambda data: stage2(data / "slices", variant="s+bn"), replace(OPTIM, steps=3)),
     "all": (lambda data: stage2(data / "slices", variant="all"), replace(OPTIM, steps=1)),
@@ -349,6 +365,20 @@ def test_two_workers_learn_what_one_learns(folder, tmp_path, two, name):
     if name == "s":
         for row, other in zip(rows, first_rows, strict=True):
             assert other == pytest.approx(row, rel=1e-4, nan_ok=True)
+
+
+def test_statistics_of_batch_norm_are_the_workers_mean(folder, two):
+    found = []
+    for micro in Steps(3, CASES["once"][1]).epoch(0):
+        task = stage1(folder / "lesions")
+        task.train()
+        batch = [task.read(i) for i in micro.indices]
+        task.losses(task.module, batch, device=torch.device("cpu"))
+        found.append({name: b for name, b in task.net.named_buffers() if b.is_floating_point()})
+    assert len(found) == 2
+    net = two[0]["once"][2]
+    for name, value in found[0].items():
+        torch.testing.assert_close(net[name], (value + found[1][name]) / 2, atol=1e-6, rtol=1e-5)
 
 
 def test_both_workers_say_that_a_loss_is_not_finite(two):
