@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import shutil
 import tempfile
 from collections.abc import Collection
@@ -95,14 +97,23 @@ def detector_folder(tmp_path: Path, *, seed: int = 1, **other: Any) -> Path:
     """An untrained small detector to go on from; `other` goes to its Arch."""
     card = small_card(small_arch(**other))
     folder = tmp_path / "detector"
-    checkpoint.save(checkpoint.fresh(card.arch, seed=seed), folder, card=card)
+    checkpoint.save(fresh(card.arch, seed=seed), folder, card=card)
     return folder
+
+
+def fresh(arch: Arch, *, seed: int) -> Any:
+    """A copy of a net that is drawn once: most tests want a new one."""
+    return copy.deepcopy(_drawn(arch, seed))
+
+
+@functools.cache
+def _drawn(arch: Arch, seed: int) -> checkpoint.Net:
+    return checkpoint.fresh(arch, seed=seed)
 
 
 def quiet_detector(**other: Any) -> Detector:
     """A small untrained net that finds nothing: the masks of 128 lesions take longer than all."""
-    net = checkpoint.fresh(small_arch(**other), seed=1)
-    assert isinstance(net, Detector)
+    net = fresh(small_arch(**other), seed=1)
     with torch.no_grad():
         net.roi_heads.box_predictor.cls_score.bias[0] = 4
     return net
@@ -111,9 +122,7 @@ def quiet_detector(**other: Any) -> Detector:
 def classifier(*, seed: int = 1, **other: Any) -> Classifier:
     """A small untrained net of stage 2; `other` goes to its Arch."""
     values = {"image_classes": COVIDX_CLASSES, "mask_head": False, "ranked": 16, "hidden": 8}
-    net = checkpoint.fresh(small_arch(**{**values, **other}), seed=seed)
-    assert isinstance(net, Classifier)
-    return net
+    return fresh(small_arch(**{**values, **other}), seed=seed)
 
 
 @dataclass

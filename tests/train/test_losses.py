@@ -20,11 +20,10 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from cctmn.data import phantom_files
 from cctmn.data.lesions import open_lesions
 from cctmn.model.card import Arch
-from cctmn.model.checkpoint import fresh
 from cctmn.model.detector import Detector
 from cctmn.read.intensity import InputContract
 from cctmn.train.tasks import DetectorTask
-from tests.train.small import contract, small_arch, write_lesions
+from tests.train.small import contract, fresh, small_arch, write_lesions
 
 SEED = 5  # of the sampling
 CPU = torch.device("cpu")
