@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -294,8 +295,10 @@ def _wrapped(module: nn.Module, world: World) -> nn.Module:
     if world.size == 1:
         return module
     devices = [world.device] if world.device.type == "cuda" else None
-    # Buffers are averaged after the epoch; broadcasting would keep the first worker's alone.
-    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.14 renames it, 2.8 lacks the new
+        # Buffers are averaged after the epoch; broadcasting would keep the first worker's alone.
+        return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
 
 def _synced(module: nn.Module, closes: bool) -> AbstractContextManager[None]:

@@ -185,7 +185,9 @@ def _name(job: Job, start: LoadedModel) -> str:
 def _provenance(job: Job, *, counts: tuple[int, int]) -> dict[str, Any]:
     """Where the weights come from; no path, for the model may be handed on."""
     settings = asdict(job.config)
-    del settings["hardware"]
+    ignored = ["backbone", "truncation", "lesions", "init"] if job.model else []
+    for name in ("hardware", *ignored):  # the model's own hold, see arch
+        settings.pop(name, None)
     if settings.get("init") not in (None, "imagenet", "none"):
         settings["init"] = "file"
     return {
