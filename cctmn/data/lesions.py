@@ -48,7 +48,7 @@ MASK_VALUES: Final[Mapping[str, tuple[int, ...]]] = {
     "lesion": (2, 3),
 }
 _HIGHEST_VALUE: Final = 3
-_DROPPED_PX: Final = 100  # a component of this many px or fewer is no lesion (method.md, stage 1)
+DROPPED_PX: Final = 100  # a component of this many px or fewer is no lesion (method.md, stage 1)
 # Neighbours by a corner are one lesion: as in the author's data, and with edges alone a thin
 # diagonal streak falls apart into pieces that the rule above would drop.
 _NEIGHBOURS: Final = np.ones((3, 3), bool)
@@ -199,7 +199,7 @@ def _lesions(
     labels: list[int] = []
     for label, name in enumerate(lesion_classes, start=1):
         components, _ = ndimage.label(np.isin(values, MASK_VALUES[name]), _NEIGHBOURS)
-        kept = np.bincount(components.ravel()) > _DROPPED_PX
+        kept = np.bincount(components.ravel()) > DROPPED_PX
         kept[0] = False  # background
         renumbered = np.where(kept, kept.cumsum() + len(labels), 0)
         numbers += renumbered[components].astype(np.int32)  # classes do not overlap

@@ -17,6 +17,7 @@ from PIL import Image as Pillow
 from PIL import ImageDraw
 from scipy import ndimage
 
+from cctmn.data.lesions import DROPPED_PX
 from cctmn.schema import COVIDX_CLASSES
 
 SIZE_PX: Final = 512
@@ -25,7 +26,6 @@ CONTROL, PNEUMONIA, COVID = COVIDX_CLASSES
 BACKGROUND, CLEAN_LUNG, GGO, CONSOLIDATION = 0, 1, 2, 3
 # Hounsfield units of what is drawn
 AIR, LUNG, FAT, MUSCLE, BLOOD, BONE, MARROW = -1000.0, -840.0, -95.0, 45.0, 40.0, 480.0, 180.0
-VISIBLE_PX: Final = 100  # a lesion of no more is not visible: the rule of CNCB's masks
 LUNG_X, LUNG_RX, LUNG_RY = 0.195, 0.16, 0.225  # of an average lung, in parts of the field
 
 Image = npt.NDArray[np.float32]
@@ -138,7 +138,7 @@ class PhantomSlice:
     def finding(self) -> str:
         """The class of the slice: that of its largest lesion, control if none is visible."""
         ggo, dense = (int(np.count_nonzero(self.labels == v)) for v in (GGO, CONSOLIDATION))
-        if max(ggo, dense) <= VISIBLE_PX:
+        if max(ggo, dense) <= DROPPED_PX:
             return CONTROL
         return COVID if ggo >= dense else PNEUMONIA
 
