@@ -10,9 +10,10 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from cctmn import tables
 from cctmn.data import phantom_files
 from cctmn.model.card import SHIPPED
-from cctmn.score import models, resume
+from cctmn.score import models
 from cctmn.score.run import Job
 from cctmn.talk import Say
 
@@ -39,10 +40,10 @@ def found(folder: Path) -> str:
     out = (folder / "out").absolute().as_uri()
     members = {
         row["slice_id"]: row["member"]
-        for table in resume.inventory(f"{out}/private/inventory")
+        for table in tables.inventory(f"{out}/private/inventory")
         for row in table.to_pylist()
     }
-    rows = {members[row["slice_id"]]: row for row in resume.rows(f"{out}/predictions")}
+    rows = {members[row["slice_id"]]: row for row in tables.rows(f"{out}/predictions")}
     lines = [
         "patient   z_mm  truth      lesion px  found      p_control  p_pneumonia  p_covid  lesions"
     ]

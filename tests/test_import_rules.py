@@ -28,6 +28,7 @@ LEVELS = {
     "store": 6,
     "config": 6,
     "folder": 5,
+    "tables": 5,
     "errors": 7,
     "schema": 7,
     "talk": 7,
@@ -40,7 +41,7 @@ HOMES = {
     "ray": ("cctmn/runtime.py", "cctmn/score/pipeline.py", "cctmn/train/distributed.py"),
     "boto3": ("cctmn/store.py",),
     "botocore": ("cctmn/store.py",),
-    "click": ("cctmn/cli.py", "jobs/"),
+    "click": ("cctmn/cli/", "jobs/"),
     "tensorboardX": ("cctmn/train/",),
     "torch": (
         "cctmn/model/",

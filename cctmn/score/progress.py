@@ -11,9 +11,8 @@ import threading
 import time
 from types import TracebackType
 
-from cctmn import store
+from cctmn import store, tables
 from cctmn.errors import CctmnError, ResumeError
-from cctmn.score import resume
 from cctmn.talk import Say, duration
 
 LOOK_S, LOOK_S3_S = 2.0, 15.0  # between looks at the folder; a listing of S3 costs money
@@ -24,7 +23,7 @@ class Progress:
 
     def __init__(self, folder: str, *, total: int, say: Say) -> None:
         self._folder, self._total, self._say = folder, total, say
-        self._seen = set(resume.parquet_files(folder))
+        self._seen = set(tables.parquet_files(folder))
         self._rows = self._errors = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
@@ -53,11 +52,11 @@ class Progress:
             self._say(self._line(), passing=True)
 
     def _look(self) -> None:
-        for uri in resume.parquet_files(self._folder):
+        for uri in tables.parquet_files(self._folder):
             if uri in self._seen:
                 continue
             try:
-                codes = resume.read(uri, ["error_code"])["error_code"].to_pylist()
+                codes = tables.read(uri, ["error_code"])["error_code"].to_pylist()
             except ResumeError:
                 continue  # a file in the making
             self._seen.add(uri)

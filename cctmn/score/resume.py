@@ -12,14 +12,12 @@ import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from cctmn import store
+from cctmn import store, tables
 from cctmn.errors import ResumeError
 
 
@@ -36,18 +34,10 @@ class Counts:
     classes: dict[str, int]  # scored rows by predicted class
 
 
-def parquet_files(folder: str) -> list[str]:
-    """URIs of the Parquet files of a folder, sorted; none where there is no folder."""
-    filesystem, path = store.arrow_filesystem(folder)
-    selector = pafs.FileSelector(path, allow_not_found=True)
-    names = [info.base_name for info in filesystem.get_file_info(selector)]
-    return [store.join(folder, n) for n in sorted(names) if n.endswith(".parquet")]
-
-
 def remove_unfinished(folder: str) -> int:
     """Remove local files without a footer; the number of them."""
     removed = 0
-    for uri in parquet_files(folder):
+    for uri in tables.parquet_files(folder):
         filesystem, path = store.arrow_filesystem(uri)
         try:
             pq.read_metadata(path, filesystem=filesystem)
@@ -63,20 +53,15 @@ def remove_unfinished(folder: str) -> int:
 
 def done(folder: str) -> pa.ChunkedArray:
     """The slice_id of every row."""
-    ids = [read(uri, ["slice_id"])["slice_id"] for uri in parquet_files(folder)]
+    ids = [tables.read(uri, ["slice_id"])["slice_id"] for uri in tables.parquet_files(folder)]
     return pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.string())
-
-
-def rows(folder: str) -> list[dict[str, Any]]:
-    """Every prediction as a dictionary; for folders that fit in memory."""
-    return [row for uri in parquet_files(folder) for row in read(uri, None).to_pylist()]
 
 
 def withdraw_errors(folder: str) -> int:
     """Take every error row out of the folder, so that it is pending again; the number of them."""
     withdrawn = 0
-    for uri in parquet_files(folder):
-        table = read(uri, None)
+    for uri in tables.parquet_files(folder):
+        table = tables.read(uri, None)
         withdrawn += _rewrite(uri, table, keep=pc.equal(table["error_code"], ""))
     return withdrawn
 
@@ -91,8 +76,8 @@ def remove_doubles(folder: str) -> int:
         return 0
     seen: set[str] = set()
     removed = 0
-    for uri in parquet_files(folder):
-        table = read(uri, None)
+    for uri in tables.parquet_files(folder):
+        table = tables.read(uri, None)
         keep = []
         for slice_id in table["slice_id"].to_pylist():
             keep.append(slice_id not in seen)
@@ -113,50 +98,24 @@ def _rewrite(uri: str, table: pa.Table, *, keep: pa.Array | pa.ChunkedArray) -> 
     return removed
 
 
-def read(uri: str, columns: list[str] | None) -> pa.Table:
-    """The columns (None: all) of one file. Raises ResumeError if it is none of ours."""
-    filesystem, path = store.arrow_filesystem(uri)
-    try:
-        return pq.read_table(path, filesystem=filesystem, columns=columns)
-    except (KeyError, pa.ArrowInvalid):
-        raise ResumeError(f"{uri}: not a file of predictions; remove it from OUT") from None
-
-
-def inventory(folder: str) -> Iterator[pa.Table]:
-    """Tables of the inventory; of a row written twice the younger one."""
-    seen: pa.Array = pa.array([], pa.string())
-    files = parquet_files(folder)
-    generations = {_generation(uri) for uri in files}
-    for generation in sorted(generations, reverse=True):
-        ids = []
-        for uri in files:
-            if _generation(uri) != generation:
-                continue
-            table = without(read(uri, None), seen)
-            ids.append(table["slice_id"])
-            yield table
-        if len(generations) > 1:  # an index that was cut short left its predecessor
-            seen = pa.concat_arrays([seen, *(chunk for c in ids for chunk in c.chunks)])
-
-
-def write_inventory(folder: str, tables: Iterator[pa.Table]) -> int:
+def write_inventory(folder: str, indexed: Iterator[pa.Table]) -> int:
     """Write the tables as a new generation, carry over rows that they lack, drop the old files.
 
     Returns the number of slices whose object is no longer the one that was indexed before.
     """
-    old = parquet_files(folder)
-    generation = 1 + max((_generation(uri) for uri in old), default=-1)
+    old = tables.parquet_files(folder)
+    generation = 1 + max((tables.generation(uri) for uri in old), default=-1)
     seen: list[pa.Table] = []
     number = 0
-    for table in tables:
+    for table in indexed:
         _put_part(folder, generation, number, table)
         seen.append(table.select(["slice_id", "etag"]))
         number += 1
     new = pa.concat_tables(seen) if seen else pa.table({"slice_id": [], "etag": []})
     changed = 0
     for uri in old:
-        table = read(uri, None)
-        carried = without(table, new["slice_id"])
+        table = tables.read(uri, None)
+        carried = tables.without(table, new["slice_id"])
         if len(carried):
             _put_part(folder, generation, number, carried)
             number += 1
@@ -176,28 +135,14 @@ def _put_part(folder: str, generation: int, number: int, table: pa.Table) -> Non
     store.put(store.join(folder, name), buffer.getvalue(), private=True)
 
 
-def _generation(uri: str) -> int:
-    try:
-        return int(uri.rsplit("/", 1)[1][1:7])
-    except ValueError:
-        raise ResumeError(f"{uri}: not a file of the inventory; remove it from OUT") from None
-
-
-def without(table: pa.Table, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
-    """The rows whose slice_id is not among the ids."""
-    if not len(ids):
-        return table
-    return table.filter(pc.invert(pc.is_in(table["slice_id"], value_set=ids)))
-
-
 def write_todo(
-    folder: str, *, tables: Iterator[pa.Table], finished: pa.ChunkedArray, limit: int | None
+    folder: str, *, indexed: Iterator[pa.Table], finished: pa.ChunkedArray, limit: int | None
 ) -> int:
     """Write the first `limit` rows that are not finished to Parquet files; their number."""
     clear(folder)
     written = 0
-    for number, table in enumerate(tables):
-        left = without(table, finished)
+    for number, table in enumerate(indexed):
+        left = tables.without(table, finished)
         left = left if limit is None else left.slice(0, limit - written)
         if len(left):
             _put_part(folder, 0, number, left)
@@ -207,19 +152,19 @@ def write_todo(
 
 def clear(folder: str) -> None:
     """Remove the Parquet files of a folder."""
-    for uri in parquet_files(folder):
+    for uri in tables.parquet_files(folder):
         store.delete(uri)
 
 
-def count(folder: str, *, tables: Iterator[pa.Table]) -> Counts:
+def count(folder: str, *, indexed: Iterator[pa.Table]) -> Counts:
     """Balance the books. Raises ResumeError if predictions exist that the inventory lacks."""
     codes: Counter[str] = Counter()
     flags: Counter[str] = Counter()
     classes: Counter[str] = Counter()
     ids: list[pa.Array] = []
     ok = 0
-    for uri in parquet_files(folder):
-        table = read(uri, ["slice_id", "error_code", "flags", "pred_class"])
+    for uri in tables.parquet_files(folder):
+        table = tables.read(uri, ["slice_id", "error_code", "flags", "pred_class"])
         ids += table["slice_id"].chunks
         codes.update(table["error_code"].to_pylist())
         scored = table.filter(pc.equal(table["error_code"], ""))
@@ -229,9 +174,9 @@ def count(folder: str, *, tables: Iterator[pa.Table]) -> Counts:
     del codes[""]
     finished = pa.chunked_array(ids, pa.string())
     total = pending = 0
-    for table in tables:
+    for table in indexed:
         total += len(table)
-        pending += len(without(table, finished))
+        pending += len(tables.without(table, finished))
     if total - pending != len(finished):
         raise ResumeError(
             f"{folder}: {len(finished) - (total - pending)} rows are of slices that the inventory "

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cctmn import config, folder, runtime, store, versions
+from cctmn import config, folder, runtime, store, tables, versions
 from cctmn.config import ScoreConfig
 from cctmn.errors import ResumeError
 from cctmn.read import inventory
@@ -94,8 +94,8 @@ def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary
             say(f"removed {removed} file(s) that an earlier run left unfinished")
         if job.retry_errors:
             say(f"withdrew {resume.withdraw_errors(predictions):,} error rows to retry them")
-        tables = inventory.index(job.inputs, key=key, exclude=out)
-        if changed := resume.write_inventory(known, _told(tables, say)):
+        indexed = inventory.index(job.inputs, key=key, exclude=out)
+        if changed := resume.write_inventory(known, _told(indexed, say)):
             say(
                 f"{changed:,} slices have changed where they are stored; rows that exist are of "
                 "what was there before: use a new OUT to score them again"
@@ -111,7 +111,7 @@ def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary
         )
         finished = resume.done(predictions)
         pending = resume.write_todo(
-            todo, tables=resume.inventory(known), finished=finished, limit=job.limit
+            todo, indexed=tables.inventory(known), finished=finished, limit=job.limit
         )
         say(f"{len(finished):,} slices done, {pending:,} to score")
         del finished
@@ -123,7 +123,7 @@ def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary
             resume.clear(todo)
         if doubled := resume.remove_doubles(predictions):
             say(f"removed {doubled:,} rows that a second writer had doubled")
-        counts = resume.count(predictions, tables=resume.inventory(known))
+        counts = resume.count(predictions, indexed=tables.inventory(known))
         summary = Summary(
             counts=counts,
             scored_now=pending,
@@ -144,7 +144,7 @@ def dry_run(inputs: Sequence[str], *, out: str, say: Say = silent) -> dict[str, 
     containers: Counter[str] = Counter()
     codes: Counter[str] = Counter()
     for table in inventory.index(inputs, key=key or secrets.token_bytes(32), exclude=out):
-        left = resume.without(table, finished)
+        left = tables.without(table, finished)
         plan["slices"] += len(table)
         plan["pending"] += len(left)
         kinds.update(table["kind"].to_pylist())
@@ -186,7 +186,7 @@ def _open_folder(out: str, job: Job) -> bytes:
     where = store.join(out, "private", "key")
     key = store.read_optional(where)
     if key is None:
-        if resume.parquet_files(store.join(out, "predictions")):
+        if tables.parquet_files(store.join(out, "predictions")):
             raise ResumeError(
                 f"{job.out}: predictions without their key; restore private/ or use a new OUT"
             )
@@ -195,9 +195,9 @@ def _open_folder(out: str, job: Job) -> bytes:
     return key
 
 
-def _told(tables: Iterator[pa.Table], say: Say) -> Iterator[pa.Table]:
+def _told(indexed: Iterator[pa.Table], say: Say) -> Iterator[pa.Table]:
     total = 0
-    for table in tables:
+    for table in indexed:
         total += len(table)
         say(f"indexed {total:,} slices", passing=True)
         yield table

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from cctmn import runtime
-from cctmn.score import resume
+from cctmn import runtime, tables
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +29,10 @@ def predictions(out: Path) -> dict[str, dict[str, Any]]:
     """Prediction rows by `uri::member::frame`; a slice with two rows fails the test."""
     names = {
         row["slice_id"]: f"{row['uri'].rsplit('/', 1)[1]}::{row['member']}::{row['frame']}"
-        for table in resume.inventory((out / "private" / "inventory").as_uri())
+        for table in tables.inventory((out / "private" / "inventory").as_uri())
         for row in table.to_pylist()
     }
-    rows = resume.rows((out / "predictions").as_uri())
+    rows = tables.rows((out / "predictions").as_uri())
     found = {names[row["slice_id"]]: row for row in rows}
     assert len(found) == len(rows), "a slice has two rows"
     return found

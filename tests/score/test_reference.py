@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cctmn import tables
 from cctmn.read import fetch
 from cctmn.read.decode import open_image
 from cctmn.read.intensity import InputContract, to_input
-from cctmn.score import resume
 from tests.score.conftest import manifest, predictions
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -99,7 +99,7 @@ def test_the_corpus_is_judged_as_its_manifest_says(
     folder, out, said = corpus
     places = {
         row["slice_id"]: row
-        for table in resume.inventory((out / "private/inventory").as_uri())
+        for table in tables.inventory((out / "private/inventory").as_uri())
         for row in table.to_pylist()
     }
     rows = [
@@ -110,7 +110,7 @@ def test_the_corpus_is_judged_as_its_manifest_says(
             "warnings": " ".join(row["flags"]),
             **{f"p_{c}": row[f"logit_{c}"] for c in ("control", "pneumonia", "covid")},
         }
-        for row in resume.rows((out / "predictions").as_uri())
+        for row in tables.rows((out / "predictions").as_uri())
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     (tmp_path / "said.txt").write_text(said)
@@ -153,7 +153,7 @@ def test_pixels_of_what_was_scored_are_the_golden_ones(corpus: tuple[Path, Path,
     found: dict[tuple[str, str, int], list[str]] = {}
     rows = [
         row
-        for table in resume.inventory((out / "private/inventory").as_uri())
+        for table in tables.inventory((out / "private/inventory").as_uri())
         for row in table.to_pylist()
         if not row["error_code"]
     ]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cctmn import config, runtime, schema
+from cctmn import config, runtime, schema, tables
 from cctmn.config import ScoreConfig
 from cctmn.errors import CctmnError, ResumeError
-from cctmn.score import resume, run
+from cctmn.score import run
 from cctmn.score.run import Job
 from tests.conftest import S3Server
 from tests.makers import dicom, png, stand_in, tarred, zipped
@@ -235,11 +235,11 @@ def test_the_same_slices_anywhere_give_the_same_rows(
     summary = run.score(everywhere, address=cluster)
     assert summary.counts.inventory == 8 * 7
     names = {}
-    for table in resume.inventory("s3://forms-out/x/private/inventory"):
+    for table in tables.inventory("s3://forms-out/x/private/inventory"):
         for row in table.to_pylist():
             names[row["slice_id"]] = row["member"] or row["uri"].rsplit("/", 1)[1]
     by_slice: dict[str, list[object]] = {}
-    for row in resume.rows("s3://forms-out/x/predictions"):
+    for row in tables.rows("s3://forms-out/x/predictions"):
         by_slice.setdefault(names[row["slice_id"]], []).append(answers(row))
     assert by_slice.keys() == slices.keys()
     for name, rows in by_slice.items():

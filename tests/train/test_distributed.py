@@ -184,9 +184,9 @@ def test_tuning_to_other_classes_is_followed_by_scoring(
     out = tmp_path / "scored"
     done = cctmn("score", made / "slices" / "*.png", "-o", out, "-m", tmp_path / "2" / "model")
     assert done.returncode == 0, done.stderr
-    from cctmn.score import resume
+    from cctmn import tables
 
-    rows = resume.rows((out / "predictions").as_uri())
+    rows = tables.rows((out / "predictions").as_uri())
     assert {row["pred_class"] for row in rows} <= {"control", "covid"}
     assert all(row["p_control"] + row["p_covid"] == pytest.approx(1, abs=1e-5) for row in rows)
 

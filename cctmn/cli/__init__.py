@@ -1,0 +1,41 @@
+"""The command line: parse, call one function, exit with its code.
+
+stdout is data, stderr is talk. Exit codes: 0 all scored, 1 a bug, 2 usage or configuration,
+3 finished with error rows above --max-error-rate, 4 model or storage refused, 130 stopped.
+Heavy packages are imported by the commands that need them, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import click
+
+from cctmn import __version__
+from cctmn.cli.models import models
+from cctmn.cli.score import demo, doctor, score
+from cctmn.cli.train import phantom, train
+from cctmn.errors import CctmnError, ConfigError, SliceError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def cli() -> None:
+    """Score chest-CT archives with a lesion detector and a classifier on its ranked boxes."""
+
+
+for command in (score, doctor, demo, train, phantom, models):
+    cli.add_command(command)
+
+
+def main(run: Callable[[], object] = cli) -> None:
+    """Entry point: what a user can mend is one line and its exit code, a bug a traceback."""
+    try:
+        run()
+    except CctmnError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except SliceError as error:
+        click.echo(f"error: {error.sentence}", err=True)
+        sys.exit(ConfigError.exit_code)
