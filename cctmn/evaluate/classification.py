@@ -1,14 +1,23 @@
-"""Classes of images, true and predicted, in; confusion matrix and the published figures out.
+"""Classes of images, true and predicted, in; confusion matrix, published figures, curves out.
 
-The figures follow from the matrix alone: processes add up their matrices and summarise once.
+The figures follow from the matrix alone: processes add up their matrices and summarise once. All
+take weights too, how often a slice was drawn, so that a bootstrap calls the same code.
 
-Shape suffixes: N images, C classes; a confusion matrix has rows of truth, columns of prediction.
+Shape suffixes: N images, C classes, B resamples; a confusion matrix has rows of truth, columns of
+prediction, leading axes (...) for resamples.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, Final
+
 import numpy as np
 from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+CURVE_POINTS: Final = 200  # more than a plot of 300 px can show apart
 
 
 def confusion(
@@ -23,26 +32,115 @@ def confusion(
     return counts
 
 
-def summary(confusion_CC: NDArray[np.int64], *, classes: tuple[str, ...]) -> dict[str, float]:
-    """`accuracy`, `f1` and, of every class, `sensitivity_<class>` and `ppv_<class>`, all 0..1.
+def rates(
+    confusion_CC: NDArray[Any], *, classes: tuple[str, ...], unscored_C: NDArray[Any] | None = None
+) -> dict[str, Floats]:
+    """`accuracy f1_weighted f1_macro`, and of every class `sensitivity. ppv. specificity.<class>`.
 
-    `f1` is the mean F1 of the classes, each with its share of the images as weight. A figure that
-    divides by nothing is nan: the sensitivity of a class without images, the PPV of a class that
-    was never predicted; the F1 of the latter is 0.
+    Matrices may have leading axes (... x C x C); so has every figure then. `unscored_C` counts
+    images of each true class that have no prediction, and so are wrong. `f1_weighted` is the mean
+    F1 of the classes, each with its share of the images as weight (paper, eq. 3); `f1_macro` their
+    plain mean over the classes that occur. A figure that divides by nothing is nan: the sensitivity
+    of a class without images, the PPV of a class that was never predicted; the F1 of the latter
+    is 0.
     """
-    assert confusion_CC.shape == (len(classes), len(classes)), confusion_CC.shape
-    right_C = confusion_CC.diagonal()
-    true_C, predicted_C = confusion_CC.sum(axis=1), confusion_CC.sum(axis=0)
-    images = true_C.sum()
+    assert confusion_CC.shape[-2:] == (len(classes),) * 2, confusion_CC.shape
+    right_C = np.diagonal(confusion_CC, axis1=-2, axis2=-1)
+    true_C, predicted_C = confusion_CC.sum(axis=-1), confusion_CC.sum(axis=-2)
+    if unscored_C is not None:
+        true_C = true_C + unscored_C
+    images = true_C.sum(axis=-1)
+    occurring_C = true_C + predicted_C > 0
     with np.errstate(invalid="ignore"):  # 0 / 0 is the nan that was promised
         sensitivity_C, ppv_C = right_C / true_C, right_C / predicted_C
-        accuracy = right_C.sum() / images
+        negative_C = images[..., None] - true_C
+        specificity_C = (negative_C - (predicted_C - right_C)) / negative_C
         # Harmonic mean of the two above, and 0 where one of them is not defined.
-        f1_C = 2 * right_C / np.maximum(true_C + predicted_C, 1)
-        f1 = (true_C / images * f1_C).sum()
+        f1_C = 2 * right_C / np.where(occurring_C, true_C + predicted_C, 1)
+        figures = {
+            "accuracy": right_C.sum(axis=-1) / images,
+            "f1_weighted": (true_C / images[..., None] * f1_C).sum(axis=-1),
+            "f1_macro": f1_C.sum(axis=-1) / occurring_C.sum(axis=-1),
+        }
+    of_class = {"sensitivity": sensitivity_C, "ppv": ppv_C, "specificity": specificity_C}
+    for figure, values_C in of_class.items():
+        figures |= {f"{figure}.{name}": values_C[..., k] for k, name in enumerate(classes)}
+    return figures
+
+
+def summary(confusion_CC: NDArray[np.int64], *, classes: tuple[str, ...]) -> dict[str, float]:
+    """`accuracy`, `f1` (weighted) and, of every class, `sensitivity_<class>` and `ppv_<class>`."""
+    found = rates(confusion_CC, classes=classes)
+    wanted = {"accuracy": "accuracy", "f1": "f1_weighted"}
+    for figure in ("sensitivity", "ppv"):
+        wanted |= {f"{figure}_{name}": f"{figure}.{name}" for name in classes}
+    return {key: float(found[name]) for key, name in wanted.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Images by falling score of one class, which are of it, and where groups of equal scores end.
+
+    Sorted once, it gives every resample's curve by sums of weights.
+    """
+
+    order_N: NDArray[np.int64]
+    positive_N: NDArray[np.bool_]  # in that order
+    ends: NDArray[np.int64]  # last place of each score
+
+    @classmethod
+    def of(cls, score_N: Floats, positive_N: NDArray[np.bool_]) -> Ranking:
+        """Rank the images; equal scores stay together, for no threshold parts them."""
+        order_N = np.argsort(-score_N, kind="stable")
+        ranked_N = score_N[order_N]
+        ends = np.flatnonzero(np.append(np.diff(ranked_N) != 0, True)) if len(ranked_N) else order_N
+        return cls(order_N, positive_N[order_N], ends)
+
+    def counts(self, weights_BN: Floats) -> tuple[Floats, Floats]:
+        """True and false positives above each threshold, strictest first: two of B x T."""
+        ranked_BN = weights_BN[:, self.order_N]
+        true_BN = np.cumsum(ranked_BN * self.positive_N, axis=1)
+        all_BN = np.cumsum(ranked_BN, axis=1)
+        if len(self.ends) < len(self.order_N):
+            true_BN, all_BN = true_BN[:, self.ends], all_BN[:, self.ends]
+        return true_BN, all_BN - true_BN
+
+
+def areas(ranking: Ranking, weights_BN: Floats) -> tuple[Floats, Floats]:
+    """Area under the ROC curve (trapezia) and average precision, of B resamples.
+
+    nan where one side has no image. Average precision is precision by recall as steps, without
+    interpolation.
+    """
+    true_BT, false_BT = ranking.counts(weights_BN)
+    positives_B, negatives_B = true_BT[:, -1], false_BT[:, -1]
+    rise_BT = np.diff(true_BT, axis=1, prepend=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # of a threshold's positives, pairs with negatives below it, and half of those on it
+        pairs_B = np.einsum("bt,bt->b", rise_BT, negatives_B[:, None] - false_BT)
+        pairs_B += 0.5 * np.einsum("bt,bt->b", rise_BT, np.diff(false_BT, axis=1, prepend=0))
+        precision_BT = true_BT / np.maximum(true_BT + false_BT, 1)
+        auc_B = pairs_B / (positives_B * negatives_B)
+        ap_B = np.einsum("bt,bt->b", rise_BT, precision_BT) / positives_B
+    return auc_B, ap_B
+
+
+def curves(ranking: Ranking) -> dict[str, dict[str, list[float]]]:
+    """`roc` (x: 1 - specificity, y: sensitivity) and `pr` (x: sensitivity, y: PPV) to be drawn.
+
+    Thinned evenly to CURVE_POINTS; empty where one side has no image.
+    """
+    [true_T], [false_T] = ranking.counts(np.ones((1, len(ranking.order_N))))
+    if not true_T[-1] or not false_T[-1]:
+        return {}
+    sensitivity_T, fallout_T = true_T / true_T[-1], false_T / false_T[-1]
+    # thinned along the curve's length, or its steep part would be three points
+    length_T = np.cumsum(np.abs(np.diff(sensitivity_T + fallout_T, prepend=0)))
+    wanted = np.linspace(0, length_T[-1], CURVE_POINTS)
+    kept = np.unique(np.searchsorted(length_T, wanted).clip(max=len(length_T) - 1))
+    roc = {"x": [0.0, *fallout_T[kept]], "y": [0.0, *sensitivity_T[kept]]}
+    pr = {"x": sensitivity_T[kept], "y": (true_T / (true_T + false_T))[kept]}
     return {
-        "accuracy": float(accuracy),
-        "f1": float(f1),
-        **{f"sensitivity_{name}": float(sensitivity_C[k]) for k, name in enumerate(classes)},
-        **{f"ppv_{name}": float(ppv_C[k]) for k, name in enumerate(classes)},
+        name: {axis: [round(float(v), 5) for v in values] for axis, values in curve.items()}
+        for name, curve in (("roc", roc), ("pr", pr))
     }

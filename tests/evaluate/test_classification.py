@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from sklearn import metrics
 
 from cctmn.evaluate import classification
 
@@ -119,3 +120,90 @@ def test_a_class_out_of_range_is_our_mistake(wrong):
 def test_names_and_matrix_belong_together():
     with pytest.raises(AssertionError):
         classification.summary(np.zeros((3, 3), np.int64), classes=("a", "b"))
+
+
+def test_published_f1_of_the_authors_models():
+    for matrix, published in ((BOTH, 95.65), (MERGED, 96.34)):
+        figures = classification.rates(np.array(matrix), classes=CLASSES)
+        assert round(100 * float(figures["f1_weighted"]), 2) == published
+
+
+def test_figures_against_sklearn():
+    rng = np.random.default_rng(4)
+    truth, predicted = rng.integers(0, 3, (2, 400))
+    matrix = classification.confusion(truth, predicted, classes=3)
+    figures = classification.rates(matrix, classes=CLASSES)
+    assert matrix.tolist() == metrics.confusion_matrix(truth, predicted).tolist()
+    assert figures["accuracy"] == pytest.approx(metrics.accuracy_score(truth, predicted))
+    for kind in ("weighted", "macro"):
+        expected = metrics.f1_score(truth, predicted, average=kind)
+        assert figures[f"f1_{kind}"] == pytest.approx(expected)
+    for k, name in enumerate(CLASSES):
+        expected = metrics.recall_score(truth, predicted, labels=[k], average=None)
+        assert figures[f"sensitivity.{name}"] == pytest.approx(expected[0])
+        expected = metrics.precision_score(truth, predicted, labels=[k], average=None)
+        assert figures[f"ppv.{name}"] == pytest.approx(expected[0])
+        expected = metrics.recall_score(truth != k, predicted != k)
+        assert figures[f"specificity.{name}"] == pytest.approx(expected)
+
+
+def test_unscored_images_are_wrong():
+    matrix, unscored = np.array([[3, 1], [0, 4]]), np.array([2, 0])
+    figures = classification.rates(matrix, classes=("a", "b"), unscored_C=unscored)
+    assert figures["accuracy"] == pytest.approx(7 / 10)
+    assert figures["sensitivity.a"] == pytest.approx(3 / 6)
+    assert figures["ppv.b"] == pytest.approx(4 / 5)
+    # scikit-learn, with a third prediction that no truth has
+    truth, predicted = [0] * 6 + [1] * 4, [0, 0, 0, 1, 2, 2, 1, 1, 1, 1]
+    expected = metrics.f1_score(truth, predicted, labels=[0, 1], average="weighted")
+    assert figures["f1_weighted"] == pytest.approx(expected)
+
+
+def test_many_matrices_at_once():
+    rng = np.random.default_rng(5)
+    stack = rng.integers(0, 30, (7, 3, 3))
+    figures = classification.rates(stack, classes=CLASSES)
+    for b in range(7):
+        alone = classification.rates(stack[b], classes=CLASSES)
+        assert {k: v[b] for k, v in figures.items()} == alone
+
+
+@pytest.mark.parametrize("levels", [4, 10_000])  # many ties, and none
+def test_areas_against_sklearn(levels):
+    rng = np.random.default_rng(levels)
+    truth = rng.uniform(size=300) < 0.3
+    score = rng.integers(0, levels, 300) / levels + truth * 0.2
+    ranking = classification.Ranking.of(score, truth)
+    weights = rng.integers(0, 4, (5, 300)).astype(float)
+    weights[0] = 1
+    aucs, aps = classification.areas(ranking, weights)
+    for b in range(5):
+        rows = np.arange(300).repeat(weights[b].astype(int))
+        assert aucs[b] == pytest.approx(metrics.roc_auc_score(truth[rows], score[rows]))
+        assert aps[b] == pytest.approx(metrics.average_precision_score(truth[rows], score[rows]))
+
+
+def test_areas_of_one_side_alone_are_not_defined():
+    ranking = classification.Ranking.of(np.array([0.1, 0.2]), np.array([True, True]))
+    auc, ap = classification.areas(ranking, np.ones((1, 2)))
+    assert math.isnan(auc[0])
+    assert ap[0] == 1
+    assert classification.curves(ranking) == {}
+
+
+def test_curves_go_through_sklearns_points():
+    rng = np.random.default_rng(6)
+    truth = rng.uniform(size=5000) < 0.3
+    score = np.round(rng.normal(size=5000) + truth, 2)
+    found = classification.curves(classification.Ranking.of(score, truth))
+    fallout, sensitivity, _ = metrics.roc_curve(truth, score, drop_intermediate=False)
+    ours = np.interp(np.linspace(0, 1, 50), found["roc"]["x"], found["roc"]["y"])
+    np.testing.assert_allclose(
+        ours, np.interp(np.linspace(0, 1, 50), fallout, sensitivity), atol=0.02
+    )
+    assert len(found["roc"]["x"]) <= classification.CURVE_POINTS + 1
+    known = {
+        (round(r, 5), round(p, 5))
+        for p, r, _ in zip(*metrics.precision_recall_curve(truth, score), strict=False)
+    }
+    assert set(zip(found["pr"]["x"], found["pr"]["y"], strict=True)) <= known

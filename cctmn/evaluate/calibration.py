@@ -1,0 +1,120 @@
+"""Whether a probability of 0.8 is right four times in five: ECE, Brier, reliability, temperature.
+
+In: logits and classes. Out: probabilities at a temperature, figures that take weights, so that a
+bootstrap calls the same code, and the temperature that fits validation logits best.
+
+Shape suffixes: N slices, C classes, K bins, B resamples, G patients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special
+
+from cctmn.errors import DataError
+
+Floats = NDArray[np.float64]
+
+BINS: Final = 15  # usual for ECE; of equal mass, so that none rests on a handful of slices
+TEMPERATURES: Final = (0.05, 20.0)  # beyond: the logits say nothing, or have no error to learn from
+
+
+def probabilities(logits_NC: Floats, *, activation: str, temperature: float = 1.0) -> Floats:
+    """Logits divided by the temperature, then the card's activation; sigmoids do not sum to 1."""
+    assert activation in ("sigmoid", "softmax"), activation
+    scaled_NC = np.asarray(logits_NC, np.float64) / temperature
+    return (
+        special.softmax(scaled_NC, axis=-1)
+        if activation == "softmax"
+        else (special.expit(scaled_NC))
+    )
+
+
+def losses(logits_NC: Floats, truth_N: NDArray[np.int64], *, activation: str) -> Floats:
+    """The loss that the network was trained with, of each slice: cross-entropy over softmax, or
+    the mean of the classes' binary ones.
+    """
+    hot_NC = np.eye(logits_NC.shape[1])[truth_N]
+    if activation == "softmax":
+        return -(special.log_softmax(logits_NC, axis=1) * hot_NC).sum(axis=1)
+    signed_NC = np.where(hot_NC > 0, logits_NC, -logits_NC)
+    return -special.log_expit(signed_NC).mean(axis=1)
+
+
+def fit_temperature(logits_NC: Floats, truth_N: NDArray[np.int64], *, activation: str) -> float:
+    """The temperature of the least loss. Raises DataError if there is none within reason."""
+
+    def loss(log_temperature: float) -> float:
+        scaled_NC = logits_NC / np.exp(log_temperature)
+        return float(losses(scaled_NC, truth_N, activation=activation).mean())
+
+    low, high = np.log(TEMPERATURES)
+    found = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded")
+    if min(loss(low), loss(high)) <= loss(found.x) + 1e-9:  # no least loss between the two
+        raise DataError(
+            f"no temperature between {TEMPERATURES[0]:g} and {TEMPERATURES[1]:g} fits these "
+            "labels; calibrate on more slices, among them some that are called wrongly"
+        )
+    return float(np.exp(found.x))
+
+
+@dataclass(frozen=True, eq=False)
+class Binned:
+    """Slices by the probability of the class they were called, in bins of equal mass."""
+
+    bin_N: NDArray[np.int64]  # from 0, rising confidence
+    confidence_N: Floats
+    right_N: Floats  # 0 or 1
+    brier_N: Floats  # sum over the classes of (p - y)^2
+    loss_N: Floats
+    bins: int
+
+    @classmethod
+    def of(
+        cls, logits_NC: Floats, truth_N: NDArray[np.int64], *, activation: str, temperature: float
+    ) -> Binned:
+        """Bins of the whole sample; resamples keep them."""
+        p_NC = probabilities(logits_NC, activation=activation, temperature=temperature)
+        called_N = logits_NC.argmax(axis=1)
+        confidence_N = p_NC[np.arange(len(p_NC)), called_N]
+        bins = max(1, min(BINS, len(p_NC)))
+        place_N = np.empty(len(p_NC), np.int64)
+        place_N[np.argsort(confidence_N, kind="stable")] = np.arange(len(p_NC))
+        return cls(
+            bin_N=place_N * bins // max(1, len(p_NC)),
+            confidence_N=confidence_N,
+            right_N=(called_N == truth_N).astype(np.float64),
+            brier_N=((p_NC - np.eye(p_NC.shape[1])[truth_N]) ** 2).sum(axis=1),
+            loss_N=losses(logits_NC / temperature, truth_N, activation=activation),
+            bins=bins,
+        )
+
+    def figures(self, weights_BG: Floats, *, group_N: NDArray[np.int64]) -> dict[str, Floats]:
+        """`ece` (0..1), `brier` and `nll`, of B resamples of G patients."""
+        groups = weights_BG.shape[1]
+
+        def per_group(value_N: Floats) -> Floats:
+            return np.asarray(np.bincount(group_N, value_N, minlength=groups), np.float64)
+
+        slices_B = weights_BG @ per_group(np.ones(len(group_N)))
+        gap_GK = np.zeros((groups, self.bins))
+        np.add.at(gap_GK, (group_N, self.bin_N), self.right_N - self.confidence_N)
+        return {
+            "ece": np.abs(weights_BG @ gap_GK).sum(axis=1) / slices_B,
+            "brier": weights_BG @ per_group(self.brier_N) / slices_B,
+            "nll": weights_BG @ per_group(self.loss_N) / slices_B,
+        }
+
+    def reliability(self) -> dict[str, list[float]]:
+        """Mean confidence, share right and number of slices of each bin."""
+        n_K = np.bincount(self.bin_N, minlength=self.bins)
+        means = {
+            name: np.bincount(self.bin_N, value_N, minlength=self.bins) / n_K
+            for name, value_N in (("confidence", self.confidence_N), ("accuracy", self.right_N))
+        }
+        rounded = {k: [round(float(v), 5) for v in values] for k, values in means.items()}
+        return {**rounded, "n": n_K.tolist()}

@@ -1,0 +1,68 @@
+"""From slices to patients: the mean of a patient's m highest probabilities, class by class.
+
+In: probabilities of slices and whose they are. Out: one row a patient, and the m that serves
+validation patients best. A patient's clean slices are outside the training distribution, so a mean
+over all slices would drown a few that show lesions.
+
+Shape suffixes: N slices, G patients, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+TOP_M: Final = 10  # where no validation has chosen one
+CANDIDATES: Final = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
+
+
+def top_mean(p_NC: Floats, group_N: NDArray[np.int64], *, groups: int, m: int) -> Floats:
+    """Mean of each patient's m highest probabilities of each class (all, if fewer): G x C."""
+    count_G = np.bincount(group_N, minlength=groups)
+    first_G = np.concatenate([[0], np.cumsum(count_G)[:-1]])
+    means_GC = np.empty((groups, p_NC.shape[1]))
+    for c in range(p_NC.shape[1]):
+        order_N = np.lexsort((-p_NC[:, c], group_N))  # patient by patient, falling
+        ranked_N = p_NC[order_N, c]
+        rank_N = np.arange(len(ranked_N)) - first_G[group_N[order_N]]
+        kept_N = np.where(rank_N < m, ranked_N, 0)
+        means_GC[:, c] = np.bincount(group_N[order_N], kept_N, minlength=groups)
+    return means_GC / np.minimum(count_G, m)[:, None]
+
+
+def class_of(
+    truth_N: NDArray[np.int64], group_N: NDArray[np.int64], *, groups: int
+) -> NDArray[np.int64]:
+    """The class of each patient; -1 where the slices are not all of one."""
+    low_G = np.full(groups, np.iinfo(np.int64).max)
+    high_G = np.full(groups, -1)
+    np.minimum.at(low_G, group_N, truth_N)
+    np.maximum.at(high_G, group_N, truth_N)
+    return np.where(low_G == high_G, low_G, -1)
+
+
+def choose_m(
+    p_NC: Floats,
+    truth_N: NDArray[np.int64],
+    group_N: NDArray[np.int64],
+    *,
+    groups: int,
+    candidates: Sequence[int] = CANDIDATES,
+) -> int:
+    """The m of the highest patient accuracy; of equals the one of the least Brier score."""
+    truth_G = class_of(truth_N, group_N, groups=groups)
+    known_G = truth_G >= 0
+    hot_GC = np.eye(p_NC.shape[1])[truth_G[known_G]]
+
+    def merit(m: int) -> tuple[float, float, int]:
+        p_GC = top_mean(p_NC, group_N, groups=groups, m=m)[known_G]
+        right = float((p_GC.argmax(axis=1) == truth_G[known_G]).mean())
+        return right, -float(((p_GC - hot_GC) ** 2).sum(axis=1).mean()), -m
+
+    assert known_G.any()
+    return max(candidates, key=merit)

@@ -1,0 +1,98 @@
+"""The bootstrap over patients: what it equals, what it covers, and where it has nothing to say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from cctmn.evaluate import uncertainty
+from cctmn.evaluate.uncertainty import bootstrap, exact, figure, group, interval
+
+
+def accuracy(right_N, group_N, groups):
+    """A statistic of weights over patients."""
+    right_G = np.bincount(group_N, right_N, minlength=groups)
+    count_G = np.bincount(group_N, minlength=groups)
+    return lambda weights_BG: {"accuracy": weights_BG @ right_G / (weights_BG @ count_G)}
+
+
+def test_one_slice_a_patient_is_the_ordinary_bootstrap():
+    rng = np.random.default_rng(1)
+    right_N = (rng.uniform(size=50) < 0.8).astype(float)
+    group_N, groups = group([f"p{i}" for i in range(50)])
+    ours = bootstrap(groups, accuracy(right_N, group_N, groups), resamples=300, seed=7)
+    again = np.random.default_rng(7)
+    plain = [right_N[again.integers(0, 50, 50)].mean() for _ in range(300)]
+    np.testing.assert_allclose(ours["accuracy"], plain, rtol=0, atol=1e-12)
+
+
+def test_equal_slices_are_patients_drawn():
+    rng = np.random.default_rng(2)
+    right_G = (rng.uniform(size=40) < 0.7).astype(float)
+    group_N, groups = group(np.repeat([f"p{i}" for i in range(40)], 25).tolist())
+    slices = bootstrap(groups, accuracy(np.repeat(right_G, 25), group_N, groups), seed=3)
+    patients = bootstrap(40, accuracy(right_G, np.arange(40), 40), seed=3)
+    np.testing.assert_allclose(slices["accuracy"], patients["accuracy"], rtol=0, atol=1e-12)
+    alone = bootstrap(1000, accuracy(np.repeat(right_G, 25), np.arange(1000), 1000), seed=3)
+    width, naive = (np.diff(interval(b["accuracy"]))[0] for b in (slices, alone))
+    assert 4 < width / naive < 6  # sqrt(25) = 5
+
+
+def test_draws_do_not_depend_on_the_chunk():
+    def mean(weights_BG):
+        return {"mean": weights_BG @ np.arange(30.0) / 30}
+
+    one = bootstrap(30, mean, resamples=100, seed=5)["mean"]
+    other = bootstrap(30, mean, resamples=100, seed=5, width=uncertainty.CHUNK_VALUES // 3)["mean"]
+    np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(one, bootstrap(30, mean, resamples=100, seed=6)["mean"])
+
+
+def test_nominal_95_covers_93_to_97():
+    """Patients with their own chance to be read rightly, 1 to 60 slices each; 1000 studies."""
+    rng = np.random.default_rng(11)
+    patients, studies, covered, naive_covered = 150, 1000, 0, 0
+    slices_G = 1 + rng.integers(0, 60, patients)
+    for study in range(studies):
+        chance_G = rng.beta(4, 1, patients)
+        size_G = rng.permutation(slices_G)
+        right_G = rng.binomial(size_G, chance_G).astype(float)
+        ours = bootstrap(
+            patients,
+            lambda w_BG, right_G=right_G, size_G=size_G: {"a": w_BG @ right_G / (w_BG @ size_G)},
+            resamples=500,
+            seed=study,
+        )
+        low, high = interval(ours["a"])
+        covered += low <= 0.8 <= high
+        p, n = right_G.sum() / size_G.sum(), size_G.sum()
+        naive_covered += abs(p - 0.8) <= 1.96 * np.sqrt(p * (1 - p) / n)
+    assert 0.93 <= covered / studies <= 0.97, covered / studies
+    assert naive_covered / studies < 0.75
+
+
+def test_unknown_patients_count_as_one_each():
+    group_N, groups = group(["a", "", "b", "a", ""])
+    assert group_N.tolist() == [0, 1, 2, 0, 3]
+    assert groups == 4
+
+
+def test_no_error_seen_is_not_certainty():
+    right = figure("accuracy", 1.0, over_patients=np.ones(100), n=500, patients=30)
+    low = stats.binomtest(30, 30).proportion_ci(0.95, method="exact").low
+    assert (right.low, right.high) == (pytest.approx(low), 1.0)
+    assert "no error" in right.method
+    high = stats.binomtest(0, 30).proportion_ci(0.95, method="exact").high
+    assert exact(False, 30) == (0.0, pytest.approx(high))
+
+
+def test_figures_without_interval_say_why():
+    undefined = figure("ppv", float("nan"), over_patients=np.full(10, np.nan), n=5, patients=3)
+    assert (undefined.value, undefined.method) == (None, "not defined")
+    alone = figure("accuracy", 0.5, over_patients=np.full(10, 0.5), n=5, patients=1)
+    assert (alone.low, alone.method) == (None, "too few patients for an interval")
+    rare = np.concatenate([np.full(80, 0.5), np.full(20, np.nan)])
+    assert interval(rare) is None
+    assert interval(rare[:85]) == (0.5, 0.5)
+    assert alone.as_json()["low"] is None
