@@ -77,6 +77,22 @@ FLAGS: Final[dict[str, str]] = {
 ABSTAIN_FLAGS: Final = frozenset({"no_lung", "window", "inverted", "not_ct_like", "partly_blank"})
 
 
+# A table of labels that cctmn writes; `cctmn score` takes it as a manifest. Tables from elsewhere
+# need `label` and one of `uri` (or `path`), `name` and `slice_id`; further columns make cohorts.
+LABELS: Final = pa.schema(
+    [
+        ("uri", pa.string()),  # where the slice is: absolute, or relative to the root of the images
+        ("label", pa.string()),  # class of the image
+        ("patient", pa.string()),  # "" if unknown; slices of one patient are drawn together
+        ("scan", pa.string()),  # number of the scan among the patient's, "" if unknown
+        ("body_x0", pa.int32()),  # px, box of the body; null if unknown
+        ("body_y0", pa.int32()),
+        ("body_x1", pa.int32()),
+        ("body_y1", pa.int32()),
+    ]
+)
+
+
 def predictions(classes: Sequence[str], *, ranked_boxes: bool = False) -> pa.Schema:
     """Schema of OUT/predictions for a model with these image classes (none for a detector)."""
     fields: list[tuple[str, pa.DataType]] = [

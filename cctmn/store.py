@@ -13,6 +13,7 @@ import functools
 import glob
 import io
 import os
+import posixpath
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -72,6 +73,20 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+def below(root: str, name: str) -> str:
+    """URI of a name: its own if it is absolute, else below the root, which is a path or URI."""
+    if is_s3(name) or name.startswith(("file://", "/", "~")):
+        return to_uri(name)
+    if is_s3(root):
+        return "s3://" + posixpath.normpath(posixpath.join(root.removeprefix("s3://"), name))
+    return to_uri(str(to_path(to_uri(root)) / name))
+
+
+def parent(text: str) -> str:
+    """URI of the folder that a path or URI is in."""
+    return to_uri(text).rpartition("/")[0] + "/"
+
+
 def list_objects(text: str) -> Iterator[ObjectInfo]:
     """Every object below a folder, prefix or glob, or the object itself, sorted by URI.
 
@@ -79,11 +94,16 @@ def list_objects(text: str) -> Iterator[ObjectInfo]:
     is listed with its code. Raises InputError if nothing is there.
     """
     found = False
-    for info in _list_s3(text) if is_s3(text) else _list_local(text):
+    for info in find_objects(text):
         found = True
         yield info
     if not found:
         raise InputError(f"{text}: no such file, folder, prefix or match; check INPUT")
+
+
+def find_objects(text: str) -> Iterator[ObjectInfo]:
+    """As list_objects, but finding nothing is no error."""
+    return _list_s3(text) if is_s3(text) else _list_local(text)
 
 
 def read_all(uri: str) -> bytes:

@@ -34,7 +34,7 @@ LEVELS = {
     "talk": 7,
     "versions": 7,
 }
-SIBLINGS_ALLOWED = {("jobs", "cli")}
+SIBLINGS_ALLOWED = {("jobs", "cli"), ("evaluate", "data")}
 
 # package -> the files or folders that alone may import it
 HOMES = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import posixpath
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,7 +33,8 @@ LAYOUTS: Final = (
 )
 # What the data sets call a class: ours, COVIDx-CT's prefix, iCTCF's folder.
 _SYNONYMS: Final = (("control", "normal", "nct"), ("pneumonia", "cp"), ("covid", "ncp", "pct"))
-_NAME: Final = re.compile(r"(\d|normal|cp|ncp)_([^_]+)_([^_]+_[^_]+)", re.IGNORECASE)
+BOX_COLUMNS: Final = 4
+_NAME: Final = re.compile(r"(\d|normal|cp|ncp)_([^_]+)_([^_]+)_([^_]+)", re.IGNORECASE)
 
 
 class SliceSample(NamedTuple):
@@ -53,6 +53,8 @@ class SplitLine(NamedTuple):
     key: str  # the same for Normal_1728_1013_0023.png and 0_1728_1013_0023.png
     label: int
     patient: str
+    scan: str
+    body: tuple[int, ...]  # box x0 y0 x1 y1 of the body, px; empty if not given
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,12 @@ class SliceSet:
     problems: Problems
 
 
-class _Named(NamedTuple):
+class Named(NamedTuple):
     """What a name CLASS_PATIENT_SCAN_SLICE says."""
 
     label: str
     patient: str
+    scan: str
     key: str
 
 
@@ -105,7 +108,7 @@ def read_split(split: str, *, classes: tuple[str, ...]) -> tuple[SplitLine, ...]
             continue
         where = f"{split} line {number}"
         name, *columns = text.split()
-        named = _parse(name)
+        named = parse_name(name)
         label = _covidx(columns[0]) if columns else named.label if named else ""
         if not label:
             raise DataError(f"{where}: {name} tells no class; write NAME CLASS")
@@ -114,8 +117,10 @@ def read_split(split: str, *, classes: tuple[str, ...]) -> tuple[SplitLine, ...]
         key = named.key if named else stem(name)
         if key in lines:
             raise DataError(f"{where}: {name} is listed before; keep one line of each slice")
-        index = _index_or_raise(label, where=f"{where}, {name}", classes=classes)
-        lines[key] = SplitLine(name, key, index, named.patient if named else "")
+        index = class_index(label, where=f"{where}, {name}", classes=classes)
+        patient, scan = (named.patient, named.scan) if named else ("", "")
+        body = _body(columns[1:], where=f"{where}, {name}")
+        lines[key] = SplitLine(name, key, index, patient, scan, body)
     if not lines:
         raise DataError(f"{split}: names no slice; write one name a line")
     return tuple(lines.values())
@@ -144,7 +149,7 @@ def _from_split(images: Mapping[str, ObjectInfo], lines: tuple[SplitLine, ...]) 
     wanted = {line.key for line in lines}
     by_key: dict[str, ObjectInfo] = {}
     for name, info in images.items():
-        named = _parse(name)
+        named = parse_name(name)
         key = named.key if named else stem(name)
         if key not in wanted:
             continue
@@ -177,7 +182,7 @@ def _from_names(
         if info.error_code:
             unreadable.append((name, info.error_code))
         elif told := tell(name):
-            label = _index_or_raise(told[0], where=f"{data}, {name}", classes=classes)
+            label = class_index(told[0], where=f"{data}, {name}", classes=classes)
             samples.append(SliceSample(name, info.uri, label, told[1]))
         else:
             unlabelled.append(name)
@@ -198,13 +203,10 @@ def _from_table(table: str, classes: tuple[str, ...]) -> SliceSet:
             path, label = row["path"].strip(), row["label"].strip()
             if not path or not label:
                 raise DataError(f"{where}: no path or no label; fill in both")
-            uri = _beside(table, path)
+            uri = store.below(store.parent(table), path)
             if uri in samples:
                 raise DataError(f"{where}: {path} is listed before; keep one line of each slice")
-            if label.isascii() and label.isdigit() and int(label) < len(classes):
-                index = int(label)
-            else:
-                index = _index_or_raise(label, where=where, classes=classes)
+            index = class_index(label, where=where, classes=classes, numbers=True)
             patient = row.get("patient", "").strip()
             samples[uri] = SliceSample(path, uri, index, patient)
     except csv.Error as error:
@@ -215,15 +217,16 @@ def _from_table(table: str, classes: tuple[str, ...]) -> SliceSet:
 # --- names and places
 
 
-def _parse(name: str) -> _Named | None:
+def parse_name(name: str) -> Named | None:
+    """What a name of COVIDx-CT, or of the author's list, says; None for any other."""
     match = _NAME.fullmatch(stem(name))
     if match is None:
         return None
-    label, patient, rest = match.groups()
+    label, patient, scan, number = match.groups()
     label = _covidx(label)
     # Patient numbers of COVIDx-CT v1 are unique over its classes, so the number alone is the
     # patient: should another set use one twice, its splits are refused rather than mixed.
-    return _Named(label, patient, f"{label}_{patient}_{rest}")
+    return Named(label, patient, scan, f"{label}_{patient}_{scan}_{number}")
 
 
 def _covidx(label: str) -> str:
@@ -235,7 +238,7 @@ def _covidx(label: str) -> str:
 
 
 def _by_name(name: str) -> tuple[str, str] | None:
-    named = _parse(name)
+    named = parse_name(name)
     return named and (named.label, named.patient)
 
 
@@ -256,7 +259,13 @@ def _index(label: str, classes: tuple[str, ...]) -> int | None:
     return next((i for i, name in enumerate(classes) if name.lower() in same), None)
 
 
-def _index_or_raise(label: str, *, where: str, classes: tuple[str, ...]) -> int:
+def class_index(label: str, *, where: str, classes: tuple[str, ...], numbers: bool = False) -> int:
+    """Index of the class that a label names, by a synonym too; with `numbers` a digit is an index.
+
+    Raises DataError, which names `where`, for a label that is none of the classes.
+    """
+    if numbers and label.isascii() and label.isdigit() and int(label) < len(classes):
+        return int(label)
     index = _index(label, classes)
     if index is None:
         raise DataError(
@@ -266,11 +275,10 @@ def _index_or_raise(label: str, *, where: str, classes: tuple[str, ...]) -> int:
     return index
 
 
-def _beside(table: str, path: str) -> str:
-    """URI of a path of the table, which may be relative to the table's folder."""
-    if store.is_s3(path) or path.startswith(("file://", "/", "~")):
-        return store.to_uri(path)
-    if store.is_s3(table):
-        folder = table.removeprefix("s3://").rpartition("/")[0]
-        return "s3://" + posixpath.normpath(posixpath.join(folder, path))
-    return store.to_uri(str(store.to_path(store.to_uri(table)).parent / path))
+def _body(columns: list[str], *, where: str) -> tuple[int, ...]:
+    """The body's box of a line of COVIDx-CT; whatever else stands there is of no use here."""
+    if len(columns) != BOX_COLUMNS:
+        return ()
+    if not all(column.isascii() and column.isdigit() for column in columns):
+        raise DataError(f"{where}: a box is four whole numbers, x0 y0 x1 y1; mend the line")
+    return tuple(map(int, columns))

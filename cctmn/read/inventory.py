@@ -36,6 +36,7 @@ CONTAINERS = {"zip": "zip", "tar": "tar", "gzip": "tar.gz", "bzip2": "tar.bz2", 
 KEY_BYTES = 16  # 128 bits of HMAC-SHA256 are kept
 
 T = TypeVar("T")
+R = TypeVar("R")
 Look = tuple[bytes, RangeFile]  # the first bytes of a member, and a file over all of it
 
 
@@ -68,14 +69,19 @@ def pseudonym(key: bytes, domain: str, *parts: str) -> str:
     return digest[:KEY_BYTES].hex()
 
 
-def index(inputs: Sequence[str], *, key: bytes, exclude: str = "") -> Iterator[pa.Table]:
+def index(
+    inputs: Sequence[str], *, key: bytes, exclude: str = "", root: str | None = None
+) -> Iterator[pa.Table]:
     """Tables of at most TABLE_ROWS rows, sorted by INPUT, URI, offset and frame.
 
     `exclude` is the URI of the output folder, which is passed over if it lies below an INPUT.
+    `root` is what relative URIs of a manifest are below; without it the manifest's own folder.
     Raises InputError for an INPUT that is not there, StoreError if storage does not answer.
     """
     below = exclude.rstrip("/") + "/"
-    objects = (info for info in _objects(inputs) if not (exclude and info.uri.startswith(below)))
+    objects = (
+        info for info in _objects(inputs, root) if not (exclude and info.uri.startswith(below))
+    )
     rows: list[_Row] = []
     for more in _in_order(lambda info: _rows(info, key=key), objects, threads=INDEX_THREADS):
         rows += more
@@ -93,10 +99,10 @@ def _table(rows: list[_Row]) -> pa.Table:
 
 
 def _in_order(
-    work: Callable[[T], list[_Row]], items: Iterable[T], *, threads: int
-) -> Iterator[list[_Row]]:
+    work: Callable[[T], list[R]], items: Iterable[T], *, threads: int
+) -> Iterator[list[R]]:
     """Results in the order of the items, a bounded number of them ahead."""
-    pending: deque[Future[list[_Row]]] = deque()
+    pending: deque[Future[list[R]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="index") as pool:
         try:
             for item in items:
@@ -110,10 +116,10 @@ def _in_order(
                 future.cancel()
 
 
-def _objects(inputs: Sequence[str]) -> Iterator[ObjectInfo]:
+def _objects(inputs: Sequence[str], root: str | None) -> Iterator[ObjectInfo]:
     seen: set[str] = set()
     for text in inputs:
-        for info in _listed(text):
+        for info in _listed(text, root):
             if len(inputs) > 1 and info.uri in seen:
                 continue  # two INPUTs may overlap
             if len(inputs) > 1:
@@ -121,17 +127,18 @@ def _objects(inputs: Sequence[str]) -> Iterator[ObjectInfo]:
             yield info
 
 
-def _listed(text: str) -> Iterator[ObjectInfo]:
+def _listed(text: str, root: str | None) -> Iterator[ObjectInfo]:
     if not text.lower().endswith((".csv", ".parquet")):
         yield from store.list_objects(text)
         return
-    base = store.to_uri(text).rsplit("/", 1)[0]
-    for uri in _manifest(text):
-        absolute = "://" in uri or uri.startswith("/")
-        try:
-            yield from store.list_objects(uri if absolute else store.join(base, uri))
-        except InputError:
-            yield ObjectInfo(uri if "://" in uri else store.join(base, uri), 0, "", "not_found")
+
+    def look(name: str) -> list[ObjectInfo]:
+        uri = store.below(root or store.parent(text), name)
+        return list(store.find_objects(uri)) or [ObjectInfo(uri, 0, "", "not_found")]
+
+    # a request for each line, so several at a time
+    for found in _in_order(look, _manifest(text), threads=INDEX_THREADS):
+        yield from found
 
 
 def _manifest(text: str) -> Iterator[str]:
