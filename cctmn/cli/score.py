@@ -20,6 +20,7 @@ from cctmn.errors import ConfigError
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("-o", "--out", required=True, metavar="OUT", help="Output folder, local or s3://.")
 @click.option("-m", "--model", metavar="MODEL", help="Model folder, local or s3://.")
+@click.option("--root", metavar="ROOT", help="Where relative uris of a manifest are below.")
 @click.option("--limit", type=click.IntRange(min=1), help="Score at most N more slices.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
 @click.option("--retry-errors", is_flag=True, help="Score again what ended as an error row.")
@@ -47,7 +48,7 @@ def score(inputs: tuple[str, ...], out: str, model: str | None, **options: Any) 
         sets.append(f"max_error_rate={float(options['max_error_rate'])}")
     settings = config.load(config.ScoreConfig, files=files_of(options), sets=sets)
     if options["dry_run"]:
-        plan = run.dry_run(inputs, out=out, say=talk)
+        plan = run.dry_run(inputs, out=out, root=options["root"], say=talk)
         click.echo(json.dumps(plan, indent=2) if options["as_json"] else _plan_text(plan))
         return
     if model is None:
@@ -61,6 +62,7 @@ def score(inputs: tuple[str, ...], out: str, model: str | None, **options: Any) 
         settings=settings,
         limit=options["limit"],
         retry_errors=options["retry_errors"],
+        root=options["root"],
     )
     with resumable(out):
         summary = run.score(job, address=options["address"], say=talk)

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +32,9 @@ LESION_MODES: Final[Mapping[str, tuple[str, ...]]] = {
     "ggo": ("ggo",),
 }
 NAME: Final = re.compile("[a-z][a-z0-9_]*")  # of a class that becomes a column
+
+ADDED: Final = frozenset({"calibration"})  # keys that cards of older versions lack
+CALIBRATION: Final[Mapping[str, tuple[type, ...]]] = {"temperature": (float, int), "top_m": (int,)}
 
 BACKBONES: Final = ("resnet18", "resnet34", "resnet50")
 RANKED: Final[Mapping[str, int]] = {"resnet18": 128, "resnet34": 128, "resnet50": 256}  # N
@@ -142,6 +145,7 @@ class Card:
     provenance: Mapping[str, Any] = field(default_factory=dict)  # source, sha256, epoch ...
     notes: tuple[str, ...] = ()
     intended_use: str = INTENDED_USE
+    calibration: Mapping[str, Any] = field(default_factory=dict)  # see `calibrated`
     weights_sha256: str = ""  # both filled by `save`
     weights_bytes: int = 0
     format: int = FORMAT
@@ -165,6 +169,38 @@ class Card:
             raise ModelError("the input contract needs 0 < size_px <= max_size_px")
         if dict(self.lesions) != lesion_rule():
             raise ModelError("the lesion rule is not the one of this version")
+
+        for key, kinds in CALIBRATION.items():
+            if key in self.calibration and type(self.calibration[key]) not in kinds:
+                raise ModelError(f"calibration: {key} is no number")
+        if not self.temperature > 0 or (self.top_m is not None and self.top_m < 1):
+            raise ModelError("calibration: temperature and top_m must be above 0")
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before the activation; 1 before a calibration."""
+        return float(self.calibration.get("temperature", 1.0))
+
+    @property
+    def top_m(self) -> int | None:
+        """Slices that speak for a patient; None before a calibration."""
+        return self.calibration.get("top_m")
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a report says of the model; nothing of who trained it on what."""
+        return {
+            "model_id": self.model_id,
+            "name": self.name,
+            "trained": self.trained,
+            "activation": self.activation,
+            "backbone": f"{self.arch.backbone}, truncation {self.arch.truncation}",
+            "image_classes": list(self.arch.image_classes),
+            "lesion_classes": list(self.arch.lesion_classes),
+            "training_slices": self.provenance.get("slices"),
+            "calibration": dict(self.calibration),
+            "intended_use": self.intended_use,
+        }
 
     @property
     def model_id(self) -> str:
@@ -206,6 +242,41 @@ def read_weights(folder: Path | str, *, card: Card) -> bytes:
     raise ModelError(f"{folder}: {WEIGHTS} {problem}; copy the model again")
 
 
+def parameter_count(weights: bytes) -> int:
+    """Trainable parameters in the bytes of safetensors: batch norm's statistics are none."""
+    size = int.from_bytes(weights[:8], "little")
+    try:
+        tensors = json.loads(weights[8 : 8 + size])
+    except ValueError:
+        raise ModelError(f"{WEIGHTS} is damaged; copy the model again") from None
+    return sum(
+        math.prod(tensor["shape"])
+        for name, tensor in tensors.items()
+        if name != "__metadata__"
+        and not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    )
+
+
+def calibrated(folder: Path | str, *, calibration: Mapping[str, Any]) -> Card:
+    """Write `temperature`, `top_m` and how they were found into the card of a model folder."""
+    card = replace(read_card(folder), calibration=dict(calibration))
+    write_card(folder, card=card)
+    return card
+
+
+def write_card(folder: Path | str, *, card: Card) -> None:
+    """Put card.json into a model folder, a path or URI; a model that ships is not changed."""
+    if str(folder).startswith(SHIPPED):
+        raise ModelError(f"{folder}: ships with cctmn and is not changed; copy it to a folder")
+    store.put(store.join(store.to_uri(str(folder)), CARD), card_bytes(card))
+
+
+def card_bytes(card: Card) -> bytes:
+    """The text of card.json."""
+    text = json.dumps(asdict(card), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"
+
+
 def portable(folder: str) -> str:
     """The model's name as other machines understand it: a URI, or the name of one that ships."""
     return folder if folder.startswith(SHIPPED) else store.to_uri(folder)
@@ -227,6 +298,7 @@ def _checked(raw: Any, cls: type[Card] | type[Arch]) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ModelError(f"{cls.__name__.lower()} is no table")
     names = {f.name: str(f.type) for f in fields(cls)}
+    raw = {**{key: {} for key in ADDED & names.keys()}, **raw}
     if wrong := sorted(names.keys() ^ raw.keys()):
         raise ModelError(f"keys missing or unknown: {wrong[:5]}; written by another version?")
     checked = {}

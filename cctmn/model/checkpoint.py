@@ -8,9 +8,8 @@ What the card itself holds is in `card`.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -27,8 +26,10 @@ from cctmn.model.card import (
     WEIGHTS,
     Arch,
     Card,
+    card_bytes,
     read_card,
     read_weights,
+    write_card,
 )
 from cctmn.model.classifier import Classifier
 from cctmn.model.detector import Detector
@@ -125,21 +126,16 @@ def to_bytes(net: Net, *, card: Card, half: bool = False) -> tuple[bytes, bytes,
     weights = safetensors.torch.save(tensors, metadata={"format": "pt"})
     sha256 = hashlib.sha256(weights).hexdigest()
     card = replace(card, weights_sha256=sha256, weights_bytes=len(weights))
-    return _card_bytes(card), weights, card
-
-
-def _card_bytes(card: Card) -> bytes:
-    text = json.dumps(asdict(card), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return text.encode() + b"\n"
+    return card_bytes(card), weights, card
 
 
 def save(net: Net, folder: Path | str, *, card: Card, half: bool = False) -> Card:
     """Write the model folder, a path or URI, the card last: a half-written one is never read."""
-    card_bytes, weights_bytes, card = to_bytes(net, card=card, half=half)
+    card_text, weights_bytes, card = to_bytes(net, card=card, half=half)
     uri = store.to_uri(str(folder))
     store.delete(store.join(uri, CARD))
     store.put(store.join(uri, WEIGHTS), weights_bytes)
-    store.put(store.join(uri, CARD), card_bytes)
+    store.put(store.join(uri, CARD), card_text)
     return card
 
 
@@ -148,7 +144,7 @@ def record(folder: Path | str, *, name: str, figures: Mapping[str, float | None]
     card = read_card(folder)
     measured = {**card.provenance.get("measured", {}), name: dict(figures)}
     card = replace(card, provenance={**card.provenance, "measured": measured})
-    store.put(store.join(store.to_uri(str(folder)), CARD), _card_bytes(card))
+    write_card(folder, card=card)
 
 
 def load(folder: Path | str, *, device: str = "cpu") -> LoadedModel:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from cctmn.model.card import portable, read_card, read_weights
+from cctmn.model.card import parameter_count, portable, read_card, read_weights
 from cctmn.score.scorer import ImageArray, Source
 
 if TYPE_CHECKING:
@@ -38,20 +38,25 @@ class NetScorer:
 def open_source(folder: str) -> Source:
     """The model at a path or S3 URI, its weights checked against its card. Raises ModelError."""
     card = read_card(folder)
-    read_weights(folder, card=card)
+    weights = read_weights(folder, card=card)
     arch = card.arch
+    answers = {
+        "weights_sha256": card.weights_sha256,
+        "arch": asdict(arch),
+        "input": dict(card.input),
+        "lesions": dict(card.lesions),
+        "activation": card.activation,
+    }
+    if card.temperature != 1:  # so that folders from before a calibration keep their fingerprint
+        answers["temperature"] = card.temperature
     return Source(
         model_id=card.model_id,
         image_classes=tuple(arch.image_classes),
         lesion_classes=tuple(arch.lesion_classes),
         activation=card.activation,
         input=dict(card.input),
-        answers={
-            "weights_sha256": card.weights_sha256,
-            "arch": asdict(arch),
-            "input": dict(card.input),
-            "lesions": dict(card.lesions),
-            "activation": card.activation,
-        },
+        answers=answers,
         load=functools.partial(NetScorer, portable(folder)),
+        temperature=card.temperature,
+        described=card.described | {"parameters": parameter_count(weights)},
     )

@@ -44,6 +44,7 @@ class Job:
     settings: ScoreConfig = field(default_factory=ScoreConfig)
     limit: int | None = None  # slices of this run
     retry_errors: bool = False
+    root: str | None = None  # what a manifest's relative URIs are below
 
     @property
     def answers(self) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary
             say(f"removed {removed} file(s) that an earlier run left unfinished")
         if job.retry_errors:
             say(f"withdrew {resume.withdraw_errors(predictions):,} error rows to retry them")
-        indexed = inventory.index(job.inputs, key=key, exclude=out)
+        indexed = inventory.index(job.inputs, key=key, exclude=out, root=job.root)
         if changed := resume.write_inventory(known, _told(indexed, say)):
             say(
                 f"{changed:,} slices have changed where they are stored; rows that exist are of "
@@ -105,6 +106,7 @@ def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary
             {
                 "answers": job.answers,
                 "inputs": list(job.inputs),
+                "root": job.root,
                 "settings": asdict(job.settings),
                 "limit": job.limit,
             },
@@ -134,7 +136,9 @@ def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary
     return summary
 
 
-def dry_run(inputs: Sequence[str], *, out: str, say: Say = silent) -> dict[str, Any]:
+def dry_run(
+    inputs: Sequence[str], *, out: str, root: str | None = None, say: Say = silent
+) -> dict[str, Any]:
     """What a run would do: slices by kind, refusals by code, done and pending; writes nothing."""
     out = store.to_uri(out)
     key = store.read_optional(store.join(out, "private", "key"))
@@ -143,7 +147,9 @@ def dry_run(inputs: Sequence[str], *, out: str, say: Say = silent) -> dict[str, 
     kinds: Counter[str] = Counter()
     containers: Counter[str] = Counter()
     codes: Counter[str] = Counter()
-    for table in inventory.index(inputs, key=key or secrets.token_bytes(32), exclude=out):
+    for table in inventory.index(
+        inputs, key=key or secrets.token_bytes(32), exclude=out, root=root
+    ):
         left = tables.without(table, finished)
         plan["slices"] += len(table)
         plan["pending"] += len(left)
@@ -216,6 +222,7 @@ def manifest(job: Job, summary: Summary) -> dict[str, Any]:
         "error_rate": round(summary.error_rate, 6),
         "exit_code": summary.exit_code,
         "last_run": {"slices": summary.scored_now, "elapsed_s": round(summary.elapsed_s, 1)},
+        "model": job.source.described,
         "fingerprint": config.fingerprint(job.answers),
         "answers": job.answers,
         "versions": versions.libraries(),

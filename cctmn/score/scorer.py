@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from cctmn import schema
 from cctmn.errors import SLICE_CODES
+from cctmn.evaluate.calibration import probabilities
 
 if TYPE_CHECKING:
     from cctmn.model.predict import Prediction
@@ -40,10 +41,12 @@ class Source:
     model_id: str
     image_classes: tuple[str, ...]  # empty for a detector
     lesion_classes: tuple[str, ...]
-    activation: str  # "sigmoid" or "softmax": logits -> p_*
+    activation: str  # "sigmoid" or "softmax": logits / temperature -> p_*
     input: dict[str, Any]  # the card's input contract
     answers: dict[str, Any]  # what of the model goes into the fingerprint
     load: Callable[[], Scorer]  # runs in the scorer process
+    temperature: float = 1.0  # the logits are divided by it before the activation
+    described: dict[str, Any] = field(default_factory=dict)  # of the card, for the manifest
 
 
 def score(
@@ -102,7 +105,9 @@ def _scored(
         for name, logit, p in zip(
             source.image_classes,
             found.logits_C,
-            _probabilities(found.logits_C, source.activation),
+            probabilities(
+                found.logits_C, activation=source.activation, temperature=source.temperature
+            ),
             strict=True,
         ):
             columns |= {f"logit_{name}": float(logit), f"p_{name}": float(p)}
@@ -123,12 +128,3 @@ def _to_stored(boxes_N4: NDArray[np.float32], to_stored_23: NDArray[np.float64])
 
 def _box(box_4: NDArray[Any], score: Any) -> dict[str, float]:
     return dict(zip(("x0", "y0", "x1", "y1", "score"), map(float, (*box_4, score)), strict=True))
-
-
-def _probabilities(logits_C: NDArray[np.float32], activation: str) -> NDArray[np.float64]:
-    logits = logits_C.astype(np.float64)
-    if activation == "softmax":
-        exp = np.exp(logits - logits.max())
-        return np.asarray(exp / exp.sum())
-    assert activation == "sigmoid", activation
-    return np.asarray(1 / (1 + np.exp(-logits)))
