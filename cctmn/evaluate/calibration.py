@@ -9,7 +9,7 @@ Shape suffixes: N slices, C classes, K bins, B resamples, G patients.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,9 @@ BINS: Final = 15  # usual for ECE; of equal mass, so that none rests on a handfu
 TEMPERATURES: Final = (0.05, 20.0)  # beyond: the logits say nothing, or have no error to learn from
 
 
-def probabilities(logits_NC: Floats, *, activation: str, temperature: float = 1.0) -> Floats:
+def probabilities(
+    logits_NC: NDArray[np.floating[Any]], *, activation: str, temperature: float = 1.0
+) -> Floats:
     """Logits divided by the temperature, then the card's activation; sigmoids do not sum to 1."""
     assert activation in ("sigmoid", "softmax"), activation
     scaled_NC = np.asarray(logits_NC, np.float64) / temperature

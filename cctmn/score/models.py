@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cctmn.model.card import parameter_count, portable, read_card, read_weights
 from cctmn.score.scorer import ImageArray, Source
@@ -40,7 +40,7 @@ def open_source(folder: str) -> Source:
     card = read_card(folder)
     weights = read_weights(folder, card=card)
     arch = card.arch
-    answers = {
+    answers: dict[str, Any] = {
         "weights_sha256": card.weights_sha256,
         "arch": asdict(arch),
         "input": dict(card.input),
