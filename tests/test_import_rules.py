@@ -55,6 +55,8 @@ HOMES = {
     "imagecodecs": ("cctmn/read/", "cctmn/data/"),
     "PIL": ("cctmn/read/", "cctmn/data/"),
     "pycocotools": ("cctmn/evaluate/",),
+    "matplotlib": ("cctmn/report/",),
+    "jinja2": ("cctmn/report/",),
 }
 SOURCES = sorted([*ROOT.glob("cctmn/**/*.py"), *ROOT.glob("jobs/*.py")])
 

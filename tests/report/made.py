@@ -1,0 +1,390 @@
+"""metrics.json as an evaluation writes it: made-up but plausible, every section, any classes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from cctmn.data import phantom
+
+CLASSES = ("control", "pneumonia", "covid")
+PICTURE_PX = 256
+LESIONS = {phantom.GGO: "ggo", phantom.CONSOLIDATION: "consolidation"}
+
+
+def metrics(*, classes: Sequence[str] = CLASSES, seed: int = 0, cases: int = 8) -> dict[str, Any]:
+    """All sections."""
+    rng = np.random.default_rng(seed)
+    slices, patients = 21_191, 426
+    share = rng.dirichlet([8] * len(classes))
+    matrix = _matrix(rng, (share * slices).astype(int), right=0.93)
+    of_patients = _matrix(rng, (share * patients).astype(int), right=0.95)
+    unscored = rng.integers(0, 30, len(classes))
+    figures = {
+        **_rates(matrix, classes, level="slice", patients=patients, rng=rng),
+        **_rates(of_patients, classes, level="patient", patients=patients, rng=rng),
+        **_worst(matrix, unscored, classes, patients=patients, rng=rng),
+        "calibration.ece": _figure(0.021, "expected calibration error", n=slices, rng=rng),
+        "calibration.ece_uncalibrated": _figure(0.047, "the same before", n=slices, rng=rng),
+        "calibration.brier": _figure(0.118, "Brier score", n=slices, rng=rng),
+        "calibration.nll": _figure(0.214, "negative log-likelihood", n=slices, rng=rng),
+        **_detection(rng),
+        **_differences(classes, rng=rng),
+    }
+    return {
+        "format": 1,
+        "made": {"cctmn": "0.1.0", "at": "2026-11-24T22:40:00Z"},
+        "title": "COVIDx-CT test split, ResNet-34 t1",
+        "classes": list(classes),
+        "model": {
+            "model_id": "9f31c02ab77e",
+            "name": "resnet34-t1, S + batch norm",
+            "activation": "sigmoid",
+            "temperature": 1.3,
+            "top_m": 5,
+            "trained": True,
+            "calibrated_on": "val_COVIDx_CT-1.txt",
+            "backbone": "resnet34, truncation 1",
+            "intended_use": "Research only; no medical device.",
+        },
+        "labels": {
+            "name": "test_COVIDx_CT-1.txt",
+            "sha256": hashlib.sha256(b"labels").hexdigest(),
+            "slices": slices,
+            "patients": patients,
+            "by_class": dict(zip(classes, map(int, share * slices), strict=True)),
+            "key": "name",
+            "unknown_patients": 0,
+        },
+        "bootstrap": {"resamples": 2000, "seed": 0, "level": 0.95},
+        "accounting": {
+            "indexed": 22_004,
+            "scored": 21_911,
+            "errors": 93,
+            "pending": 0,
+            "labelled": 21_262,
+            "evaluated": slices,
+            "labels_without_prediction": 12,
+            "predictions_without_label": 649,
+            "labelled_errors": {"truncated": 41, "localizer": 23, "invalid_rescale": 7},
+            "abstained": 118,
+            "mixed_patients": 3,
+        },
+        "figures": figures,
+        "confusion": {
+            "slice": {"matrix": matrix.tolist(), "unscored": unscored.tolist()},
+            "patient": {"matrix": of_patients.tolist()},
+        },
+        "curves": _curves(classes, rng=rng),
+        "cohorts": _cohorts(classes, rng=rng),
+        "audit": {
+            "sets": [
+                {"name": "train_split_classification.txt", "slices": 3000, "patients": 608},
+                {"name": "test_COVIDx_CT-1.txt", "slices": slices, "patients": patients},
+            ],
+            "pairs": [
+                {
+                    "a": "train_split_classification.txt",
+                    "b": "test_COVIDx_CT-1.txt",
+                    "patients": 0,
+                    "scans": 0,
+                    "files": None,
+                    "pixels": None,
+                    "slices": 0,
+                }
+            ],
+            "warnings": [],
+        },
+        "detection": {
+            "images": 100,
+            "patients": 43,
+            "joined": 98,
+            "missing": 1,
+            "errors": 1,
+            "note": None,
+        },
+        "comparison": {
+            "model_id": "04be7714aa19",
+            "name": "resnet18-t1",
+            "n": slices,
+            "patients": patients,
+        },
+        "cases": {
+            "misses": [_case(k, classes, wrong=True) for k in range(cases)],
+            "false_alarms": [_case(cases + k, classes, wrong=True) for k in range(cases)],
+            "hits": [_case(2 * cases + k, classes, wrong=False) for k in range(cases)],
+        },
+        "training": {"slices": 3000},
+        "model_size": {"parameters": 11_450_000},
+        "warnings": [
+            "58,782-slice set shares 606 of 608 sampled patients with training: not independent",
+            "118 evaluated slices are outside what the model is made for",
+        ],
+        "versions": {"cctmn": "0.1.0", "numpy": "2.3.5", "scipy": "1.16.3"},
+        "scoring": {
+            "fingerprint": hashlib.sha256(b"job").hexdigest(),
+            "versions": {"cctmn": "0.1.0", "torch": "2.14.1", "ray": "2.60.0"},
+        },
+    }
+
+
+def minimum() -> dict[str, Any]:
+    """Only what must be there."""
+    return {
+        "format": 1,
+        "classes": [],
+        "figures": {},
+        "accounting": {"indexed": 3, "scored": 2, "errors": 1, "pending": 0},
+        "curves": None,
+        "cases": None,
+    }
+
+
+def guessing(classes: Sequence[str] = CLASSES) -> dict[str, Any]:
+    """A model that guesses: its curves run through the corner where names would stand."""
+    content = metrics(classes=classes, cases=1)
+    for name, curve in content["curves"].items():
+        if ".roc." in name:
+            curve["y"] = curve["x"]
+        elif ".pr." in name:
+            curve["y"] = [0.2] * len(curve["x"])
+    return content
+
+
+def folder(
+    path: Path, content: dict[str, Any], *, pictures: bool = True, leave_out: int = 1
+) -> str:
+    """An evaluation folder; `leave_out` cases have no picture."""
+    private = path / "private" / "cases"
+    private.mkdir(parents=True)
+    (path / "metrics.json").write_text(json.dumps(content))
+    cases = [case for kind in (content.get("cases") or {}).values() for case in kind]
+    for k, case in enumerate(cases[leave_out:] if pictures else []):
+        (private / f"{case['slice_id']}.png").write_bytes(picture(k + leave_out))
+    return str(path)
+
+
+def picture(seed: int) -> bytes:
+    """A phantom slice as an 8-bit grey PNG through a lung window."""
+    grey = np.clip((_phantom(seed).hu + 1350) / 1500 * 255, 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(grey).resize((PICTURE_PX, PICTURE_PX)).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _phantom(seed: int) -> phantom.PhantomSlice:
+    rng = np.random.default_rng(seed)
+    finding = (phantom.COVID, phantom.PNEUMONIA)[seed % 2]
+    patient = phantom.Patient.drawn(rng, finding=finding)
+    return phantom.visible_slice(patient, rng=rng)
+
+
+def _case(seed: int, classes: Sequence[str], *, wrong: bool) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    truth = int(rng.integers(len(classes)))
+    called = (truth + 1 + int(rng.integers(len(classes) - 1))) % len(classes) if wrong else truth
+    p = rng.uniform(0.001, 0.3, len(classes))
+    p[called] = rng.uniform(0.6, 0.999)
+    drawn = _phantom(seed)
+    lesions = []
+    for label, name in LESIONS.items():
+        marked, _ = ndimage.label(drawn.labels == label)
+        for rows, cols in ndimage.find_objects(marked):
+            lesions.append(
+                {
+                    "x0": float(cols.start),
+                    "y0": float(rows.start),
+                    "x1": float(cols.stop),
+                    "y1": float(rows.stop),
+                    "score": float(rng.uniform(0.1, 0.99)),
+                    "label": name,
+                }
+            )
+    size = int(drawn.hu.shape[0])
+    return {
+        "slice_id": hashlib.sha256(str(seed).encode()).hexdigest()[:32],
+        "truth": classes[truth],
+        "predicted": classes[called],
+        "p": {name: float(x) for name, x in zip(classes, p, strict=True)},
+        "rows": size,
+        "cols": size,
+        "lesions": sorted(lesions, key=lambda one: -one["score"]),
+    }
+
+
+def _figure(
+    value: float, what: str, *, rng: np.random.Generator, n: int = 21_191, patients: int = 426
+) -> dict[str, Any]:
+    half = max(0.002, 2 * float(np.sqrt(max(value * (1 - value), 0.001) / patients)))
+    naive = half / float(rng.uniform(3, 6))
+    return {
+        "value": value,
+        "low": max(0.0, value - half),
+        "high": min(1.0, value + half * 0.8),
+        "naive_low": max(0.0, value - naive),
+        "naive_high": min(1.0, value + naive * 0.9),
+        "n": n,
+        "patients": patients,
+        "method": "bootstrap over patients",
+        "what": what,
+    }
+
+
+def _matrix(rng: np.random.Generator, true: np.ndarray, *, right: float) -> np.ndarray:
+    size = len(true)
+    rows = []
+    for k, n in enumerate(true):
+        p = np.full(size, (1 - right) / max(1, size - 1)) * rng.uniform(0.3, 1.7, size)
+        p[k] = 0
+        p[k] = 1 - p.sum()
+        rows.append(rng.multinomial(n, p))
+    return np.array(rows)
+
+
+def _rates(
+    matrix: np.ndarray,
+    classes: Sequence[str],
+    *,
+    level: str,
+    patients: int,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    total, right = int(matrix.sum()), np.diag(matrix)
+    true, called = matrix.sum(axis=1), matrix.sum(axis=0)
+    f1 = 2 * right / (true + called)
+    values = {
+        "accuracy": right.sum() / total,
+        "f1_weighted": (true * f1).sum() / total,
+        "f1_macro": f1.mean(),
+    }
+    for k, name in enumerate(classes):
+        values[f"sensitivity.{name}"] = right[k] / true[k]
+        values[f"ppv.{name}"] = right[k] / called[k]
+        values[f"specificity.{name}"] = 1 - (called[k] - right[k]) / (total - true[k])
+        values[f"auc.{name}"] = 0.98
+        values[f"ap.{name}"] = 0.96
+    return {
+        f"{level}.{key}": _figure(
+            float(value), f"{key.replace('.', ', ')}, {level}s", n=total, rng=rng, patients=patients
+        )
+        for key, value in values.items()
+    }
+
+
+def _worst(
+    matrix: np.ndarray,
+    unscored: np.ndarray,
+    classes: Sequence[str],
+    *,
+    patients: int,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    true, right = matrix.sum(axis=1) + unscored, np.diag(matrix)
+    values = {"accuracy": right.sum() / true.sum(), "f1_weighted": right.sum() / true.sum()}
+    values |= {f"sensitivity.{name}": right[k] / true[k] for k, name in enumerate(classes)}
+    return {
+        f"worst_case.{key}": _figure(float(v), f"{key}, every failure wrong", rng=rng)
+        for key, v in values.items()
+    }
+
+
+def _detection(rng: np.random.Generator) -> dict[str, Any]:
+    values = {
+        "mask.image_ap50": 0.581,
+        "mask.image_ap75": 0.447,
+        "mask.image_map": 0.431,
+        "mask.coco_ap50": 0.512,
+        "mask.coco_ap75": 0.377,
+        "mask.coco_map": 0.361,
+        "box.image_ap50": 0.602,
+        "box.image_map": 0.44,
+        "box.coco_ap50": 0.533,
+        "froc.at_1": 0.612,
+        "froc.mean": 0.588,
+    }
+    return {
+        f"detection.{key}": _figure(value, f"lesions, {key}", rng=rng, n=98, patients=43)
+        | {"naive_low": None, "naive_high": None}
+        for key, value in values.items()
+    }
+
+
+def _differences(classes: Sequence[str], *, rng: np.random.Generator) -> dict[str, Any]:
+    values = {"slice.accuracy": 0.013, "slice.f1_weighted": 0.012, "patient.accuracy": -0.004}
+    values |= {f"slice.sensitivity.{name}": float(rng.normal(0, 0.01)) for name in classes}
+    return {
+        f"difference.{key}": {
+            "value": value,
+            "low": value - 0.009,
+            "high": value + 0.01,
+            "naive_low": None,
+            "naive_high": None,
+            "n": 21_191,
+            "patients": 426,
+            "method": "paired bootstrap over patients",
+            "what": f"difference of {key}",
+        }
+        for key, value in values.items()
+    }
+
+
+def _curves(classes: Sequence[str], *, rng: np.random.Generator) -> dict[str, Any]:
+    curves: dict[str, Any] = {}
+    x = np.linspace(0, 1, 200)
+    for level in ("slice", "patient"):
+        for k, name in enumerate(classes):
+            bend = 0.03 + 0.04 * k + (0.03 if level == "patient" else 0)
+            roc = x**bend
+            pr = 1 - (0.12 + 0.05 * k) * x**8 - 0.55 * x**40
+            if level == "patient":  # few patients make steps
+                roc, pr = np.round(roc * 30) / 30, np.round(pr * 60) / 60
+            curves[f"{level}.roc.{name}"] = {"x": x.tolist(), "y": roc.tolist()}
+            curves[f"{level}.pr.{name}"] = {"x": x.tolist(), "y": pr.tolist()}
+    stated = np.sort(np.concatenate([rng.uniform(0.4, 0.9, 6), rng.uniform(0.9, 1, 9)]))
+    right = np.clip(stated - rng.uniform(0, 0.08, 15), 0, 1)
+    curves["reliability"] = {
+        "confidence": stated.tolist(),
+        "accuracy": right.tolist(),
+        "n": [1413] * 14 + [1409],
+    }
+    false = np.linspace(0, 11, 200)
+    curves["froc"] = {"x": false.tolist(), "y": (0.85 * (1 - np.exp(-1.1 * false))).tolist()}
+    return curves
+
+
+def _cohorts(classes: Sequence[str], *, rng: np.random.Generator) -> list[dict[str, Any]]:
+    def cell(*values: str, hidden: bool = False) -> dict[str, Any]:
+        if hidden:
+            return {"values": list(values), "hidden": True}
+        figures = {"accuracy": _figure(float(rng.uniform(0.88, 0.95)), "accuracy", rng=rng)}
+        figures |= {
+            f"sensitivity.{name}": _figure(float(rng.uniform(0.85, 0.97)), "sensitivity", rng=rng)
+            for name in classes
+        }
+        return {
+            "values": list(values),
+            "hidden": False,
+            "slices": int(rng.integers(2000, 9000)),
+            "patients": int(rng.integers(40, 200)),
+            "figures": figures,
+        }
+
+    return [
+        {"by": ["sex"], "cells": [cell("F"), cell("M"), cell("unknown", hidden=True)]},
+        {
+            "by": ["age", "scanner"],
+            "cells": [
+                cell("under 40", "Siemens"),
+                cell("40 to 64", "Siemens"),
+                cell("65 and over", "GE", hidden=True),
+            ],
+        },
+    ]
