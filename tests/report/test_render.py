@@ -1,0 +1,365 @@
+"""The report as text: what stands in it, what it refuses, and that nothing is fetched."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import re
+import stat
+import time
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cctmn.errors import DataError
+from cctmn.report import gallery, plots, render
+from cctmn.report.figures import anchor, figure
+from tests.report import made
+
+SIX = ("control", "pneumonia_bacterial", "pneumonia_viral_oth", "covid", "tuberculosis_active", "x")
+
+
+class Page(HTMLParser):
+    """Ids, links, tags with their attributes, and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def values(self, attribute: str, *, tag: str | None = None) -> list[str]:
+        return [a[attribute] or "" for t, a in self.tags if attribute in a and tag in (None, t)]
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return render.render(made.folder(tmp_path_factory.mktemp("full"), made.metrics()))
+
+
+def rendered(tmp_path: Path, content: dict[str, Any], *, pictures: bool = False) -> str:
+    return render.render(made.folder(tmp_path / "out", content, pictures=pictures))
+
+
+def assert_sound(text: str) -> Page:
+    """Links resolve, ids are unique, nothing is fetched, headings descend step by step."""
+    page = Page(text)
+    ids = Counter(page.values("id"))
+    assert [i for i, n in ids.items() if n > 1] == []
+    hrefs = page.values("href")
+    inside = [href[1:] for href in hrefs if href.startswith("#")]
+    assert inside
+    assert [href for href in inside if href not in ids] == []
+    outside = {href for href in hrefs if not href.startswith(("#", "data:"))}
+    assert outside == {"metrics.json", f"https://doi.org/{render.published.DOI}"}
+    assert page.values("src") == []
+    assert {href[:5] for href in page.values("href", tag="link")} == {"data:"}
+    assert all(href.startswith("data:image/png") for href in page.values("href", tag="image"))
+    assert not re.search(r"url\((?!#)|@import|xlink|xmlns", text)
+    assert re.findall(r"https?://[^\"<\s]*", text) == [f"https://doi.org/{render.published.DOI}"]
+    assert not {"script", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
+    assert levels.count(1) == 1
+    labelled = [a for tag, a in page.tags if tag == "svg" and "aria-hidden" not in a]
+    assert all(a.get("role") == "img" and a.get("aria-label") for a in labelled)
+    referenced = re.findall(r"url\(#([^)]+)\)", text)
+    assert [name for name in referenced if name not in ids] == []
+    return page
+
+
+def test_all_sections(full: str) -> None:
+    page = assert_sound(full)
+    sections = set(page.values("id"))
+    assert {
+        "headline", "accounting", "paper", "slices", "calibration", "detection", "patients",
+        "cohorts", "comparison", "gallery", "audit", "provenance", "appendix",
+    } <= sections  # fmt: skip
+    assert ("html", {"lang": "en"}) in page.tags
+    assert page.text.count("no medical device") >= 2
+    assert page.text.index("Read this first") < page.text.index("Which interval to read")
+    assert "Not evaluated in this run" not in page.text
+    assert "under 10 patients" in page.text
+    assert sum(tag == "image" for tag, _ in page.tags) == 23
+    assert "no picture in private/cases" in page.text
+    assert len(full.encode()) < 4_000_000
+
+
+def test_every_figure_has_a_row_and_most_are_linked(full: str) -> None:
+    page = Page(full)
+    content = made.metrics()
+    ids, hrefs = set(page.values("id")), set(page.values("href"))
+    assert {f"m-{name}" for name in content["figures"]} <= ids
+    assert {f"#m-{name}" for name in content["figures"]} <= hrefs
+    assert "m-cohort.sex.F.sensitivity.covid" in ids
+
+
+def test_value_and_intervals_stand_in_the_headline(full: str) -> None:
+    entry = made.metrics()["figures"]["slice.accuracy"]
+    one = figure("slice.accuracy", entry=entry)
+    assert f'href="#m-slice.accuracy">{100 * entry["value"]:.1f}</a>' in full
+    assert f'href="#m-slice.accuracy">{one.interval()}</a>' in full
+    assert f'href="#m-slice.accuracy">{one.naive()}</a>' in full
+    assert one.times_narrower is not None
+    assert f">{one.times_narrower:.1f}</a> times narrower" in full
+
+
+def test_minimum(tmp_path: Path) -> None:
+    text = rendered(tmp_path, made.minimum())
+    page = assert_sound(text)
+    assert "Classification was not evaluated in this run." in page.text
+    for name in ("patient level", "cohorts", "gallery of cases", "audit of shared patients"):
+        assert name in page.text
+    assert "gallery" not in page.values("id")
+    assert "<image" not in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in made.metrics(cases=0) if name not in made.minimum() or name == "cases"],
+)
+@pytest.mark.parametrize("how", ["absent", "null"])
+def test_each_section_may_be_missing(tmp_path: Path, name: str, how: str) -> None:
+    content = made.metrics(cases=0)
+    if how == "null":
+        content[name] = None
+    else:
+        del content[name]
+    assert_sound(rendered(tmp_path, content))
+
+
+@pytest.mark.parametrize("classes", [("control", "covid"), SIX], ids=["two", "six"])
+def test_other_classes(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    page = assert_sound(rendered(tmp_path, made.metrics(classes=classes, cases=1)))
+    has_row = "classes, so it has no row here" not in page.text
+    assert has_row == (len(classes) == 2)
+
+
+def test_figures_without_value_or_interval(tmp_path: Path) -> None:
+    content = made.metrics(cases=0)
+    for entry in content["figures"].values():
+        entry |= dict.fromkeys(("low", "high", "naive_low", "naive_high"))
+    content["figures"]["slice.accuracy"]["value"] = None
+    content["figures"]["slice.ppv.covid"]["value"] = float("nan")
+    page = assert_sound(rendered(tmp_path, content))
+    assert "no interval" in page.text
+    assert not re.search(r"\bnan\b", page.text)
+
+
+def test_what_comes_from_outside_is_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert('$1')</script>\"&"
+    content = made.metrics(classes=("control", evil), cases=1)
+    content["title"] = content["model"]["name"] = content["labels"]["name"] = evil
+    content["warnings"] = [evil]
+    content["versions"] = {evil: evil}
+    content["comparison"]["name"] = evil
+    content["accounting"]["labelled_errors"] = {evil: 2}
+    content["cohorts"][0]["by"] = [evil]
+    content["audit"]["sets"][0]["name"] = evil
+    for kind in content["cases"].values():
+        kind[0]["lesions"] = [
+            {"x0": 1, "y0": 1, "x1": 9, "y1": 9, "score": 0.5, "label": evil}
+        ]  # fmt: skip
+    text = rendered(tmp_path, content, pictures=True)
+    page = assert_sound(text)
+    assert "<script" not in text
+    assert "alert('$1')" in page.text
+    assert "m-slice.sensitivity.~3cscript~3e" in text
+
+
+def test_the_same_folder_gives_the_same_text(tmp_path: Path, full: str) -> None:
+    assert render.render(made.folder(tmp_path / "again", made.metrics())) == full
+
+
+def test_written_beside_metrics(tmp_path: Path) -> None:
+    folder = made.folder(tmp_path / "with pictures", made.metrics(cases=1))
+    uri = render.write(folder)
+    path = Path(folder) / "report.html"
+    assert uri == path.as_uri()
+    assert path.read_text(encoding="utf-8") == render.render(folder)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600  # it holds what private/ held
+    plain = made.folder(tmp_path / "plain", made.metrics(cases=0))
+    render.write(plain)
+    assert stat.S_IMODE((Path(plain) / "report.html").stat().st_mode) & 0o044
+
+
+def test_on_s3(s3: Any, tmp_path: Path) -> None:
+    s3.bucket("reports")
+    folder = Path(made.folder(tmp_path / "out", made.metrics(cases=1)))
+    for path in folder.rglob("*.*"):
+        s3.upload("reports", f"eval/{path.relative_to(folder)}", path.read_bytes())
+    assert render.write("s3://reports/eval/") == "s3://reports/eval/report.html"
+    body = s3.client().get_object(Bucket="reports", Key="eval/report.html")["Body"].read()
+    assert body.decode() == render.render(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no metrics.json in this folder; run `cctmn evaluate` first"),
+        (b"{", "no valid JSON"),
+        (b"\xff\xfe", "no valid JSON"),
+        (b"[]", "format None, this version reads 1"),
+        (b'{"format": 2}', "format 2, this version reads 1"),
+        (b'{"format": 1}', "`classes, figures, accounting` is malformed"),
+        (b'{"format": 1, "classes": "abc", "figures": {}, "accounting": {}}', "is malformed"),
+        (b'{"format": 1, "classes": [], "figures": {"a": 1}, "accounting": {}}', "is malformed"),
+    ],
+)
+def test_what_is_no_evaluation_is_one_line(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / "metrics.json").write_bytes(content)
+    with pytest.raises(DataError) as raised:
+        render.render(str(tmp_path))
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert str(tmp_path) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [
+        ("confusion", {"slice": {"matrix": [[1, 2]]}}),
+        ("confusion", {"slice": 3}),
+        ("curves", {"slice.roc.covid": {"x": [0, 1], "y": [0, 1, 2]}}),
+        ("curves", {"reliability": {"confidence": [0.1], "accuracy": []}}),
+        ("cohorts", [{"by": ["sex"], "cells": [{"values": []}]}]),
+        ("cases", {"hits": [{"slice_id": "a"}]}),
+        ("accounting", {"indexed": "many"}),
+        ("bootstrap", {"level": "high"}),
+        ("labels", {"slices": "many"}),
+        ("model", ["a"]),
+        ("audit", {"sets": ["a"]}),
+        ("comparison", "b"),
+    ],
+)
+def test_a_malformed_section_is_named(tmp_path: Path, name: str, broken: Any) -> None:
+    with pytest.raises(DataError, match=name) as raised:
+        rendered(tmp_path, made.metrics(cases=0) | {name: broken})
+    assert "\n" not in str(raised.value)
+
+
+# --- pictures
+
+
+def test_pictures_are_drawn_in_px_of_the_slice(full: str) -> None:
+    case = made.metrics()["cases"]["misses"][1]
+    assert f'<svg viewBox="0 0 {case["cols"]} {case["rows"]}" role="img"' in full
+    lesion = case["lesions"][0]
+    assert f'x="{lesion["x0"]:.1f}" y="{lesion["y0"]:.1f}"' in full
+    assert f"</b> {lesion['label']} {lesion['score']:.2f}</span>" in full
+    assert full.count('vector-effect="non-scaling-stroke"') == 2 * full.count('class="box b') - 4
+
+
+def test_labels_differ_without_colour() -> None:
+    assert len(set(gallery.DASHES)) == 6
+    assert len(set(plots.DASHES)) == len(set(plots.CLASSES)) == 6
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (None, "no picture in private/cases"),
+        (b"GIF89a", "the file in private/cases is no PNG"),
+        (gallery.PNG + bytes(gallery.BUDGET_BYTES), "left out to keep this file small"),
+    ],
+)
+def test_a_picture_that_cannot_be_shown(data: bytes | None, why: str) -> None:
+    cases = made.metrics(cases=1)["cases"]
+    found = gallery.build(cases, classes=made.CLASSES, read=lambda name: data)
+    assert (found.pictures, found.missing) == (0, 3)
+    assert all(why in case.why for wall in found.walls for case in wall.cases)
+
+
+def test_an_id_is_no_path() -> None:
+    cases = {"hits": [made.metrics(cases=1)["cases"]["hits"][0] | {"slice_id": "../../etc/x"}]}
+    asked: list[str] = []
+    gallery.build(cases, classes=made.CLASSES, read=lambda name: asked.append(name))
+    assert asked == []
+
+
+def test_many_boxes_are_counted_not_drawn() -> None:
+    case = copy.deepcopy(made.metrics(cases=1)["cases"]["hits"][0])
+    case["lesions"] = [case["lesions"][0]] * 30
+    found = gallery.build({"hits": [case]}, classes=made.CLASSES, read=lambda name: None)
+    assert len(found.walls[0].cases[0].boxes) == gallery.BOXES
+    assert found.walls[0].cases[0].more == 30 - gallery.BOXES
+
+
+# --- curves
+
+
+@pytest.mark.parametrize("draw", [plots.roc, plots.pr])
+def test_names_stand_below_where_curves_run_through_their_corner(draw: Any) -> None:
+    x = [0.0, 0.5, 1.0]
+    good = plots.line("a$b$c", index=0, points={"x": x, "y": [0.9, 1.0, 0.9]})
+    poor = plots.line("<b>", index=1, points={"x": x, "y": [0.1, 0.1, 0.1]})
+    assert good
+    assert poor
+    heights = []
+    for lines in ([good], [good, poor]):
+        svg = draw(lines, name="n", label='"')
+        assert "a$b$c" in svg
+        assert 'aria-label="&quot;"' in svg
+        heights.append(float(svg.split('viewBox="0 0 360 ')[1].split('"')[0]))
+    assert "&lt;b&gt;" in svg
+    assert heights == [plots.HEIGHT_PX, plots.HEIGHT_PX + 14 + 2 * plots.ROW_PX]
+
+
+def test_a_curve_without_two_known_points_is_no_curve() -> None:
+    points = {"x": [0.1, None, 0.3], "y": [0.5, 0.5, float("nan")]}
+    assert plots.line("a", index=0, points=points) is None
+
+
+# --- numbers
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("slice.accuracy", 0.91664, "91.7"),
+        ("calibration.brier", 0.1184, "0.118"),
+        ("difference.slice.accuracy", 0.0126, "+1.3"),
+        ("difference.slice.accuracy", -0.004, "−0.4"),
+        ("difference.slice.accuracy", -0.00001, "+0.0"),
+        ("slice.accuracy", None, "–"),
+    ],
+)
+def test_numbers_as_text(name: str, value: float | None, text: str) -> None:
+    assert figure(name, entry={"value": value}).text() == text
+
+
+def test_anchors_are_valid_and_distinct() -> None:
+    names = ["slice.accuracy", "a b", "a~20b", "a%20b", "ä", 'a"b']
+    anchors = [anchor(name) for name in names]
+    assert anchors[0] == "m-slice.accuracy"
+    assert len(set(anchors)) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9._~-]+", one) for one in anchors)
+
+
+def test_under_8_s(tmp_path: Path) -> None:
+    folder = made.folder(tmp_path / "out", made.metrics(), leave_out=0)
+    begun = time.process_time()
+    render.render(folder)
+    assert time.process_time() - begun < 8
+
+
+def test_fixture_is_json() -> None:
+    assert json.loads(json.dumps(made.metrics(cases=1))) == made.metrics(cases=1)
