@@ -40,6 +40,7 @@ class ScoreConfig:
     fetch_threads: int = _knob(16, "reads in flight per fetch task", low=1)
     max_error_rate: float = _knob(0.01, "share of error rows above which the exit code is 3", low=0)
     ranked_boxes: bool = _knob(False, "write the N boxes that the classifier saw (large)")
+    masks: bool = _knob(False, "write the mask of each lesion, as COCO's run lengths (large)")
 
 
 @dataclass(frozen=True)

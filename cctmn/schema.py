@@ -93,7 +93,9 @@ LABELS: Final = pa.schema(
 )
 
 
-def predictions(classes: Sequence[str], *, ranked_boxes: bool = False) -> pa.Schema:
+def predictions(
+    classes: Sequence[str], *, ranked_boxes: bool = False, masks: bool = False
+) -> pa.Schema:
     """Schema of OUT/predictions for a model with these image classes (none for a detector)."""
     fields: list[tuple[str, pa.DataType]] = [
         ("slice_id", pa.string()),  # key to the inventory
@@ -122,4 +124,7 @@ def predictions(classes: Sequence[str], *, ranked_boxes: bool = False) -> pa.Sch
     ]
     if ranked_boxes:
         fields.append(("ranked_boxes", pa.list_(RANKED_BOX)))  # all N, in the order of the features
+    if masks:
+        # of each of the lesions, on the stored image: the counts of COCO's compressed run lengths
+        fields.append(("lesion_masks", pa.list_(pa.binary())))
     return pa.schema(fields)

@@ -63,6 +63,11 @@ def to_path(uri: str) -> Path:
     return Path(os.fsdecode(unquote_to_bytes(uri[7:])))
 
 
+def display(uri: str) -> str:
+    """The URI as a person names it: of a local file its path, with no percent signs in it."""
+    return uri if is_s3(uri) else str(to_path(uri))
+
+
 def is_s3(uri: str) -> bool:
     """Whether the URI is on S3."""
     return uri.startswith("s3://")

@@ -46,6 +46,7 @@ HOMES = {
     "torch": (
         "cctmn/model/",
         "cctmn/score/models.py",
+        "cctmn/score/masks.py",
         "cctmn/score/doctor.py",
         "cctmn/train/",
         "jobs/bench.py",

@@ -66,6 +66,12 @@ class Turn:
             turned = turned[:, ::-1]
         return np.ascontiguousarray(turned)
 
+    def undo(self, turned: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the stored image that was turned."""
+        stored = turned[:, ::-1] if self.flip_cols else turned
+        stored = stored[::-1] if self.flip_rows else stored
+        return np.ascontiguousarray(stored.T if self.transpose else stored)
+
     def boxes_to_stored(
         self, boxes: npt.NDArray[np.floating[Any]], *, rows: int, cols: int
     ) -> npt.NDArray[np.float32]:

@@ -57,6 +57,7 @@ def open_source(folder: str) -> Source:
         input=dict(card.input),
         answers=answers,
         load=functools.partial(NetScorer, portable(folder)),
+        mask_head=arch.mask_head,
         temperature=card.temperature,
         described=card.described | {"parameters": parameter_count(weights)},
     )

@@ -36,6 +36,7 @@ class Plan:
     block_rows: int  # slices per block and commit
     fetch_threads: int
     ranked_boxes: bool
+    masks: bool
 
 
 class _ScoreBlock:
@@ -52,6 +53,7 @@ class _ScoreBlock:
             source=self._source,
             batch_size=self._plan.batch_size,
             ranked_boxes=self._plan.ranked_boxes,
+            masks=self._plan.masks,
         )
 
 
@@ -70,7 +72,9 @@ def execute(todo: str, *, out: str, source: Source, key: bytes, plan: Plan) -> N
     _configure(ray.data.DataContext.get_current())
     todo_fs, todo_path = store.arrow_filesystem(todo)
     out_fs, out_path = store.arrow_filesystem(out)
-    columns = schema.predictions(source.image_classes, ranked_boxes=plan.ranked_boxes)
+    columns = schema.predictions(
+        source.image_classes, ranked_boxes=plan.ranked_boxes, masks=plan.masks
+    )
     graph = (
         ray.data.read_parquet(todo_path, filesystem=todo_fs)
         .repartition(target_num_rows_per_block=plan.block_rows)

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from cctmn import config, folder, runtime, store, tables, versions
 from cctmn.config import ScoreConfig
-from cctmn.errors import ResumeError
+from cctmn.errors import ConfigError, ResumeError
 from cctmn.read import inventory
 from cctmn.score import pipeline, prepare, resume
 from cctmn.score.progress import Progress
@@ -55,6 +55,8 @@ class Job:
             "ranked_boxes": self.settings.ranked_boxes,
             "reader": prepare.READER_VERSION,
         }
+        if self.settings.masks:  # folders from before this setting keep their fingerprint
+            answers["masks"] = True
         return dict(json.loads(json.dumps(answers)))  # as run.json will give them back
 
 
@@ -85,6 +87,8 @@ def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary
     Raises a CctmnError for what the user can mend, KeyboardInterrupt when stopped; OUT can be
     resumed after either.
     """
+    if job.settings.masks and not job.source.mask_head:
+        raise ConfigError("masks: this model has no mask head, so its lesions have none")
     out = store.to_uri(job.out)
     predictions, private = store.join(out, "predictions"), store.join(out, "private")
     known, todo = store.join(private, "inventory"), store.join(private, "todo")
@@ -181,6 +185,7 @@ def make_plan(
         block_rows=block_rows,
         fetch_threads=settings.fetch_threads,
         ranked_boxes=settings.ranked_boxes,
+        masks=settings.masks,
     )
 
 

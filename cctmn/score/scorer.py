@@ -45,12 +45,19 @@ class Source:
     input: dict[str, Any]  # the card's input contract
     answers: dict[str, Any]  # what of the model goes into the fingerprint
     load: Callable[[], Scorer]  # runs in the scorer process
+    mask_head: bool = False  # lesions have masks, not boxes alone
     temperature: float = 1.0  # the logits are divided by it before the activation
     described: dict[str, Any] = field(default_factory=dict)  # of the card, for the manifest
 
 
 def score(
-    table: pa.Table, *, scorer: Scorer, source: Source, batch_size: int, ranked_boxes: bool
+    table: pa.Table,
+    *,
+    scorer: Scorer,
+    source: Source,
+    batch_size: int,
+    ranked_boxes: bool,
+    masks: bool = False,
 ) -> pa.Table:
     """One prediction row per prepared row, in the same order."""
     rows = table.to_pylist()
@@ -58,7 +65,7 @@ def score(
     for row in rows:
         if row["error_code"]:
             row |= {"error_message": SLICE_CODES[row["error_code"]], "abstained": False}
-            row |= {"num_lesions": 0, "lesions": [], "t_score_ms": 0.0}
+            row |= {"num_lesions": 0, "lesions": [], "lesion_masks": [], "t_score_ms": 0.0}
     for start in range(0, len(todo), batch_size):
         batch = todo[start : start + batch_size]
         began = time.perf_counter()
@@ -66,10 +73,12 @@ def score(
         share_ms = 1e3 * (time.perf_counter() - began) / len(batch)
         for row, prediction in zip(batch, predictions, strict=True):
             row |= _scored(row, prediction, source, ranked_boxes=ranked_boxes)
+            if masks:
+                row["lesion_masks"] = _masks(row, prediction)
             row["t_score_ms"] = share_ms
     for row in rows:
         row["model_id"] = source.model_id
-    columns = schema.predictions(source.image_classes, ranked_boxes=ranked_boxes)
+    columns = schema.predictions(source.image_classes, ranked_boxes=ranked_boxes, masks=masks)
     return pa.Table.from_pylist(rows, schema=columns)
 
 
@@ -119,6 +128,17 @@ def _scored(
             _box(box_4, s) for box_4, s in zip(ranked_N4, scores_N, strict=True)
         ]
     return columns
+
+
+def _masks(row: dict[str, Any], found: Prediction) -> list[bytes]:
+    from cctmn.score.masks import on_stored  # torch, which a stand-in's process need not load
+
+    return on_stored(
+        found,
+        to_stored_23=np.asarray(row["to_stored"], np.float64).reshape(2, 3),
+        input_size=(row["input_rows"], row["input_cols"]),
+        stored_size=(row["rows"], row["cols"]),
+    )
 
 
 def _to_stored(boxes_N4: NDArray[np.float32], to_stored_23: NDArray[np.float64]) -> NDArray[Any]:

@@ -129,3 +129,27 @@ def test_manifests_that_are_none(tmp_path: Path, content: bytes) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=name):
             rows(tmp_path / name)
+
+
+def test_a_manifests_relative_uris_are_below_a_root(tmp_path: Path, s3: S3Server) -> None:
+    """One table of labels serves a folder here and a bucket there; what is missing is a row."""
+    s3.bucket("rooted")
+    names = ["a b/1 %41.png", "2.png", "gone.png"]
+    for name in names[:2]:
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(png(1))
+        s3.upload("rooted", f"images/{name}", png(1))
+    (tmp_path / "m.csv").write_text("\n".join(["uri,label", *(f"{n},covid" for n in names)]))
+    for root in (str(tmp_path / "images"), "s3://rooted/images", "s3://rooted/images/"):
+        [table] = inventory.index([str(tmp_path / "m.csv")], key=KEY, root=root)
+        assert table["error_code"].to_pylist() == ["", "", "not_found"]
+        assert table["kind"].to_pylist() == ["png", "png", ""]
+        assert table["uri"][1].as_py().endswith("/images/2.png")
+    [table] = inventory.index([str(tmp_path / "m.csv")], key=KEY)
+    assert table["error_code"].to_pylist() == ["not_found"] * 3
+
+
+def test_a_bucket_that_cannot_be_listed_is_no_missing_file(tmp_path: Path, s3: S3Server) -> None:
+    (tmp_path / "m.csv").write_text("uri\n1.png\n")
+    with pytest.raises(InputError, match="NoSuchBucket"):
+        list(inventory.index([str(tmp_path / "m.csv")], key=KEY, root="s3://never-made/images"))

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pycocotools import mask as rle
 
 from cctmn import tables
 from cctmn.read import fetch
@@ -65,7 +66,7 @@ def test_a_detector_alone_writes_its_lesions(shared: Path, cctmn: Command, tmp_p
     (tmp_path / "in").mkdir()
     for name in expected:
         (tmp_path / "in" / name).symlink_to(shared / "data/ct_slices" / name)
-    done = cctmn("score", tmp_path / "in", "-o", out, "-m", model)
+    done = cctmn("score", tmp_path / "in", "-o", out, "-m", model, "--set", "masks=true")
     assert done.returncode == 0, done.stderr
     rows = by_file(out)
     labels = {1: "ggo", 2: "consolidation"}
@@ -78,6 +79,10 @@ def test_a_detector_alone_writes_its_lesions(shared: Path, cctmn: Command, tmp_p
             np.testing.assert_allclose(box, lesion["box"], atol=0.5)
             assert here["score"] == pytest.approx(lesion["score"], abs=1e-3)
             assert here["mask_px"] == pytest.approx(lesion["mask_px"], rel=0.01)
+        for here, counts in zip(rows[name]["lesions"], rows[name]["lesion_masks"], strict=True):
+            size = [rows[name]["rows"], rows[name]["cols"]]
+            area = int(rle.area({"size": size, "counts": counts}))
+            assert area == pytest.approx(here["mask_px"], rel=0 if size == [512, 512] else 0.05)
 
 
 @pytest.fixture(scope="module")

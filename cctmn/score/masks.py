@@ -1,0 +1,53 @@
+"""The masks of a slice's lesions, on the stored image, as COCO's run lengths.
+
+In: a Prediction in px of the model's input and the way back to the stored image. Out: the counts of
+each mask; with rows and cols they are what COCO's tools read. One mask at a time is unpacked.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cctmn.evaluate.detection import encode
+from cctmn.model.detector import paste
+
+if TYPE_CHECKING:
+    from cctmn.model.predict import Prediction
+
+
+def on_stored(
+    found: Prediction,
+    *,
+    to_stored_23: NDArray[np.float64],
+    input_size: tuple[int, int],
+    stored_size: tuple[int, int],
+) -> list[bytes]:
+    """One a lesion, in the order of the lesions; sizes are height and width in px."""
+    if found.mask_logits_M1SS is None:
+        return []
+    place = _places(to_stored_23, input_size, stored_size)
+    pasted = paste(
+        torch.from_numpy(found.mask_logits_M1SS),
+        torch.from_numpy(found.boxes_M4),
+        size=input_size,
+    )
+    return [encode(mask.numpy().ravel()[place][None])[0]["counts"] for mask in pasted]
+
+
+def _places(
+    to_stored_23: NDArray[np.float64], input_size: tuple[int, int], stored_size: tuple[int, int]
+) -> NDArray[np.intp]:
+    """For each stored pixel, the flat index of the input pixel that its centre lies in."""
+    y_HW, x_HW = np.indices(stored_size) + 0.5
+    back_22 = np.linalg.inv(to_stored_23[:, :2])
+    shift_2 = to_stored_23[:, 2]
+    x_in_HW = back_22[0, 0] * (x_HW - shift_2[0]) + back_22[0, 1] * (y_HW - shift_2[1])
+    y_in_HW = back_22[1, 0] * (x_HW - shift_2[0]) + back_22[1, 1] * (y_HW - shift_2[1])
+    rows, cols = input_size
+    row_HW = np.floor(y_in_HW).astype(np.intp).clip(0, rows - 1)
+    col_HW = np.floor(x_in_HW).astype(np.intp).clip(0, cols - 1)
+    return row_HW * cols + col_HW

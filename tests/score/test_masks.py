@@ -1,0 +1,83 @@
+"""Masks of lesions in the predictions: asked for, on the stored image, refused without a head."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as rle
+
+from cctmn.config import ScoreConfig
+from cctmn.errors import ConfigError
+from cctmn.model.detector import paste
+from cctmn.read.intensity import Turn
+from cctmn.score import run
+from cctmn.score.masks import on_stored
+from tests.makers import png, stand_in
+
+# pycocotools 2.0.11 decodes through an array interface that numpy 2 warns of
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def found(box, size=28):
+    """One lesion whose whole box is mask."""
+    return SimpleNamespace(
+        mask_logits_M1SS=np.full((1, 1, size, size), 5, np.float32),
+        boxes_M4=np.array([box], np.float32),
+    )
+
+
+def decoded(counts, stored_size):
+    return rle.decode({"size": list(stored_size), "counts": counts})
+
+
+def pasted(one, size):
+    """The mask on the model's input, as the model itself counts it."""
+    logits, boxes = torch.from_numpy(one.mask_logits_M1SS), torch.from_numpy(one.boxes_M4)
+    [mask] = paste(logits, boxes, size=size)
+    return mask.numpy()
+
+
+def test_as_is_the_mask_is_the_pasted_one():
+    same, one, size = np.array([[1, 0, 0], [0, 1, 0]], float), found((4, 8, 20, 24)), (64, 48)
+    [counts] = on_stored(one, to_stored_23=same, input_size=size, stored_size=size)
+    mask = decoded(counts, size)
+    np.testing.assert_array_equal(mask, pasted(one, size))
+    assert mask[8:24, 4:20].all()
+
+
+def test_a_larger_and_turned_image_is_followed():
+    """Twice the size, transposed, columns flipped: where the box goes, the mask goes."""
+    turn, size, stored = Turn(transpose=True, flip_cols=True), (64, 48), (96, 128)
+    one = found((4, 8, 20, 24))
+    points = np.array([[0, 0, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1]], np.float32) * 2
+    origin, x, y = turn.boxes_to_stored(points, rows=stored[0], cols=stored[1])[:, :2]
+    to_stored = np.stack([x - origin, y - origin, origin], axis=1).astype(float)
+    [counts] = on_stored(one, to_stored_23=to_stored, input_size=size, stored_size=stored)
+    expected = turn.undo(np.kron(pasted(one, size), np.ones((2, 2), np.uint8)))
+    np.testing.assert_array_equal(decoded(counts, stored), expected)
+    np.testing.assert_array_equal(turn.apply(expected), np.kron(pasted(one, size), np.ones((2, 2))))
+
+
+def test_a_model_without_a_mask_head_is_refused_before_anything(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(png(1))
+    job = run.Job(
+        [str(tmp_path / "a.png")],
+        out=str(tmp_path / "out"),
+        source=stand_in(),
+        settings=ScoreConfig(masks=True),
+    )
+    with pytest.raises(ConfigError, match="no mask head"):
+        run.score(job)
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_from_before_keep_their_fingerprint():
+    job = run.Job(["x"], out="out", source=stand_in())
+    assert "masks" not in job.answers
+    asked = dataclasses.replace(job, settings=ScoreConfig(masks=True))
+    assert asked.answers == job.answers | {"masks": True}
