@@ -26,7 +26,7 @@ from cctmn.data.problems import Problems, few, sift, usable
 from cctmn.errors import DataError, InputError, SliceError, StoreError
 from cctmn.model.card import LESION_MODES
 from cctmn.read.decode import open_image, sniff
-from cctmn.read.intensity import InputContract, to_input
+from cctmn.read.intensity import InputContract, Slice, to_input
 from cctmn.read.picture import open_picture
 from cctmn.store import ObjectInfo
 
@@ -38,6 +38,7 @@ __all__ = [
     "check_lesions",
     "open_lesions",
     "read_lesions",
+    "read_truth",
 ]
 
 LAYOUT: Final = "a lesion set is DIR/imgs/PATIENT_SLICE.jpg and DIR/masks/PATIENT_SLICE.png"
@@ -116,19 +117,23 @@ def read_lesions(
 
     Raises SliceError if the image, or the mask that belongs to it, is broken.
     """
-    slice_ = open_image(store.read_all(sample.image)).frame(0)
-    values = _read_mask(sample.mask)
-    if values.shape != (slice_.rows, slice_.cols):
-        raise SliceError("mask_size")
-    if values.max() > _HIGHEST_VALUE:
-        raise SliceError("mask_value")
-    lesions, labels_M = _lesions(values, lesion_classes)
+    slice_, lesions, labels_M = _read(sample, lesion_classes)
     pixels = to_input(slice_, contract).pixels
     lesions = _nearest(slice_.turn.apply(lesions), shape=pixels.shape)
-    numbers_M = np.arange(1, len(labels_M) + 1)
-    masks_MHW = (lesions == numbers_M[:, None, None]).astype(np.uint8)
+    masks_MHW = _apart(lesions, len(labels_M))
     seen_M = masks_MHW.any(axis=(1, 2))  # a much larger image may lose a thin lesion
     return LesionSlice(pixels, masks_MHW[seen_M], labels_M[seen_M])
+
+
+def read_truth(
+    sample: LesionSample, *, lesion_classes: tuple[str, ...]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """The lesions on the image as stored: masks M x H x W and labels; M may be 0.
+
+    Raises SliceError as read_lesions does.
+    """
+    _, lesions, labels_M = _read(sample, lesion_classes)
+    return _apart(lesions, len(labels_M)), labels_M
 
 
 def check_lesions(
@@ -189,6 +194,25 @@ def _read_mask(uri: str) -> npt.NDArray[np.uint8]:
         raise SliceError("mask_size" if other_size else "mask_unreadable") from None
     except Exception:  # noqa: BLE001 - the slice boundary; libraries' texts may hold names
         raise SliceError("mask_unreadable") from None
+
+
+def _read(
+    sample: LesionSample, lesion_classes: tuple[str, ...]
+) -> tuple[Slice, npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """The image, the picture of its lesions' numbers (both as stored), and their labels."""
+    slice_ = open_image(store.read_all(sample.image)).frame(0)
+    values = _read_mask(sample.mask)
+    if values.shape != (slice_.rows, slice_.cols):
+        raise SliceError("mask_size")
+    if values.max() > _HIGHEST_VALUE:
+        raise SliceError("mask_value")
+    return slice_, *_lesions(values, lesion_classes)
+
+
+def _apart(lesions: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.uint8]:
+    """One mask of 0 and 1 for each number from 1."""
+    numbers_M = np.arange(1, count + 1)
+    return (lesions == numbers_M[:, None, None]).astype(np.uint8)
 
 
 def _lesions(

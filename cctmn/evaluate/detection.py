@@ -13,13 +13,15 @@ import io
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+Kind = Literal["mask", "box"]  # what overlaps
 
 # Hundredths, not 0.5 + 0.05 n: an IoU that is exactly at a threshold then compares as equal.
 IOUS: Final = tuple(hundredths / 100 for hundredths in range(50, 100, 5))
@@ -37,9 +39,19 @@ class Instances:
     masks: list[dict[str, Any]]  # COCO's compressed run lengths, see `encode`
     labels_M: NDArray[np.int64]  # from 1, into the lesion classes
     scores_M: NDArray[np.float32]  # 0..1, in any order; of truth: ones, and never read
+    boxes_M4: NDArray[np.float32] | None = None  # x0 y0 x1 y1 px; None where masks alone count
 
     def __post_init__(self) -> None:
-        assert len(self.masks) == len(self.labels_M) == len(self.scores_M)
+        assert len(self.labels_M) == len(self.scores_M)
+        assert self.boxes_M4 is None or len(self.boxes_M4) == len(self.labels_M)
+        assert len(self.masks) == len(self.labels_M) or self.boxes_M4 is not None
+
+    @property
+    def boxes_xywh(self) -> NDArray[np.float64]:
+        """COCO's form of the boxes: corner and sides."""
+        assert self.boxes_M4 is not None
+        boxes_M4 = self.boxes_M4.astype(np.float64)
+        return np.concatenate([boxes_M4[:, :2], boxes_M4[:, 2:] - boxes_M4[:, :2]], axis=1)
 
 
 def encode(masks_MHW: NDArray[np.uint8] | NDArray[np.bool_]) -> list[dict[str, Any]]:
@@ -68,8 +80,7 @@ def summary(
     `coco_ap50_<class>` of a class that the truth lacks.
     """
     assert len(found) == len(truth) > 0, (len(found), len(truth))
-    overlaps = [_overlaps(*pair) for pair in zip(found, truth, strict=True)]
-    image = [float(np.mean([_ap(iou_MT, iou=iou) for iou_MT in overlaps])) for iou in IOUS]
+    image = [float(np.mean(aps_I)) for aps_I in image_aps(found, truth)]
     coco = _coco_precision(found, truth, classes=classes)
     return {
         "image_ap50": image[AP50],
@@ -82,14 +93,25 @@ def summary(
     }
 
 
-def _overlaps(found: Instances, truth: Instances) -> NDArray[np.float64]:
+def image_aps(
+    found: Sequence[Instances], truth: Sequence[Instances], *, kind: Kind = "mask"
+) -> NDArray[np.float64]:
+    """The published AP of every image at each of IOUS."""
+    overlaps = [_overlaps(*pair, kind=kind) for pair in zip(found, truth, strict=True)]
+    return np.array([[_ap(iou_MT, iou=iou) for iou_MT in overlaps] for iou in IOUS])
+
+
+def _overlaps(found: Instances, truth: Instances, *, kind: Kind = "mask") -> NDArray[np.float64]:
     """IoU of predictions, by falling score, and true lesions: M x T; 0 where the classes differ."""
-    shape = len(found.masks), len(truth.masks)
+    shape = len(found.labels_M), len(truth.labels_M)
     if 0 in shape:
         return np.zeros(shape)
-    # Of two sizes pycocotools makes an IoU of -1, which would pass for a miss.
-    assert len({tuple(mask["size"]) for mask in (*found.masks, *truth.masks)}) == 1
-    iou_MT = rle.iou(found.masks, truth.masks, [False] * shape[1])
+    if kind == "box":
+        iou_MT = rle.iou(found.boxes_xywh, truth.boxes_xywh, [False] * shape[1])
+    else:
+        # Of two sizes pycocotools makes an IoU of -1, which would pass for a miss.
+        assert len({tuple(mask["size"]) for mask in (*found.masks, *truth.masks)}) == 1
+        iou_MT = rle.iou(found.masks, truth.masks, [False] * shape[1])
     iou_MT[found.labels_M[:, None] != truth.labels_M] = 0
     return iou_MT[np.argsort(-found.scores_M, kind="stable")]
 
@@ -112,36 +134,56 @@ def _coco_precision(
     found: Sequence[Instances], truth: Sequence[Instances], *, classes: tuple[str, ...]
 ) -> NDArray[np.float64]:
     """IoU threshold x 101 recalls x class; -1 where a class is not in the truth."""
-    with redirect_stdout(io.StringIO()):  # it reports its progress there
-        evaluation = COCOeval(
-            _coco(truth, classes=classes), _coco(found, classes=classes), iouType="segm"
-        )
-        evaluation.params.iouThrs = np.array(IOUS)
-        # COCO's 100 an image and class would cut our 128. Its own summary knows 100 only (it gives
-        # -1 for others), hence the means are ours.
-        evaluation.params.maxDets = [max(1, *(len(one.masks) for one in found))]
-        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-        evaluation.evaluate()
+    evaluation = matched(found, truth, classes=classes)
+    with redirect_stdout(io.StringIO()):
         evaluation.accumulate()
     return evaluation.eval["precision"][..., 0, 0]
 
 
-def _coco(images: Sequence[Instances], *, classes: tuple[str, ...]) -> COCO:
+def matched(
+    found: Sequence[Instances],
+    truth: Sequence[Instances],
+    *,
+    classes: tuple[str, ...],
+    kind: Kind = "mask",
+) -> COCOeval:
+    """COCO's own pairing of predictions and truth at each of IOUS, not yet accumulated."""
+    with redirect_stdout(io.StringIO()):  # it reports its progress there
+        evaluation = COCOeval(
+            _coco(truth, classes=classes, kind=kind),
+            _coco(found, classes=classes, kind=kind),
+            iouType="segm" if kind == "mask" else "bbox",
+        )
+        evaluation.params.iouThrs = np.array(IOUS)
+        # COCO's 100 an image and class would cut our 128. Its own summary knows 100 only (it gives
+        # -1 for others), hence the means are ours.
+        evaluation.params.maxDets = [max(1, *(len(one.labels_M) for one in found))]
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.evaluate()
+    return evaluation
+
+
+def _coco(images: Sequence[Instances], *, classes: tuple[str, ...], kind: Kind) -> COCO:
     annotations: list[dict[str, Any]] = []
     for number, one in enumerate(images):
         labels, scores = one.labels_M.tolist(), one.scores_M.tolist()
-        for mask, label, score in zip(one.masks, labels, scores, strict=True):
+        shapes = one.masks if kind == "mask" else one.boxes_xywh.tolist()
+        for shape, label, score in zip(shapes, labels, scores, strict=True):
             assert 1 <= label <= len(classes), label
+            placed = (
+                {"segmentation": shape, "area": int(rle.area(shape))}
+                if kind == "mask"
+                else {"bbox": shape, "area": shape[2] * shape[3]}
+            )
             annotations.append(
                 {
                     "id": len(annotations) + 1,  # from 1: COCOeval takes a match with 0 for none
                     "image_id": number,
                     "category_id": label,
-                    "segmentation": mask,
-                    "area": int(rle.area(mask)),
                     "score": score,
                     "iscrowd": 0,
                 }
+                | placed
             )
     coco = COCO()
     coco.dataset = {
