@@ -1,8 +1,8 @@
-"""The main job on made-up data: a synthetic DICOM archive, the model that ships, one scoring run.
+"""The main job on made-up data: a synthetic DICOM archive, the model that ships, its figures.
 
-In: a folder. Out: DIR/archive.zip and its truth, DIR/out, and a table of what was found beside what
-is there. Every step is the real one; the patients are phantoms, and so were those that the model
-learned from.
+In: a folder. Out: DIR/archive.zip and its truth, DIR/out, a table of what was found beside what is
+there, and the report. Every step is the real one; the patients are phantoms, and so were those that
+the model learned from.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ from pathlib import Path
 
 from cctmn import tables
 from cctmn.data import phantom_files
+from cctmn.evaluate import run as evaluation
+from cctmn.evaluate.figures import Resampling
+from cctmn.evaluate.job import EvaluationJob
 from cctmn.model.card import SHIPPED
+from cctmn.report import render
 from cctmn.score import models
 from cctmn.score.run import Job
 from cctmn.talk import Say
 
 MODEL = f"{SHIPPED}demo"
 PATIENTS, SLICES = 4, 8
+RESAMPLES = 500  # of four patients there are not many more
 SEED = 7  # of patients that training never saw
 HARD = "Hard are the ends of a lesion, where a slice shows little of it."
 WARNING = "Phantoms, and a model that learned on phantoms: no medical device, nothing about people."
@@ -59,3 +64,23 @@ def found(folder: Path) -> str:
         )
     lines.append(f"{right} of {len(truth)} slices have the class they show. {HARD}")
     return "\n".join([*lines, WARNING])
+
+
+def report(folder: Path, *, say: Say) -> str:
+    """Evaluate by the truth and draw the report; its URI."""
+    labels = folder / "labels.csv"
+    with phantom_files.truth_path(folder / "archive.zip").open(encoding="utf-8") as file:
+        truth = list(csv.DictReader(file))
+    with labels.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("uri", "label", "patient"))
+        table.writerows((f"archive.zip::{t['member']}", t["finding"], t["patient"]) for t in truth)
+    job = EvaluationJob(
+        out=str(folder / "out"),
+        labels=str(labels),
+        to=str(folder / "evaluation"),
+        key="uri",
+        resampling=Resampling(RESAMPLES),
+    )
+    evaluation.evaluate(job, say=say)
+    return render.write(job.to)

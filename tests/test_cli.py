@@ -152,6 +152,9 @@ def test_the_demo_runs_twice_and_compares_with_the_truth(cctmn: Command, tmp_pat
     assert right
     assert int(right[1]) >= 25
     assert "no medical device" in done.stdout
+    report = (tmp_path / "demo/evaluation/report.html").read_text()
+    assert "data:image/png" in report
+    assert "Only 4 patients" in report
     again = cctmn("demo", "-o", tmp_path / "demo")
     assert again.returncode == 0, again.stderr
     assert "32 slices done, 0 to score" in again.stderr

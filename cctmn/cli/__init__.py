@@ -13,6 +13,7 @@ from collections.abc import Callable
 import click
 
 from cctmn import __version__
+from cctmn.cli.evaluate import evaluate, labels, report
 from cctmn.cli.models import models
 from cctmn.cli.score import demo, doctor, score
 from cctmn.cli.train import phantom, train
@@ -25,7 +26,7 @@ def cli() -> None:
     """Score chest-CT archives with a lesion detector and a classifier on its ranked boxes."""
 
 
-for command in (score, doctor, demo, train, phantom, models):
+for command in (score, doctor, demo, labels, evaluate, report, train, phantom, models):
     cli.add_command(command)
 
 

@@ -64,6 +64,24 @@ def models_verify(folder: str) -> None:
     click.echo(f"{folder}: sound, sha256 {card.weights_sha256}")
 
 
+@models.command("calibrate")
+@click.argument("folder", metavar="MODEL")
+@click.argument("out", metavar="OUT")
+@click.option("--labels", required=True, metavar="LABELS", help="Of validation slices.")
+@click.option("--key", type=click.Choice(("name", "uri", "slice_id")), default="name")
+@click.option("--root", metavar="ROOT", help="What relative uris of LABELS are below.")
+def models_calibrate(folder: str, out: str, *, labels: str, **options: Any) -> None:
+    """Fit MODEL's temperature and patient rule on validation slices, and write its card.
+
+    OUT holds MODEL's predictions of them. Later runs of `score` divide the logits by the
+    temperature; a patient's answer in `evaluate` is the mean of the top_m slices.
+    """
+    from cctmn.evaluate.calibrate import calibrate
+
+    found = calibrate(folder, out=out, labels=labels, **options)
+    click.echo(tree_text(found))
+
+
 @models.command("evaluate")
 @click.argument("folder", metavar="MODEL")
 @click.option("--lesions", metavar="DATA", help="Slices with masks, as for `train detector`.")

@@ -37,7 +37,7 @@ def score(inputs: tuple[str, ...], out: str, model: str | None, **options: Any) 
     column uri). The same command again goes on where it stopped.
 
     Settings for --set and --config (0 = chosen by cctmn): actors, batch_size, block_rows,
-    fetch_threads, max_error_rate, ranked_boxes.
+    fetch_threads, masks, max_error_rate, ranked_boxes.
     """
     from cctmn import config
     from cctmn.score import run
@@ -88,8 +88,8 @@ def doctor(inputs: tuple[str, ...], model: str | None, *, as_json: bool) -> None
 @click.command()
 @click.option("-o", "--out", default="demo", show_default=True, type=click.Path(path_type=Path))
 def demo(out: Path) -> None:
-    """Make a synthetic DICOM archive, score it with the model that ships, and compare."""
-    from cctmn.demo import found, prepare
+    """Make a synthetic DICOM archive, score it with the model that ships, evaluate and report."""
+    from cctmn.demo import found, prepare, report
     from cctmn.score import run
 
     talk = Talk(quiet=False)
@@ -98,6 +98,7 @@ def demo(out: Path) -> None:
         summary = run.score(job, say=talk)
     talk(_summary_text(summary, job.out))
     click.echo(found(out))
+    talk(f"report: {report(out, say=talk)}")
     sys.exit(summary.exit_code)
 
 

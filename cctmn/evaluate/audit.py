@@ -117,6 +117,18 @@ def summary(sets: Sequence[Set], overlaps: Sequence[Overlap]) -> dict[str, Any]:
     }
 
 
+def named(overlaps: Sequence[Overlap]) -> dict[str, list[str]]:
+    """Columns a, b, kind, name of everything that two sets share; it names patients."""
+    rows = [
+        (overlap.a, overlap.b, kind, name)
+        for overlap in overlaps
+        for kind, names in overlap.shared.items()
+        for name in names or ()
+    ]
+    columns = list(zip(*rows, strict=True)) or [()] * 4
+    return {n: list(c) for n, c in zip(("a", "b", "kind", "name"), columns, strict=True)}
+
+
 def _column(table: pa.Table, name: str) -> list[str]:
     return table[name].to_pylist() if name in table.column_names else [""] * len(table)
 

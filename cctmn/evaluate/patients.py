@@ -22,7 +22,10 @@ CANDIDATES: Final = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
 
 
 def top_mean(p_NC: Floats, group_N: NDArray[np.int64], *, groups: int, m: int) -> Floats:
-    """Mean of each patient's m highest probabilities of each class (all, if fewer): G x C."""
+    """Mean of each patient's m highest probabilities of each class (all, if fewer): G x C.
+
+    0 for a patient without a slice.
+    """
     count_G = np.bincount(group_N, minlength=groups)
     first_G = np.concatenate([[0], np.cumsum(count_G)[:-1]])
     means_GC = np.empty((groups, p_NC.shape[1]))
@@ -32,7 +35,7 @@ def top_mean(p_NC: Floats, group_N: NDArray[np.int64], *, groups: int, m: int) -
         rank_N = np.arange(len(ranked_N)) - first_G[group_N[order_N]]
         kept_N = np.where(rank_N < m, ranked_N, 0)
         means_GC[:, c] = np.bincount(group_N[order_N], kept_N, minlength=groups)
-    return means_GC / np.minimum(count_G, m)[:, None]
+    return means_GC / np.clip(count_G, 1, m)[:, None]
 
 
 def class_of(
@@ -53,8 +56,11 @@ def choose_m(
     *,
     groups: int,
     candidates: Sequence[int] = CANDIDATES,
-) -> int:
-    """The m of the highest patient accuracy; of equals the one of the least Brier score."""
+) -> int | None:
+    """The m of the highest patient accuracy; of equals the one of the least Brier score.
+
+    None if no patient has slices of one class alone.
+    """
     truth_G = class_of(truth_N, group_N, groups=groups)
     known_G = truth_G >= 0
     hot_GC = np.eye(p_NC.shape[1])[truth_G[known_G]]
@@ -64,5 +70,4 @@ def choose_m(
         right = float((p_GC.argmax(axis=1) == truth_G[known_G]).mean())
         return right, -float(((p_GC - hot_GC) ** 2).sum(axis=1).mean()), -m
 
-    assert known_G.any()
-    return max(candidates, key=merit)
+    return max(candidates, key=merit) if known_G.any() else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,13 @@ MOST_UNDEFINED: Final = 0.1  # share of resamples without a value above which th
 
 Values = Mapping[str, NDArray[np.float64]]  # figure -> one value a resample
 Statistic = Callable[[NDArray[np.float64]], Values]  # weights B x G -> values B
+
+
+class Size(NamedTuple):
+    """On how much a figure rests."""
+
+    n: int  # slices, or patients at their own level
+    patients: int
 
 
 @dataclass(frozen=True)
@@ -111,15 +118,19 @@ def figure(
     *,
     over_patients: NDArray[np.float64],
     over_slices: NDArray[np.float64] | None = None,
-    n: int,
-    patients: int,
+    size: Size,
+    share: bool = True,
 ) -> Figure:
-    """A figure with its intervals; one patient alone has none."""
+    """A figure with its intervals; one patient alone has none.
+
+    `share`: it lies between 0 and 1, where it may be met by a sample without a single error.
+    """
+    n, patients = size
     if not np.isfinite(value):
         return Figure(what, None, n=n, patients=patients, method="not defined")
     found = interval(over_patients) if patients > 1 else None
     method = "bootstrap over patients" if found else "too few patients for an interval"
-    if found and found[0] == found[1] == value and value in (0, 1):
+    if share and found and found[0] == found[1] == value and value in (0, 1):
         found = exact(value == 1, patients)
         method = "Clopper-Pearson over patients (no error seen)"
     low, high = found or (None, None)

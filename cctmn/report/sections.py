@@ -16,6 +16,7 @@ from cctmn.report.figures import Figure, figure, whole
 from cctmn.report.metrics import Metrics
 
 RATES: Final = ("sensitivity", "ppv", "specificity", "auc", "ap")
+NOT_SCORED: Final = "not scored yet"  # of slices that are no error rows
 OVERALL: Final = ("accuracy", "f1_weighted", "f1_macro")
 NAMES: Final = {
     "accuracy": "Accuracy",
@@ -171,8 +172,11 @@ def funnel(metrics: Metrics) -> tuple[Stage, ...]:
             (int(counts.get("predictions_without_label") or 0), "have no label, so none to compare")
         ],
         "labelled": [
-            (int(n), f"{code}: {SLICE_CODES.get(code, 'no sentence for this code')}")
-            for code, n in sorted(codes, key=lambda item: (-int(item[1]), item[0]))
+            (int(counts.get("labels_without_prediction") or 0), "find no slice in the archive"),
+            *(
+                (int(n), f"{code}: {SLICE_CODES.get(code, NOT_SCORED)}")
+                for code, n in sorted(codes, key=lambda item: (-int(item[1]), item[0]))
+            ),
         ],
     }
     what = {

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from cctmn.evaluate import uncertainty
-from cctmn.evaluate.uncertainty import bootstrap, exact, figure, group, interval
+from cctmn.evaluate.uncertainty import Size, bootstrap, exact, figure, group, interval
 
 
 def accuracy(right_N, group_N, groups):
@@ -79,7 +79,7 @@ def test_unknown_patients_count_as_one_each():
 
 
 def test_no_error_seen_is_not_certainty():
-    right = figure("accuracy", 1.0, over_patients=np.ones(100), n=500, patients=30)
+    right = figure("accuracy", 1.0, over_patients=np.ones(100), size=Size(500, 30))
     low = stats.binomtest(30, 30).proportion_ci(0.95, method="exact").low
     assert (right.low, right.high) == (pytest.approx(low), 1.0)
     assert "no error" in right.method
@@ -88,9 +88,9 @@ def test_no_error_seen_is_not_certainty():
 
 
 def test_figures_without_interval_say_why():
-    undefined = figure("ppv", float("nan"), over_patients=np.full(10, np.nan), n=5, patients=3)
+    undefined = figure("ppv", float("nan"), over_patients=np.full(10, np.nan), size=Size(5, 3))
     assert (undefined.value, undefined.method) == (None, "not defined")
-    alone = figure("accuracy", 0.5, over_patients=np.full(10, 0.5), n=5, patients=1)
+    alone = figure("accuracy", 0.5, over_patients=np.full(10, 0.5), size=Size(5, 1))
     assert (alone.low, alone.method) == (None, "too few patients for an interval")
     rare = np.concatenate([np.full(80, 0.5), np.full(20, np.nan)])
     assert interval(rare) is None

@@ -1,0 +1,47 @@
+"""A slice as a person looks at it: the stored image in the model's window, as a small PNG.
+
+In: rows of the inventory. Out: PNG bytes, grey of 8 bits, by slice_id; nothing of the header. What
+cannot be read is left out, for its row has the reason already.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cctmn.errors import SliceError
+from cctmn.read import decode
+from cctmn.read.fetch import fetch
+from cctmn.read.intensity import InputContract, Slice, window
+
+THREADS = 8  # a gallery is some two dozen slices
+LONG_SIDE_PX = 320  # on a page they are no larger, and two dozen of them stay below 2 MB
+
+
+def previews(
+    rows: Sequence[dict[str, Any]], *, contract: InputContract
+) -> Iterator[tuple[str, bytes]]:
+    """slice_id and PNG of each row that can be read, in any order."""
+    for group, data in fetch(rows, threads=THREADS):
+        if isinstance(data, SliceError):
+            continue
+        for row in group:
+            try:
+                slice_ = decode.open_image(data).frame(row["frame"])
+            except SliceError:
+                continue
+            yield row["slice_id"], _png(slice_, contract)
+
+
+def _png(slice_: Slice, contract: InputContract) -> bytes:
+    grey = slice_.pixels if slice_.unit == "grey8" else window(slice_.pixels, contract)
+    stored = slice_.turn.undo(grey.astype(np.uint8))  # boxes are of the stored image
+    picture = Image.fromarray(stored)
+    picture.thumbnail((LONG_SIDE_PX, LONG_SIDE_PX), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

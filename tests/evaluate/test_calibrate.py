@@ -1,0 +1,118 @@
+"""The card's temperature and patient rule: found, kept, and applied when scoring."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cctmn.errors import ConfigError, DataError, ModelError
+from cctmn.evaluate import run
+from cctmn.evaluate.calibrate import calibrate
+from cctmn.evaluate.figures import Resampling
+from cctmn.evaluate.job import EvaluationJob
+from cctmn.model.card import CARD, read_card
+from cctmn.score.models import open_source
+from cctmn.score.prepare import PREPARED
+from cctmn.score.scorer import score
+from tests.evaluate.outputs import study, write_labels, write_output
+from tests.makers import StandIn
+
+
+@pytest.fixture
+def model(tmp_path: Path, fresh_model: Path) -> Path:
+    return Path(shutil.copytree(fresh_model, tmp_path / "model"))
+
+
+def validation(folder: Path, model: Path, *, sharpness: float = 4.0) -> tuple[str, str]:
+    names, logits, truth = study(90, most=30, skill=1.0)
+    model_id = read_card(model).model_id
+    write_output(folder / "valid", names, logits * sharpness, model_id=model_id)
+    return str(folder / "valid"), str(write_labels(folder / "valid.csv", names, truth))
+
+
+def test_found_kept_and_used(tmp_path, model):
+    out, labels = validation(tmp_path, model)
+    before = read_card(model)
+    assert (before.temperature, before.top_m) == (1.0, None)
+    found = calibrate(str(model), out=out, labels=labels)
+    card = read_card(model)
+    assert card.temperature == found["temperature"] > 2
+    assert card.top_m == found["top_m"] in (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
+    assert found["loss_after"] < found["loss_before"]
+    assert (found["slices"], found["patients"]) == (found["slices"], 90)
+    assert card.weights_sha256 == before.weights_sha256
+    # evaluation takes both from the card, and says that these labels are no test
+    job = EvaluationJob(
+        out=out,
+        labels=labels,
+        to=str(tmp_path / "e"),
+        model=str(model),
+        gallery=False,
+        resampling=Resampling(resamples=100),
+    )
+    metrics = run.evaluate(job)
+    assert metrics["model"]["temperature"] == card.temperature
+    assert metrics["model"]["top_m"] == card.top_m
+    assert any("fitted on these very labels" in text for text in metrics["warnings"])
+    raw = run.evaluate(EvaluationJob(**(vars(job) | {"model": None})))
+    ece = [m["figures"]["calibration.ece"]["value"] for m in (metrics, raw)]
+    assert ece[0] < ece[1]
+    assert any("no validation chose" in text for text in raw["warnings"])
+
+
+def test_scoring_divides_by_it_and_the_fingerprint_tells(tmp_path, model):
+    plain = open_source(str(model))
+    out, labels = validation(tmp_path, model)
+    calibrate(str(model), out=out, labels=labels)
+    source = open_source(str(model))
+    assert "temperature" not in plain.answers
+    assert source.answers == plain.answers | {"temperature": source.temperature}
+    assert source.described["calibration"]["temperature"] == source.temperature
+    row = dict.fromkeys(PREPARED.names) | {"error_code": "", "flags": [], "t_decode_ms": 0.0}
+    row |= {"pixels": bytes(range(64)) * 64, "input_rows": 64, "input_cols": 64}
+    row |= {"to_stored": [1, 0, 0, 0, 1, 0], "slice_id": "a", "rows": 64, "cols": 64}
+    table = pa.Table.from_pylist([row], schema=PREPARED)
+    rows = [
+        score(table, scorer=StandIn(), source=s, batch_size=1, ranked_boxes=False).to_pylist()[0]
+        for s in (plain, source)
+    ]
+    assert rows[0]["logit_covid"] == rows[1]["logit_covid"]
+    for one, temperature in zip(rows, (1.0, source.temperature), strict=True):
+        expected = 1 / (1 + np.exp(-one["logit_covid"] / temperature))
+        assert one["p_covid"] == pytest.approx(expected, rel=1e-6)
+    assert source.described["parameters"] > 1_000_000
+
+
+def test_cards_from_before_calibration_are_read(model):
+    card = json.loads((model / CARD).read_text())
+    del card["calibration"]
+    (model / CARD).write_text(json.dumps(card))
+    assert read_card(model).temperature == 1.0
+    for wrong in ({"temperature": 0}, {"temperature": "2"}, {"top_m": 0}, {"top_m": 1.5}):
+        (model / CARD).write_text(json.dumps(card | {"calibration": wrong}))
+        with pytest.raises(ModelError, match="calibration"):
+            read_card(model)
+
+
+def test_refusals(tmp_path, model):
+    _, labels = validation(tmp_path, model)
+    names, logits, _ = study(90, most=30, skill=1.0)
+    demo = read_card("cctmn:demo").model_id
+    write_output(tmp_path / "demo", names, logits * 4, model_id=demo)
+    with pytest.raises(ModelError, match="ships with cctmn"):
+        calibrate("cctmn:demo", out=str(tmp_path / "demo"), labels=labels)
+    write_output(tmp_path / "other", *study(5)[:2])
+    with pytest.raises(ConfigError, match="its predictions are of model standin"):
+        calibrate(str(model), out=str(tmp_path / "other"), labels=labels)
+    names, logits, truth = study(9)
+    sure = 9.0 * np.eye(3)[truth]
+    write_output(tmp_path / "sure", names, sure, model_id=read_card(model).model_id)
+    write_labels(tmp_path / "sure.csv", names, truth)
+    with pytest.raises(DataError, match="no temperature between"):
+        calibrate(str(model), out=str(tmp_path / "sure"), labels=str(tmp_path / "sure.csv"))
+    assert read_card(model).calibration == {}

@@ -1,0 +1,120 @@
+"""Lesions on disk against masks drawn by hand: the shipped model on phantoms, end to end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cctmn.data import phantom_files
+from cctmn.errors import ConfigError, DataError
+from cctmn.evaluate import run
+from cctmn.evaluate.figures import Resampling
+from cctmn.evaluate.job import EvaluationJob
+from cctmn.train import measure
+from cctmn.train.datasets import Data
+
+SLICES = 8
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory, cctmn) -> Path:
+    """Phantoms with lesions, scored with masks by the model that ships."""
+    folder = tmp_path_factory.mktemp("lesions")
+    phantom_files.write_lesions(folder / "data", count=SLICES, seed=6)
+    (folder / "data/imgs/9_9.png").write_bytes((folder / "data/imgs/60000_0.png").read_bytes())
+    done = cctmn(
+        *("score", folder / "data/imgs", "-o", folder / "out", "-m", "cctmn:demo"),
+        *("--set", "masks=true", "-q"),
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def job(folder: Path, **changes) -> EvaluationJob:
+    plain = EvaluationJob(
+        out=str(folder / "out"),
+        to=str(folder / "eval"),
+        masks=str(folder / "data"),
+        resampling=Resampling(resamples=100),
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+@pytest.fixture(scope="module")
+def metrics(scored: Path) -> dict:
+    return run.evaluate(job(scored))
+
+
+def test_masks_on_disk_give_what_the_model_gives_in_memory(scored, metrics):
+    """Of 512 x 512 px the stored image is the model's input, so nothing may differ."""
+    expected = measure.detections("cctmn:demo", data=Data(str(scored / "data")))
+    for name in ("image_ap50", "image_ap75", "image_map", "coco_ap50", "coco_ap75", "coco_map"):
+        figure = metrics["figures"][f"detection.mask.{name}"]
+        assert figure["value"] == pytest.approx(expected[name], abs=1e-6), name
+        assert figure["n"] == SLICES
+        assert figure["low"] <= figure["value"] <= figure["high"]
+    assert metrics["figures"]["detection.box.image_ap50"]["value"] > 0.7
+    assert metrics["figures"]["detection.froc.at_8"]["value"] > 0.8
+
+
+def test_what_was_counted(metrics):
+    about = metrics["detection"]
+    assert (about["images"], about["joined"], about["missing"], about["errors"]) == (8, 8, 0, 0)
+    assert (about["froc_of"], about["note"]) == ("mask", None)
+    assert metrics["accounting"]["indexed"] == SLICES + 1
+    assert metrics["curves"]["froc"]["x"][0] == 0
+
+
+def test_slices_without_scores_have_their_worst_case(scored, tmp_path):
+    """One row taken away, one made an error: two of eight images where nothing was found."""
+    shutil.copytree(scored / "out", tmp_path / "out")
+    inventory = pq.read_table(tmp_path / "out/private/inventory").to_pylist()
+    ids = {Path(row["uri"]).name: row["slice_id"] for row in inventory}
+    gone, broken = ids["60000_0.png"], ids["60001_0.png"]
+    for file in (tmp_path / "out/predictions").iterdir():
+        rows = [row for row in pq.read_table(file).to_pylist() if row["slice_id"] != gone]
+        for row in rows:
+            row["error_code"] = "corrupt" if row["slice_id"] == broken else row["error_code"]
+        pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(file)), file)
+    found = run.evaluate(job(tmp_path, masks=str(scored / "data")))
+    about, figures = found["detection"], found["figures"]
+    assert (about["joined"], about["missing"], about["errors"]) == (6, 1, 1)
+    assert figures["detection.mask.image_map"]["n"] == 6
+    plain = figures["detection.mask.image_map"]["value"]
+    worst = figures["worst_case.detection.mask.image_map"]["value"]
+    assert worst == pytest.approx(plain * 6 / 8, abs=1e-6)
+    assert any("2 of 8 slices with lesions have no scores" in w for w in found["warnings"])
+
+
+def test_boxes_alone_say_how_to_get_masks(scored, tmp_path):
+    shutil.copytree(scored / "out", tmp_path / "out")
+    for file in (tmp_path / "out/predictions").iterdir():
+        pq.write_table(pq.read_table(file).drop_columns(["lesion_masks"]), file)
+    found = run.evaluate(job(tmp_path, masks=str(scored / "data")))
+    assert "--set masks=true" in found["detection"]["note"]
+    assert not any(name.startswith("detection.mask") for name in found["figures"])
+    assert found["detection"]["froc_of"] == "box"
+
+
+def test_what_a_user_can_mend(scored, tmp_path):
+    with pytest.raises(ConfigError, match=r"give --labels LABELS, --masks DATA or both"):
+        run.evaluate(job(scored, masks=None))
+    phantom_files.write_lesions(tmp_path / "data", count=2, seed=9)
+    with pytest.raises(DataError, match="none of its slices"):
+        run.evaluate(job(scored, masks=str(tmp_path / "data")))
+    with pytest.raises(DataError, match="masks"):
+        run.evaluate(job(scored, masks=str(scored / "data/imgs")))
+    shutil.copytree(scored / "out", tmp_path / "out")
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    del manifest["model"]
+    (tmp_path / "out/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match="give the model with -m"):
+        run.evaluate(job(tmp_path, masks=str(scored / "data")))
+    again = run.evaluate(job(tmp_path, masks=str(scored / "data"), model="cctmn:demo"))
+    assert again["model"]["name"]

@@ -1,0 +1,300 @@
+"""An evaluation from an output folder and labels: figures, accounting, refusals, privacy."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from cctmn.errors import ConfigError, DataError
+from cctmn.evaluate import classes, run
+from cctmn.evaluate.figures import Resampling
+from cctmn.evaluate.job import EvaluationJob
+from cctmn.evaluate.patients import TOP_M
+from tests.evaluate.outputs import CLASSES, study, write_labels, write_output
+from tests.makers import png
+
+FEW = Resampling(resamples=200)
+
+
+def job(folder: Path, **changes) -> EvaluationJob:
+    settings = {
+        "out": str(folder / "out"),
+        "labels": str(folder / "labels.csv"),
+        "to": str(folder / "eval"),
+        "resampling": FEW,
+    }
+    return EvaluationJob(**(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """Two errors, a pending slice, one label too many and two predictions too many."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    names, logits, truth = study()
+    (folder / "images").mkdir()
+    for i, name in enumerate(names):
+        (folder / "images" / name).write_bytes(png(i))
+    errors = {names[0]: "truncated", names[1]: "truncated", names[2]: "pending"}
+    write_output(folder / "out", names, logits, images=folder / "images", errors=errors)
+    sex = ["F" if int(n.split("_")[1]) % 2 else "M" for n in names]
+    site = ["small" if int(n.split("_")[1]) < 5 else "large" for n in names]
+    lost = [*names[:-2], "CP_900_1_0001.png"]
+    write_labels(
+        folder / "labels.csv", lost, [*truth[:-2], 1], sex=[*sex, "F"], site=[*site, "large"]
+    )
+    said: list[str] = []
+    found = run.evaluate(
+        job(folder, by=(("sex",), ("site", "sex")), training=str(folder / "labels.csv")),
+        say=lambda text, *, passing=False: said.append(text),
+    )
+    assert any("1 labels without a prediction (CP_900_1_0001.png)" in line for line in said)
+    assert any("2 predictions without a label" in line for line in said)
+    return folder, found
+
+
+def test_accounting_balances(whole):
+    _, found = whole
+    names, _, _ = study()
+    counts = found["accounting"]
+    assert counts["indexed"] == len(names)
+    assert counts["indexed"] == counts["scored"] + counts["errors"] + counts["pending"]
+    assert counts["errors"] == 2
+    assert counts["pending"] == 1
+    assert counts["labelled"] == len(names) - 2 + 1
+    assert counts["labels_without_prediction"] == 1
+    assert counts["predictions_without_label"] == 2
+    assert counts["labelled_errors"] == {"pending": 1, "truncated": 2}
+    lost = counts["labels_without_prediction"] + sum(counts["labelled_errors"].values())
+    assert counts["evaluated"] == counts["labelled"] - lost
+
+
+def test_figures_are_those_of_sklearn(whole):
+    _, found = whole
+    _, logits, truth = study()
+    logits, truth = logits[3:-2], truth[3:-2]
+    called, p = logits.argmax(axis=1), 1 / (1 + np.exp(-logits))
+    value = {name: figure["value"] for name, figure in found["figures"].items()}
+    assert value["slice.accuracy"] == pytest.approx(sk.accuracy_score(truth, called), abs=1e-6)
+    for k, name in enumerate(CLASSES):
+        auc = sk.roc_auc_score(truth == k, p[:, k])
+        assert value[f"slice.auc.{name}"] == pytest.approx(auc, abs=1e-6)
+    assert found["confusion"]["slice"]["matrix"] == sk.confusion_matrix(truth, called).tolist()
+    assert sum(found["confusion"]["slice"]["unscored"]) == 4
+    evaluated, labelled = len(truth), len(truth) + 4
+    worst = value["slice.accuracy"] * evaluated / labelled
+    assert value["worst_case.accuracy"] == pytest.approx(worst, abs=1e-6)
+
+
+def test_patients_are_the_mean_of_their_top_slices(whole):
+    _, found = whole
+    names, logits, truth = study()
+    p = 1 / (1 + np.exp(-logits))
+    patient = np.array([n.split("_")[1] for n in names])
+    right = []
+    for one in dict.fromkeys(patient[3:-2]):
+        rows = np.flatnonzero(patient == one)
+        rows = rows[(rows >= 3) & (rows < len(names) - 2)]
+        mean = np.sort(p[rows], axis=0)[::-1][:TOP_M].mean(axis=0)
+        right.append(mean.argmax() == truth[rows[0]])
+    figure = found["figures"]["patient.accuracy"]
+    assert figure["value"] == pytest.approx(np.mean(right), abs=1e-6)
+    assert figure["n"] == figure["patients"] == len(right)
+    assert figure["naive_low"] is None
+
+
+def test_intervals_hold_the_value_and_are_wider_than_the_naive(whole):
+    _, found = whole
+    for name, figure in found["figures"].items():
+        if figure["low"] is not None and "ece" not in name:
+            assert figure["low"] <= figure["value"] <= figure["high"], name
+    accuracy = found["figures"]["slice.accuracy"]
+    naive = accuracy["naive_high"] - accuracy["naive_low"]
+    assert accuracy["high"] - accuracy["low"] > 1.5 * naive
+    names, _, _ = study()
+    assert accuracy["patients"] == len({name.split("_")[1] for name in names[3:-2]})
+
+
+def test_cohorts_hide_small_cells(whole):
+    _, found = whole
+    by_sex, by_both = found["cohorts"]
+    assert [cell["values"] for cell in by_sex["cells"]] == [["F"], ["M"]]
+    assert all(cell["patients"] >= 10 for cell in by_sex["cells"])
+    assert {"accuracy", "sensitivity.covid"} <= by_sex["cells"][0]["figures"].keys()
+    hidden = [cell for cell in by_both["cells"] if cell["hidden"]]
+    assert [cell["values"] for cell in hidden] == [["small", "F"], ["small", "M"]]
+    assert all(cell.keys() == {"values", "hidden"} for cell in hidden)
+
+
+def test_the_gallery_shows_one_slice_a_patient(whole):
+    folder, found = whole
+    names, logits, truth = study()
+    by_id = {f"{i:032x}": i for i in range(len(names))}
+    for kind, cases in found["cases"].items():
+        patients = [names[by_id[case["slice_id"]]].split("_")[1] for case in cases]
+        assert len(set(patients)) == len(patients)
+        assert cases
+        for case in cases:
+            i = by_id[case["slice_id"]]
+            assert case["truth"] == CLASSES[truth[i]]
+            assert case["predicted"] == CLASSES[logits[i].argmax()]
+            assert (case["truth"] == case["predicted"]) == (kind == "hits")
+            assert (case["truth"] == "control") == (kind == "false_alarms")
+            picture = folder / "eval/private/cases" / f"{case['slice_id']}.png"
+            assert picture.read_bytes().startswith(b"\x89PNG")
+            assert picture.stat().st_mode & 0o077 == 0
+
+
+def test_what_names_somebody_stays_in_private(whole):
+    folder, found = whole
+    text = json.dumps(found)
+    names, _, _ = study()
+    assert not any(name in text for name in names)
+    assert str(folder) not in text
+    assert (folder / "eval/metrics.json").read_text() == json.dumps(found, indent=2) + "\n"
+    text = (folder / "eval/private/unjoined.csv").read_text()
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [row["what"] for row in rows].count("prediction without label") == 2
+    assert {row["name"] for row in rows} >= {"CP_900_1_0001.png"}
+
+
+def test_the_audit_finds_itself(whole):
+    folder, found = whole
+    [pair] = found["audit"]["pairs"]
+    assert pair["patients"] == found["labels"]["patients"]
+    assert any("not independent" in text for text in found["warnings"])
+    assert found["training"]["slices"] == found["labels"]["slices"]
+    assert "patients" in (folder / "eval/private/audit.csv").read_text()
+
+
+def test_two_models_are_compared_in_pairs(tmp_path):
+    names, logits, truth = study()
+    write_output(tmp_path / "out", names, logits)
+    better = logits + 1.5 * np.eye(3)[truth]
+    write_output(tmp_path / "other", names, better, model_id="better", errors={names[5]: "corrupt"})
+    write_labels(tmp_path / "labels.csv", names, truth)
+    found = run.evaluate(job(tmp_path, against=str(tmp_path / "other"), gallery=False))
+    kept = np.arange(len(names)) != 5
+    expected = (logits.argmax(1) == truth)[kept].mean() - (better.argmax(1) == truth)[kept].mean()
+    figure = found["figures"]["difference.slice.accuracy"]
+    assert figure["value"] == pytest.approx(expected, abs=1e-6)
+    assert figure["low"] < figure["value"] < figure["high"] < 0
+    alone = found["figures"]["slice.accuracy"]
+    assert figure["high"] - figure["low"] < alone["high"] - alone["low"]  # pairs are drawn together
+    assert found["comparison"] == {
+        "model_id": "better",
+        "name": "stand-in",
+        "n": len(names) - 1,
+        "patients": 40,
+    }
+    same = run.evaluate(job(tmp_path, against=str(tmp_path / "out"), gallery=False))
+    zero = same["figures"]["difference.slice.accuracy"]
+    assert (zero["value"], zero["low"], zero["high"]) == (0, 0, 0)
+
+
+def test_joins_by_uri_and_slice_id(tmp_path):
+    names, logits, truth = study(12)
+    write_output(tmp_path / "out", names, logits)
+    write_labels(tmp_path / "labels.csv", names, truth)
+    by_name = run.evaluate(job(tmp_path, gallery=False))
+    by_uri = run.evaluate(job(tmp_path, gallery=False, key="uri", root=str(tmp_path / "images")))
+    ids = [f"{i:032x}" for i in range(len(names))]
+    lines = [
+        f"{i},{CLASSES[t]},{n.split('_')[1]}" for i, n, t in zip(ids, names, truth, strict=True)
+    ]
+    (tmp_path / "ids.csv").write_text("\n".join(["slice_id,label,patient", *lines]))
+    for file in (tmp_path / "out/private/inventory").iterdir():
+        file.unlink()
+    by_id = run.evaluate(
+        job(tmp_path, gallery=False, key="slice_id", labels=str(tmp_path / "ids.csv"))
+    )
+    assert by_name["figures"] == by_uri["figures"] == by_id["figures"]
+    with pytest.raises(DataError, match="join by --key slice_id"):
+        run.evaluate(job(tmp_path, gallery=False))
+
+
+def test_slices_of_one_name_are_not_guessed(tmp_path):
+    names, logits, truth = study(12)
+    write_output(
+        tmp_path / "out",
+        [*(f"a/{n}" for n in names), f"b/{names[0]}"],
+        np.vstack([logits, logits[:1]]),
+    )
+    write_labels(tmp_path / "labels.csv", names, truth)
+    with pytest.raises(DataError, match=r"1 labels mean more than one slice.*--key uri"):
+        run.evaluate(job(tmp_path, gallery=False))
+
+
+def test_without_patients_the_report_says_so(tmp_path):
+    names, logits, truth = study(12)
+    write_output(tmp_path / "out", names, logits)
+    lines = [f"{n},{CLASSES[t]}" for n, t in zip(names, truth, strict=True)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *lines]))
+    found = run.evaluate(job(tmp_path, gallery=False))
+    assert any("intervals are too narrow" in text for text in found["warnings"])
+    assert "patient.accuracy" not in found["figures"]
+    accuracy = found["figures"]["slice.accuracy"]
+    assert (accuracy["low"], accuracy["high"]) == (accuracy["naive_low"], accuracy["naive_high"])
+
+
+def test_patients_of_the_header_serve_where_labels_have_none(tmp_path):
+    names, logits, truth = study(12)
+    keys = [n.split("_")[1] for n in names]
+    write_output(tmp_path / "out", names, logits, columns={"patient_key": keys})
+    lines = [f"{n},{CLASSES[t]}" for n, t in zip(names, truth, strict=True)]
+    (tmp_path / "labels.csv").write_text("\n".join(["name,label", *lines]))
+    found = run.evaluate(job(tmp_path, gallery=False))
+    assert found["labels"]["patients"] == 12
+    assert found["figures"]["patient.accuracy"]["n"] == 12
+
+
+def test_the_58782_slices_say_what_they_are(tmp_path, monkeypatch):
+    names, logits, truth = study(12)
+    write_output(tmp_path / "out", names, logits)
+    write_labels(tmp_path / "labels.csv", names, truth)
+    monkeypatch.setattr(classes, "REMAINING", tuple(np.bincount(truth).tolist()))
+    found = run.evaluate(job(tmp_path, gallery=False))
+    assert any("606 of the 608 patients" in text for text in found["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "said"),
+    [
+        ("uri,label\na.png,lymphoma\n", DataError, "label 'lymphoma' is none of the classes"),
+        ("uri,class\na.png,covid\n", DataError, "no column label"),
+        ("file,label\na.png,covid\n", DataError, "add uri, name or slice_id"),
+        ("uri,label\n", DataError, "holds no line"),
+        ("uri,label\nnowhere.png,covid\n", DataError, "no label finds a prediction"),
+        ("uri,label\na.png,covid\na.png,covid\n", DataError, "listed more than once"),
+        ("uri,label\n,covid\n", DataError, "line 2 has no"),
+        ("uri,label\na.png\n", DataError, "not a CSV table"),
+        ("uri,uri,label\na,a,covid\n", DataError, "two columns have the same name"),
+    ],
+)
+def test_labels_that_do_not_hold(tmp_path, text, error, said):
+    names, logits, _ = study(4)
+    write_output(tmp_path / "out", names, logits)
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(error, match=said):
+        run.evaluate(job(tmp_path))
+    assert not (tmp_path / "eval").exists()
+
+
+def test_outputs_that_do_not_hold(tmp_path, fresh_model):
+    names, logits, truth = study(9)
+    write_labels(tmp_path / "labels.csv", names, truth)
+    with pytest.raises(DataError, match="holds no predictions"):
+        run.evaluate(job(tmp_path))
+    write_output(tmp_path / "out", names, logits)
+    with pytest.raises(ConfigError, match=r"are of model standin, .* give the model that scored"):
+        run.evaluate(job(tmp_path, model=str(fresh_model)))
+    with pytest.raises(ConfigError, match=r"--by age: no such column; there are .*label"):
+        run.evaluate(job(tmp_path, by=(("age",),)))
+    many = [f"{i}" for i in range(len(names))]
+    write_labels(tmp_path / "labels.csv", names, truth, note=many)
+    with pytest.raises(ConfigError, match=r"--by note: \d+ different values make no cohorts"):
+        run.evaluate(job(tmp_path, by=(("note",),)))

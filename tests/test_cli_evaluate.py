@@ -1,0 +1,100 @@
+"""`labels`, `evaluate`, `report` and `models calibrate` as a person uses them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.evaluate.outputs import study, write_labels, write_output
+from tests.test_cli import call, one_line
+
+SPLIT = "Normal_7_70_0001.png 0 1 2 30 40\nCP_8_80_0002.png 1 0 0 9 9\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    names, logits, truth = study(30)
+    write_output(tmp_path / "out", names, logits)
+    write_labels(tmp_path / "labels.csv", names, truth)
+    (tmp_path / "split.txt").write_text(SPLIT)
+    return tmp_path
+
+
+def test_labels_go_to_stdout_or_a_file(folder: Path) -> None:
+    done = call("labels", "covidx-ct", folder / "split.txt")
+    assert done.stdout.splitlines()[1] == '"Normal_7_70_0001.png","control","7","70",1,2,30,40'
+    assert done.stderr.strip() == "2 slices of 2 patients: 1 control, 1 pneumonia"
+    done = call("labels", "covidx-ct", folder / "split.txt", "-o", folder / "l.parquet")
+    assert (done.returncode, done.stdout) == (0, "")
+    again = call("labels", "audit", folder / "split.txt", folder / "l.parquet", "--json")
+    assert json.loads(again.stdout)["pairs"][0]["patients"] == 2
+    text = call("labels", "audit", folder / "split.txt", folder / "l.parquet").stdout
+    assert "share 2 patients, 2 scans, 2 slices" in text
+    named = call("labels", "audit", folder / "split.txt", folder / "l.parquet", "--names")
+    assert f"{folder / 'split.txt'},{folder / 'l.parquet'},patients,7" in named.stdout
+
+
+def test_names_to_exclude_that_are_nowhere_are_told(folder: Path) -> None:
+    (folder / "list.txt").write_text("1_8_80_0002.png\n2_1_1_1.png\n")
+    done = call("labels", "covidx-ct", folder / "split.txt", "--exclude", folder / "list.txt")
+    assert "1 names are not in" in done.stderr
+    assert "(2_1_1_1.png)" in done.stderr
+
+
+def test_evaluate_writes_figures_and_a_report(folder: Path) -> None:
+    args = [folder / "out", "--labels", folder / "labels.csv", "--resamples", 200]
+    done = call("evaluate", *args, "--by", "patient_key", "--no-gallery")
+    assert done.returncode == 0, done.stderr
+    assert "accuracy, slices" in done.stderr
+    assert "accuracy, patients" in done.stderr
+    written = folder / "out/evaluation"
+    metrics = json.loads((written / "metrics.json").read_text())
+    assert metrics["cohorts"][0]["cells"][0]["values"] == ["unknown"]
+    first = (written / "report.html").read_text()
+    (written / "report.html").unlink()
+    done = call("report", written)
+    assert done.stdout.strip() == (written / "report.html").as_uri()
+    assert (written / "report.html").read_text() == first
+    quiet = call("evaluate", *args, "-o", folder / "e", "--no-gallery", "-q", "--json")
+    assert quiet.stderr == ""
+    assert json.loads(quiet.stdout)["figures"] == metrics["figures"]
+    other = call("evaluate", *args, "-o", folder / "e", "--no-gallery", "--seed", 1, "--json")
+    low = json.loads(other.stdout)["figures"]["slice.accuracy"]["low"]
+    assert low != metrics["figures"]["slice.accuracy"]["low"]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["labels", "covidx-ct", "none.txt"], "not found"),
+        (["labels", "covidx-ct", "split.txt", "-o", "l.xlsx"], "write a .csv or .parquet"),
+        (["labels", "audit", "labels.csv"], "give two or more"),
+        (["labels", "audit", "labels.csv", "notes.md"], "is .csv or .parquet"),
+        (["evaluate", "out", "--labels", "none.csv"], "not found; give a labels table"),
+        (["evaluate", "nowhere", "--labels", "labels.csv"], "holds no predictions"),
+        (["evaluate", "out", "--labels", "strange.csv"], "label 'flu' is none of the classes"),
+        (["evaluate", "out", "--labels", "columns.csv"], "no column label"),
+        (["evaluate", "out", "--labels", "foreign.csv"], "no label finds a prediction"),
+        (["evaluate", "out", "--labels", "labels.csv", "--key", "slice_id"], "no column slice_id"),
+        (["evaluate", "out", "--labels", "labels.csv", "-m", "cctmn:demo"], "give the model that"),
+        (["evaluate", "out", "--labels", "labels.csv", "--by", "age"], "no such column"),
+        (["evaluate", "out", "--labels", "labels.csv", "--against", "split.txt"], "no predictions"),
+        (["report", "out"], "metrics.json"),
+        (
+            ["models", "calibrate", "cctmn:demo", "out", "--labels", "labels.csv"],
+            "of model standin",
+        ),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(
+    folder: Path, args: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "notes.md").write_text("notes")
+    (folder / "strange.csv").write_text("uri,label\na.png,flu\n")
+    (folder / "columns.csv").write_text("uri,class\na.png,covid\n")
+    (folder / "foreign.csv").write_text("uri,label\na.png,covid\n")
+    monkeypatch.chdir(folder)
+    one_line(call(*args), code=2, said=said)
+    assert not (folder / "out/evaluation").exists()
