@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint model clean
+.PHONY: demo test lint model rerun clean
 
 demo: $(VENV)/.ready
 	$(BIN)/cctmn demo -o demo
@@ -28,6 +28,11 @@ model: $(VENV)/.ready
 	$(BIN)/cctmn phantom lesions -o build/lesions-unseen --count 40 --seed 6
 	$(BIN)/cctmn models evaluate build/classifier/model --slices build/slices-unseen --record "unseen phantoms, slices"
 	$(BIN)/cctmn models evaluate build/classifier/model --lesions build/lesions-unseen --record "unseen phantoms, lesions"
+
+# The paper's evaluation at full count on synthetic pictures, in build/rerun: SPLIT and EXCLUDE are
+# COVIDx-CT's training split and the author's list of 3000 slices
+rerun: $(VENV)/.ready
+	$(BIN)/python -m tests.rerun $(SPLIT) $(if $(EXCLUDE),--exclude $(EXCLUDE)) -o build/rerun
 
 clean:
 	rm -rf $(VENV) demo build
