@@ -19,14 +19,13 @@ from cctmn.errors import ConfigError
 from cctmn.evaluate import audit, cases, classification, cohorts, figures, patients, uncertainty
 from cctmn.evaluate.calibration import Binned, probabilities
 from cctmn.evaluate.figures import Sample
-from cctmn.evaluate.job import EvaluationJob, Part, file_name, model_of, put_names
+from cctmn.evaluate.job import EvaluationJob, Part, few_patients, file_name, model_of, put_names
 from cctmn.evaluate.join import NO_PREDICTION, Joined, Scored, join, read_scored
 from cctmn.read.intensity import InputContract
 from cctmn.talk import Say
 
 Mask = NDArray[np.bool_]
 
-FEW_PATIENTS: Final = 30  # below, a percentile interval covers less than it says
 CALIBRATION: Final = ("ece", "brier", "nll")
 # COVIDx-CT's training split less the author's 3000 slices, by class (method.md, data sets)
 REMAINING: Final = (26_201, 21_061, 11_520)
@@ -276,9 +275,6 @@ def _warnings(joined: Joined, names: list[str], model: dict[str, Any]) -> list[s
         ),
         f"{unknown:,} labelled slices have no patient: each counts as one of its own, so the "
         "intervals are too narrow.": unknown > 0,
-        f"Only {len(known)} patients: intervals over them are rough.": (
-            0 < len(known) < FEW_PATIENTS
-        ),
         f"{counts['abstained']:,} evaluated slices are flagged as outside what the model is made "
         "for; they count here all the same.": counts["abstained"] > 0,
         f"A patient's answer is the mean of the {model['top_m']} highest slices; no validation "
@@ -290,4 +286,4 @@ def _warnings(joined: Joined, names: list[str], model: dict[str, Any]) -> list[s
         "the 608 patients of his 3000 training slices have slices here too, so this is no "
         "independent test.": by_class == REMAINING,
     }
-    return [text for text, holds in said.items() if holds]
+    return [*few_patients(len(known)), *(text for text, holds in said.items() if holds)]

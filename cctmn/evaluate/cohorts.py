@@ -1,7 +1,8 @@
 """Figures by cohort: sex, scanner, slice thickness, whatever column the labels or predictions have.
 
-In: a sample and columns. Out: one cell for each combination of their values. A cell of fewer than
-ten patients is hidden, its size too: a figure on three people is about them, not about a cohort.
+In: a sample and columns. Out: one cell for each combination of their values. Cells of fewer than
+ten patients are hidden, their sizes and values too: a figure on three people is about them, not
+about a cohort, and a rare value may name them.
 """
 
 from __future__ import annotations
@@ -49,12 +50,13 @@ def cells(
 ) -> list[dict[str, Any]]:
     """One cell for each combination of values that occurs among the scored slices, sorted."""
     keys = list(zip(*columns, strict=True))
-    found = []
+    found: list[dict[str, Any]] = []
+    hidden = 0
     for key in sorted(set(keys)):
         kept_N = np.array([k == key for k in keys], np.bool_)
         part = _part(sample, kept_N)
         if part.groups < FEWEST_PATIENTS:
-            found.append({"values": list(key), "hidden": True})
+            hidden += 1
             continue
         found.append(
             {
@@ -65,6 +67,8 @@ def cells(
                 "figures": _figures(part, by),
             }
         )
+    if hidden:
+        found.append({"values": [f"{hidden} more", *[""] * (len(columns) - 1)], "hidden": True})
     return found
 
 

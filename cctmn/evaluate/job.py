@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -19,6 +19,8 @@ from cctmn.evaluate.figures import Resampling
 from cctmn.evaluate.join import Scored
 from cctmn.evaluate.uncertainty import Figure
 from cctmn.model.card import read_card
+
+FEW_PATIENTS: Final = 30  # below, a percentile interval covers less than it says
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,12 @@ def model_of(scored: Scored, folder: str | None) -> dict[str, Any]:
         "top_m": int(calibration.get("top_m", patients.TOP_M)),
         "calibrated_on": calibration.get("labels"),
     }
+
+
+def few_patients(count: int) -> list[str]:
+    """A warning where intervals rest on few patients."""
+    rough = 0 < count < FEW_PATIENTS
+    return [f"Only {count} patients: intervals over them are rough."] if rough else []
 
 
 def put_names(columns: dict[str, list[str]], *, folder: str, name: str) -> None:

@@ -26,7 +26,7 @@ from cctmn.data.problems import few
 from cctmn.errors import ConfigError, DataError
 from cctmn.evaluate import uncertainty
 from cctmn.evaluate.detection import Instances, Kind, encode
-from cctmn.evaluate.job import EvaluationJob, Part
+from cctmn.evaluate.job import EvaluationJob, Part, few_patients
 from cctmn.evaluate.join import Scored
 from cctmn.evaluate.matches import Matches
 from cctmn.evaluate.uncertainty import Figure, Size
@@ -93,7 +93,7 @@ def evaluate(job: EvaluationJob, *, scored: Scored, model: dict[str, Any], say: 
         "froc_of": kinds[-1],
         "note": None if scored.has_masks else NO_MASKS,
     }
-    warnings = []
+    warnings = few_patients(len(set(images.patients)))
     if lost := len(missing) + errors:
         warnings.append(
             f"{lost:,} of {len(kept.samples):,} slices with lesions have no scores; the detection "

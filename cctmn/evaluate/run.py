@@ -59,7 +59,7 @@ def evaluate(job: EvaluationJob, *, say: Say = silent) -> dict[str, Any]:
         curves = metrics["curves"] | part.sections.pop("curves", {})
         metrics |= part.sections | {"curves": curves}
     metrics["figures"] = {k: f.as_json() for part in parts for k, f in part.figures.items()}
-    metrics["warnings"] = [text for part in parts for text in part.warnings]
+    metrics["warnings"] = list(dict.fromkeys(text for part in parts for text in part.warnings))
     # not sorted: figures and classes stay in the order in which they are read
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     store.put(store.join(store.to_uri(job.to), "metrics.json"), text.encode())

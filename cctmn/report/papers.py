@@ -92,9 +92,10 @@ def _sizes(metrics: Metrics, slices: int | None) -> Table:
 
 
 def _variants(metrics: Metrics) -> Table:
-    rows = (_ours(metrics, [key for _, key in RATES]), *map(_published, published.TABLE_4))
+    ours = (_ours(metrics, [key for _, key in RATES]),) if _classified(metrics) else ()
+    rows = (*ours, *map(_published, published.TABLE_4))
     columns = tuple(name for name, _ in RATES)
-    return Table(4, "COVID-CT-Mask-Net by variant, %", columns, rows)
+    return Table(4, "COVID-CT-Mask-Net by variant, %", columns, rows, _gap(metrics))
 
 
 def _methods(metrics: Metrics, slices: int | None) -> Table:
@@ -105,7 +106,8 @@ def _methods(metrics: Metrics, slices: int | None) -> Table:
         Row(row.name, _cells(row.test, *map(_share, (row.covid, row.accuracy, row.f1))), row.source)
         for row in published.TABLE_5
     ]
-    return Table(5, "Other methods, %", ("test slices", *BEST), (ours, *theirs))
+    rows = (ours, *theirs) if _classified(metrics) else tuple(theirs)
+    return Table(5, "Other methods, %", ("test slices", *BEST), rows, _gap(metrics))
 
 
 def _segmentation(metrics: Metrics) -> Table:
@@ -125,18 +127,27 @@ def _segmentation(metrics: Metrics) -> Table:
 def _remaining(metrics: Metrics, slices: int | None) -> Table:
     same = slices == published.REMAINING_SLICES
     rows = (_ours(metrics, [key for _, key in RATES]),) if same else ()
-    gap = "" if same else f"This run has {count(slices)} labelled slices, so it has no row here."
+    gap = "" if same else f"This run has {count(slices or 0)} labelled slices, so no row here."
     title = "The remaining 58,782 slices of COVIDx-CT’s training split, %"
     return Table(7, title, tuple(name for name, _ in RATES), rows, gap)
 
 
 def _two_classes(metrics: Metrics) -> Table:
-    two = len(metrics.classes) == 2
+    two = len(metrics.classes) == 2 and _classified(metrics)
     keys = [f"slice.sensitivity.{name}" for name in metrics.classes]
     rows = (_ours(metrics, [*keys, "slice.accuracy", "slice.f1_weighted"]),) if two else ()
     columns = (*(f"{name} sensitivity" for name in metrics.classes), "accuracy", "F1, weighted")
     gap = "" if two else f"This model has {len(metrics.classes)} classes, so it has no row here."
+    gap = gap if _classified(metrics) else _gap(metrics)
     return Table(9, "iCTCF, two classes, %", columns, rows, gap)
+
+
+def _classified(metrics: Metrics) -> bool:
+    return "slice.accuracy" in metrics.figures
+
+
+def _gap(metrics: Metrics) -> str:
+    return "" if _classified(metrics) else "Classes were not evaluated in this run."
 
 
 def _ours(metrics: Metrics, keys: list[str]) -> Row:

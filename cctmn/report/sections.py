@@ -194,6 +194,7 @@ def funnel(metrics: Metrics) -> tuple[Stage, ...]:
             tuple((n, why) for n, why in lost.get(name, ()) if n),
         )
         for name, value in of.items()
+        if value is not None
     )
 
 
