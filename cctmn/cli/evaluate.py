@@ -5,6 +5,8 @@ In: predictions, labels, a folder for the figures. Out: tables of labels, metric
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import webbrowser
 from typing import Any
@@ -86,9 +88,11 @@ def labels_audit(sets: tuple[str, ...], *, hashes: bool, root: str, **options: A
     found = audit.summary(read, overlaps)
     if options["names"]:
         columns = audit.named(overlaps)
-        click.echo(",".join(columns))
-        for row in zip(*columns.values(), strict=True):
-            click.echo(",".join(row))
+        text = io.StringIO()
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(columns)
+        lines.writerows(zip(*columns.values(), strict=True))
+        click.echo(text.getvalue(), nl=False)
     elif options["as_json"]:
         click.echo(json.dumps(found, indent=2))
     else:

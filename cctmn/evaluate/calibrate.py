@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cctmn import store
-from cctmn.data.labels import base_name, read_labels
+from cctmn.data.labels import read_labels
 from cctmn.errors import DataError
 from cctmn.evaluate import patients, uncertainty
 from cctmn.evaluate.calibration import fit_temperature, losses, probabilities
+from cctmn.evaluate.job import file_name
 from cctmn.evaluate.join import join, read_scored
 from cctmn.model.card import calibrated, read_card
 
@@ -39,7 +39,7 @@ def calibrate(
     temperature = round(fit_temperature(logits_NC, truth_N, activation=card.activation), 4)
     found: dict[str, Any] = {
         "temperature": temperature,
-        "labels": base_name(store.to_uri(labels)),
+        "labels": file_name(labels),
         "labels_sha256": told.sha256,
         "slices": len(truth_N),
         "loss_before": _loss(logits_NC, truth_N, card.activation),

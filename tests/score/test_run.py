@@ -287,7 +287,7 @@ def test_storage_that_dies_stops_the_job_and_loses_nothing(
 
 
 def test_each_knob_changes_something() -> None:
-    """Of the plan, but for max_error_rate (exit code above) and ranked_boxes (below)."""
+    """Of the plan, but for max_error_rate (exit code above) and the lists (below)."""
     resources = runtime.Resources(cpus=6, gpus=0)
 
     def plan(text: str) -> object:
@@ -295,7 +295,8 @@ def test_each_knob_changes_something() -> None:
         return run.make_plan(resources, settings, pending=1000)
 
     default = plan("")
-    changed = {"actors=1", "batch_size=7", "block_rows=9", "fetch_threads=3", "ranked_boxes=true"}
+    changed = {"actors=1", "batch_size=7", "block_rows=9", "fetch_threads=3"}
+    changed |= {"ranked_boxes=true", "masks=true"}
     assert all(plan(text) != default for text in changed)
     known = {f.name for f in dataclasses.fields(ScoreConfig)}
     assert known == {text.split("=")[0] for text in changed} | {"max_error_rate"}
