@@ -18,6 +18,7 @@ from tests.score.conftest import answers, manifest, predictions
 
 PATIENTS, SLICES = 4, 6
 TIMEOUT_S = 120
+MARK = "CCTMN_TEST_STARTED_BY"  # in the environment of what is started here
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,7 @@ def start(study: Path, fresh_model: Path) -> Callable[[Path], subprocess.Popen[s
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            env=os.environ | {MARK: str(os.getpid())},
             # pytest in the background of a script ignores SIGINT, and its children would too
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
@@ -68,13 +70,15 @@ def wait_for(true: Callable[[], bool], run: subprocess.Popen[str]) -> None:
 
 
 def ray_processes() -> list[psutil.Process]:
+    """Those of the runs started here: others may use Ray on this machine."""
     found = []
     for process in psutil.process_iter():
         try:
             line = " ".join(process.cmdline())
+            ours = process.environ().get(MARK) == str(os.getpid())
         except psutil.Error:
             continue
-        if "ray::" in line or "raylet" in line or "gcs_server" in line:
+        if ours and ("ray::" in line or "raylet" in line or "gcs_server" in line):
             found.append(process)
     return found
 
