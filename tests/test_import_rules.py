@@ -38,7 +38,12 @@ SIBLINGS_ALLOWED = {("jobs", "cli"), ("evaluate", "data")}
 
 # package -> the files or folders that alone may import it
 HOMES = {
-    "ray": ("cctmn/runtime.py", "cctmn/score/pipeline.py", "cctmn/train/distributed.py"),
+    "ray": (
+        "cctmn/runtime.py",
+        "cctmn/score/pipeline.py",
+        "cctmn/score/meters.py",
+        "cctmn/train/distributed.py",
+    ),
     "boto3": ("cctmn/store.py",),
     "botocore": ("cctmn/store.py",),
     "click": ("cctmn/cli/", "jobs/"),

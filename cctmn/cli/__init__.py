@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import click
 
 from cctmn import __version__
+from cctmn.cli.common import log, logs_json
 from cctmn.cli.evaluate import evaluate, labels, report
 from cctmn.cli.models import models
 from cctmn.cli.score import demo, doctor, score
@@ -35,8 +37,14 @@ def main(run: Callable[[], object] = cli) -> None:
     try:
         run()
     except CctmnError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        _refuse(str(error), code=error.exit_code)
     except SliceError as error:
-        click.echo(f"error: {error.sentence}", err=True)
-        sys.exit(ConfigError.exit_code)
+        _refuse(error.sentence, code=ConfigError.exit_code)
+
+
+def _refuse(text: str, *, code: int) -> NoReturn:
+    if logs_json():
+        log(text, level="error")
+    else:
+        click.echo(f"error: {text}", err=True)
+    sys.exit(code)

@@ -42,6 +42,10 @@ class Problems:
 
     def lines(self) -> list[str]:
         """One line for each kind that occurs: how many, and the first few by name."""
+        return [f"{what} ({names})" for what, names in self.kinds()]
+
+    def kinds(self) -> list[tuple[str, str]]:
+        """For each kind that occurs how many, and apart from it the first few by name."""
         kinds = {
             "images without a mask": self.no_mask,
             "masks without an image": self.no_image,
@@ -50,7 +54,7 @@ class Problems:
             "slices without a lesion": self.empty,
             "unreadable slices": [f"{name} ({code})" for name, code in self.unreadable],
         }
-        return [f"{kind}: {len(names)} ({few(names)})" for kind, names in kinds.items() if names]
+        return [(f"{kind}: {len(names)}", few(names)) for kind, names in kinds.items() if names]
 
 
 def few(names: Sequence[str]) -> str:

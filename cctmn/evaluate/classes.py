@@ -110,9 +110,10 @@ def _tell(joined: Joined, to: str, say: Say) -> None:
                 )
     extra = [name or slice_id for slice_id, name in names.items()]
     if lost:
-        say(f"{place}: {len(lost):,} labels without a prediction ({few(lost)})")
+        say(f"{place}: {len(lost):,} labels without a prediction", names=few(lost))
     if extra:
-        say(f"{joined.scored.out}: {len(extra):,} predictions without a label ({few(extra)})")
+        said = f"{joined.scored.out}: {len(extra):,} predictions without a label"
+        say(said, names=few(extra))
     table = {
         "what": ["label without prediction"] * len(lost)
         + ["prediction without label"] * len(extra),

@@ -66,12 +66,12 @@ def evaluate(job: EvaluationJob, *, scored: Scored, model: dict[str, Any], say: 
         )
     opened = open_lesions(job.masks, names=job.mask_split)
     kept = check_lesions(opened, lesion_classes=classes, contract=InputContract(), threads=THREADS)
-    for line in kept.problems.lines():
-        say(f"{job.masks}: {line}")
+    for what, names in kept.problems.kinds():
+        say(f"{job.masks}: {what}", names=names)
     rows = _rows(kept.samples, scored, place=job.masks)
     missing = [s.name for s in kept.samples if s.name not in rows]
     if missing:
-        say(f"{job.masks}: {len(missing):,} slices without a prediction ({few(missing)})")
+        say(f"{job.masks}: {len(missing):,} slices without a prediction", names=few(missing))
     images = _images(kept.samples, rows, classes)
     found: dict[str, Figure] = {}
     curves: dict[str, Any] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from cctmn import errors, schema, store
 from cctmn.read.intensity import InputContract
+from cctmn.score import meters
 from cctmn.score.prepare import prepare
 from cctmn.score.scorer import Source, score
 
@@ -37,6 +39,7 @@ class Plan:
     fetch_threads: int
     ranked_boxes: bool
     masks: bool
+    run: str = ""  # id in the metrics
 
 
 class _ScoreBlock:
@@ -47,7 +50,7 @@ class _ScoreBlock:
         self._scorer = source.load()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        return score(
+        rows = score(
             block,
             scorer=self._scorer,
             source=self._source,
@@ -55,10 +58,16 @@ class _ScoreBlock:
             ranked_boxes=self._plan.ranked_boxes,
             masks=self._plan.masks,
         )
+        meters.scored(rows, run=self._plan.run)
+        return rows
 
 
-def _prepare_block(block: pa.Table, *, source: Source, key: bytes, threads: int) -> pa.Table:
-    return prepare(block, contract=InputContract.from_card(source.input), key=key, threads=threads)
+def _prepare_block(block: pa.Table, *, source: Source, key: bytes, plan: Plan) -> pa.Table:
+    began = time.perf_counter()
+    contract = InputContract.from_card(source.input)
+    rows = prepare(block, contract=contract, key=key, threads=plan.fetch_threads)
+    meters.prepared(block, rows, elapsed_s=time.perf_counter() - began, run=plan.run)
+    return rows
 
 
 def execute(todo: str, *, out: str, source: Source, key: bytes, plan: Plan) -> None:
@@ -80,7 +89,7 @@ def execute(todo: str, *, out: str, source: Source, key: bytes, plan: Plan) -> N
         .repartition(target_num_rows_per_block=plan.block_rows)
         .map_batches(
             _prepare_block,
-            fn_kwargs={"source": source, "key": key, "threads": plan.fetch_threads},
+            fn_kwargs={"source": source, "key": key, "plan": plan},
             batch_format="pyarrow",
             batch_size=plan.block_rows,
             num_cpus=FETCH_CPUS,

@@ -24,7 +24,7 @@ from cctmn.read import inventory
 from cctmn.score import pipeline, prepare, resume
 from cctmn.score.progress import Progress
 from cctmn.score.scorer import Source
-from cctmn.talk import Say, silent
+from cctmn.talk import Say, run_id, silent
 
 FORMAT = 1  # of the output folder
 EXIT_OK, EXIT_ERROR_ROWS = 0, 3
@@ -186,6 +186,7 @@ def make_plan(
         fetch_threads=settings.fetch_threads,
         ranked_boxes=settings.ranked_boxes,
         masks=settings.masks,
+        run=run_id(),
     )
 
 
@@ -226,7 +227,11 @@ def manifest(job: Job, summary: Summary) -> dict[str, Any]:
         "classes": counts["classes"],
         "error_rate": round(summary.error_rate, 6),
         "exit_code": summary.exit_code,
-        "last_run": {"slices": summary.scored_now, "elapsed_s": round(summary.elapsed_s, 1)},
+        "last_run": {
+            "id": run_id(),
+            "slices": summary.scored_now,
+            "elapsed_s": round(summary.elapsed_s, 1),
+        },
         "model": job.source.described,
         "fingerprint": config.fingerprint(job.answers),
         "answers": job.answers,

@@ -57,5 +57,5 @@ def with_classes(
 def _tell(data: Data, samples: tuple[Sample, ...], *, problems: Problems, say: Say) -> None:
     patients = len({sample.patient for sample in samples if sample.patient})
     say(f"{data.what}: {len(samples):,} slices of {patients:,} patients")
-    for line in problems.lines():
-        say(f"{data.what}: {line}")
+    for what, names in problems.kinds():
+        say(f"{data.what}: {what}", names=names)

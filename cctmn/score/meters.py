@@ -1,0 +1,70 @@
+"""What a scoring run counts while it runs, for the metrics endpoint that every Ray node has.
+
+In: blocks of prepared and of scored slices. Out: counters and histograms of ray.util.metrics, with
+the run's id. A block that is done again after a lost node counts again, so that work done twice is
+the counter less the rows. Tags are codes and stages; nothing of a slice is in them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+# Ray puts "ray_" before the names and "_total" after those of counters.
+SLICES: Final = "cctmn_slices"
+ERRORS: Final = "cctmn_error_rows"
+STAGE_MS: Final = "cctmn_stage_ms"
+BYTES: Final = "cctmn_fetched_bytes"
+STAGES: Final = ("fetch", "decode", "score")
+BOUNDARIES_MS: Final = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]
+
+
+def prepared(todo: pa.Table, table: pa.Table, *, elapsed_s: float, run: str) -> None:
+    """Count a block that was fetched and decoded: todo are its inventory rows."""
+    meters = _meters()
+    decode_ms = table["t_decode_ms"].to_pylist()
+    for value in decode_ms:
+        meters["stage"].observe(value, tags={"run": run, "stage": "decode"})
+    # reads run beside each other, so a slice's share of the block's time is all there is to tell
+    share_ms = max(0.0, 1e3 * elapsed_s - sum(decode_ms)) / max(1, len(decode_ms))
+    for _ in decode_ms:
+        meters["stage"].observe(share_ms, tags={"run": run, "stage": "fetch"})
+    read = todo.filter(pc.equal(todo["error_code"], ""))
+    # frames of one object are fetched together
+    objects = read.group_by(["uri", "offset"]).aggregate([("packed_size", "max")])
+    meters["bytes"].inc(float(pc.sum(objects["packed_size_max"]).as_py() or 0), tags={"run": run})
+
+
+def scored(table: pa.Table, *, run: str) -> None:
+    """Count a block of prediction rows."""
+    meters = _meters()
+    codes = Counter(table["error_code"].to_pylist())
+    ok = codes.pop("", 0)
+    for outcome, count in (("ok", ok), ("error", sum(codes.values()))):
+        if count:
+            meters["slices"].inc(count, tags={"run": run, "outcome": outcome})
+    for code, count in codes.items():
+        meters["errors"].inc(count, tags={"run": run, "code": code})
+    scores = table.filter(pc.equal(table["error_code"], ""))["t_score_ms"].to_pylist()
+    for value in scores:
+        meters["stage"].observe(value, tags={"run": run, "stage": "score"})
+
+
+@functools.cache
+def _meters() -> dict[str, Any]:
+    """One set in a process: Ray warns of a second of the same name."""
+    from ray.util.metrics import Counter as Count
+    from ray.util.metrics import Histogram
+
+    return {
+        "slices": Count(SLICES, "Slices that ended as a row, by outcome", ("run", "outcome")),
+        "errors": Count(ERRORS, "Error rows by code", ("run", "code")),
+        "bytes": Count(BYTES, "Bytes of objects and members that were read", ("run",)),
+        "stage": Histogram(
+            STAGE_MS, "Time of a slice in a stage, ms", BOUNDARIES_MS, ("run", "stage")
+        ),
+    }

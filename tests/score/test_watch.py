@@ -1,0 +1,172 @@
+"""Watching a run: the metrics endpoint, JSON lines off a terminal, no patient in any of them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from cctmn.config import ScoreConfig
+from cctmn.score import run
+from cctmn.talk import run_id
+from tests.conftest import REPO
+from tests.makers import dicom, png, stand_in, zipped
+
+CANARIES = ("Mustermann", "Erika", "MRN-4711", "Wohlfahrt")
+
+
+def planted(seed: int) -> bytes:
+    """A DICOM slice whose header names a patient."""
+    dataset = pydicom.dcmread(io.BytesIO(dicom(seed)))
+    dataset.PatientName, dataset.PatientID = "Mustermann^Erika", "MRN-4711"
+    dataset.InstitutionName = "Wohlfahrt"
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Names in headers, in file and folder names, in an archive, and in what is broken."""
+    folder = tmp_path_factory.mktemp("watch") / "in" / "Mustermann_Erika"
+    folder.mkdir(parents=True)
+    (folder / "MRN-4711_1.dcm").write_bytes(planted(1))
+    (folder / "MRN-4711_2.dcm").write_bytes(planted(2)[:-4000])
+    for n in range(6):
+        (folder / f"Wohlfahrt_{n}.png").write_bytes(png(n))
+    members = {"Mustermann/a.dcm": planted(3), "MRN-4711.txt": b"Mustermann"}
+    (folder / "Erika.zip").write_bytes(zipped(members))
+    return folder.parent
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """The metrics port of a Ray node of this module."""
+    import ray
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        number = free.getsockname()[1]
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=100 << 20,
+        _metrics_export_port=number,
+        log_to_driver=False,
+    )
+    yield number
+    ray.shutdown()
+
+
+def scrape(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def values(text: str, name: str) -> dict[str, float]:
+    """Value by the tags that are ours, of the samples of one name and this run."""
+    found = {}
+    for line in text.splitlines():
+        if line.startswith(f"{name}{{") and f'run="{run_id()}"' in line:
+            tags, value = line[len(name) + 1 :].rsplit("} ", 1)
+            ours = [t for t in tags.split(",") if t.startswith(("outcome=", "code=", "stage="))]
+            key = ",".join(ours).replace('"', "")
+            found[key] = found.get(key, 0) + float(value)
+    return found
+
+
+def test_counters_are_scraped_and_name_nobody(port: int, archive: Path, tmp_path: Path) -> None:
+    import ray
+
+    said: list[str] = []
+    job = run.Job(
+        [str(archive)],
+        out=str(tmp_path / "out"),
+        source=stand_in(sleep_s=0.5),
+        settings=ScoreConfig(actors=1, block_rows=4),
+    )
+    summary = run.score(job, say=lambda text, *, passing=False, names="": said.append(text))
+    assert (summary.counts.ok, summary.counts.error) == (8, 2)
+    expected = {"stage=fetch": 10, "stage=decode": 10, "stage=score": 8}
+    deadline, text = time.monotonic() + 60, ""
+    while time.monotonic() < deadline:  # workers report every few seconds
+        text = scrape(port)
+        if values(text, "ray_cctmn_stage_ms_count") == expected:
+            break
+        time.sleep(1)
+    assert values(text, "ray_cctmn_slices_total") == {"outcome=ok": 8, "outcome=error": 2}
+    assert sum(values(text, "ray_cctmn_error_rows_total").values()) == 2
+    assert values(text, "ray_cctmn_stage_ms_count") == expected
+    size = sum(f.stat().st_size for f in archive.rglob("*") if f.is_file())
+    assert values(text, "ray_cctmn_fetched_bytes_total")[""] == pytest.approx(size, rel=0.3)
+    session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+    files = [f for f in (session / "logs").rglob("*") if f.is_file()]
+    handed_on = [
+        f for f in (tmp_path / "out").rglob("*") if f.is_file() and "private" not in f.parts
+    ]
+    assert files
+    assert handed_on
+    seen = {"metrics": text, "talk": "\n".join(said)}
+    seen |= {str(f): f.read_bytes().decode("latin-1") for f in [*files, *handed_on]}
+    leaks = [(place, name) for place, text in seen.items() for name in CANARIES if name in text]
+    assert not leaks
+
+
+def test_off_a_terminal_each_line_is_json_with_the_run(archive: Path, tmp_path: Path) -> None:
+    env = {k: v for k, v in os.environ.items() if k != "CCTMN_LOG"}
+    command = [
+        sys.executable,
+        "-m",
+        "cctmn.cli",
+        "score",
+        str(archive),
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(
+        [*command, "-m", "cctmn:demo", "--limit", "1"],
+        capture_output=True,
+        text=True,
+        env=env | {"CCTMN_RUN_ID": "run-of-test"},
+        cwd=REPO,
+        timeout=200,
+    )
+    assert done.returncode in (0, 3), done.stderr
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert len(lines) > 3
+    assert {line["run"] for line in lines} == {"run-of-test"}
+    assert all(line.keys() == {"time", "level", "run", "text"} for line in lines)
+    assert any("slices = " in line["text"] for line in lines)
+    said = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert said["last_run"]["id"] == "run-of-test"
+    quiet = done.stderr.replace(str(archive), "")  # the person's own words
+    assert not [name for name in CANARIES if name in quiet]
+    refused = subprocess.run(
+        [*command, "-m", str(tmp_path / "none")], capture_output=True, text=True, env=env, cwd=REPO
+    )
+    [line] = refused.stderr.splitlines()
+    assert (refused.returncode, json.loads(line)["level"]) == (4, "error")
+    assert "card.json not found" in json.loads(line)["text"]
+
+
+def test_names_are_told_to_a_person_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cctmn.cli.common import Talk
+
+    Talk(quiet=False)("2 labels without a prediction", names="Mustermann.png")
+    assert "Mustermann" in capsys.readouterr().err  # CCTMN_LOG=text, as on a terminal
+    monkeypatch.delenv("CCTMN_LOG")
+    Talk(quiet=False)("2 labels without a prediction", names="Mustermann.png")
+    said = capsys.readouterr().err
+    assert json.loads(said)["text"] == "2 labels without a prediction"
