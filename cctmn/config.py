@@ -30,11 +30,17 @@ def _knob(
     return field(default=default, metadata={"help": text, "low": low, "among": among})
 
 
+DEVICES = ("auto", "cpu", "gpu")
+
+
 @dataclass(frozen=True)
 class ScoreConfig:
     """What a scoring run may be told; 0 means: chosen from the machine and the work."""
 
-    actors: int = _knob(0, "scorer processes; 0 = one a GPU, or one a CPU core", low=0)
+    actors: int = _knob(0, "most scorer processes; 0 = one a GPU, or one a CPU core", low=0)
+    gpus: float = _knob(
+        -1.0, "GPUs a scorer takes, parts too; 0 = CPU, -1 = one where the cluster has any", low=-1
+    )
     batch_size: int = _knob(0, "slices per forward pass; 0 = 16 on a GPU, 4 on a CPU", low=0)
     block_rows: int = _knob(0, "slices per block of work and commit; 0 = 4 to 128", low=0)
     fetch_threads: int = _knob(16, "reads in flight per fetch task", low=1)
@@ -66,6 +72,9 @@ class Hardware:
     """
 
     workers: int = _knob(0, "processes; 0 = one a GPU, or one a CPU core", low=0)
+    device: str = _knob(
+        "auto", "gpu where they start with the job; auto = those that are there", among=DEVICES
+    )
     threads: int = _knob(0, "CPU threads a worker; 0 = its share of the cores", low=0)
     micro_batch: int = _knob(0, "slices per forward pass; 0 = 1 on a CPU, all on a GPU", low=0)
     loaders: int = _knob(0, "processes that read ahead for a worker; 0 = none", low=0)

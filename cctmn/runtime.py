@@ -111,8 +111,6 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def worker_count(resources: Resources) -> int:
-    """Worker processes for the cluster: one a GPU, or one a core with room for what feeds them."""
-    if resources.gpus >= 1:
-        return int(resources.gpus)
+def cpu_workers(resources: Resources) -> int:
+    """Worker processes without a GPU: one a core, with room for what feeds them."""
     return max(1, int(resources.cpus - SPARE_CPUS))

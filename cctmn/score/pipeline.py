@@ -32,7 +32,8 @@ NO_PROGRESS_S = 4 * 3600  # Ray's 30 minutes are shorter than a wait for spot ma
 class Plan:
     """How the graph is laid out on the cluster."""
 
-    actors: int
+    actors: int  # most of them; the pool grows with the cluster
+    first_actors: int  # that the cluster has room for now
     gpus_per_actor: float  # 0 = CPU
     batch_size: int  # slices per forward pass
     block_rows: int  # slices per block and commit
@@ -99,7 +100,11 @@ def execute(todo: str, *, out: str, source: Source, key: bytes, plan: Plan) -> N
             fn_constructor_kwargs={"source": source, "plan": plan},
             batch_format="pyarrow",
             batch_size=plan.block_rows,
-            compute=ray.data.ActorPoolStrategy(size=plan.actors, max_concurrent_calls_per_actor=1),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=plan.first_actors,
+                max_size=plan.actors,
+                max_concurrent_calls_per_actor=1,
+            ),
             num_cpus=0 if plan.gpus_per_actor else 1,
             num_gpus=plan.gpus_per_actor,
         )

@@ -171,17 +171,24 @@ def dry_run(
 def make_plan(
     resources: runtime.Resources, settings: ScoreConfig, *, pending: int
 ) -> pipeline.Plan:
-    """Actors, batch and block sizes from what the cluster has and what there is to do."""
-    on_gpu = resources.gpus >= 1
-    wanted = settings.actors or runtime.worker_count(resources)
+    """Actors, batch and block sizes from what the cluster has and what there is to do.
+
+    More actors than there is room for are for a cluster that grows; with GPUs that start only when
+    they are asked for, `gpus` must say so, for none is to be seen yet.
+    """
+    gpus = settings.gpus if settings.gpus >= 0 else float(resources.gpus >= 1)
+    room = int(resources.gpus / gpus) if gpus else runtime.cpu_workers(resources)
+    wanted = settings.actors or max(1, room)
     least, most = BLOCK_ROWS
     block_rows = settings.block_rows or min(
         most, max(least, pending // (wanted * BLOCKS_PER_ACTOR))
     )
+    actors = min(wanted, -(-pending // SLICES_PER_ACTOR))
     return pipeline.Plan(
-        actors=min(wanted, -(-pending // SLICES_PER_ACTOR)),
-        gpus_per_actor=1.0 if on_gpu else 0.0,
-        batch_size=settings.batch_size or (GPU_BATCH if on_gpu else CPU_BATCH),
+        actors=actors,
+        first_actors=max(1, min(actors, room)),
+        gpus_per_actor=gpus,
+        batch_size=settings.batch_size or (GPU_BATCH if gpus else CPU_BATCH),
         block_rows=block_rows,
         fetch_threads=settings.fetch_threads,
         ranked_boxes=settings.ranked_boxes,

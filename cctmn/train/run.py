@@ -166,8 +166,10 @@ def _answers(job: Job, *, start: LoadedModel, sets: tuple[Samples, Samples]) -> 
 
 def _workers(job: Job, resources: Resources) -> tuple[int, bool]:
     hardware, batch = job.config.hardware, job.config.optim.batch_size
-    use_gpu = resources.gpus >= 1
-    have = int(resources.gpus) if use_gpu else runtime.worker_count(resources)
+    use_gpu = hardware.device == "gpu" or (hardware.device == "auto" and resources.gpus >= 1)
+    have = int(resources.gpus) if use_gpu else runtime.cpu_workers(resources)
+    if hardware.device == "gpu":  # of a cluster that may start them when they are asked for
+        return min(hardware.workers or max(1, have), batch), True
     if hardware.workers > have:
         raise ConfigError(f"hardware.workers: {hardware.workers} asked, there is room for {have}")
     return min(hardware.workers or have, batch), use_gpu

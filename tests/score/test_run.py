@@ -296,7 +296,7 @@ def test_each_knob_changes_something() -> None:
 
     default = plan("")
     changed = {"actors=1", "batch_size=7", "block_rows=9", "fetch_threads=3"}
-    changed |= {"ranked_boxes=true", "masks=true"}
+    changed |= {"ranked_boxes=true", "masks=true", "gpus=0.5"}
     assert all(plan(text) != default for text in changed)
     known = {f.name for f in dataclasses.fields(ScoreConfig)}
     assert known == {text.split("=")[0] for text in changed} | {"max_error_rate"}
@@ -310,6 +310,20 @@ def test_plans_follow_the_cluster_and_the_work() -> None:
     assert (plan(4, 0, 1_000_000).actors, plan(4, 0, 1_000_000).block_rows) == (2, 128)
     assert (plan(64, 4, 1_000_000).actors, plan(64, 4, 1_000_000).gpus_per_actor) == (4, 1.0)
     assert (plan(4, 0, 25).block_rows, plan(4, 0, 3).actors) == (4, 1)
+
+
+def test_plans_for_a_cluster_that_grows() -> None:
+    def plan(text: str, *, gpus: float) -> tuple[int, int, float, int]:
+        settings = config.load(ScoreConfig, sets=text.split())
+        resources = runtime.Resources(cpus=8, gpus=gpus)
+        made = run.make_plan(resources, settings, pending=1_000_000)
+        return made.first_actors, made.actors, made.gpus_per_actor, made.batch_size
+
+    assert plan("gpus=1 actors=8", gpus=0) == (1, 8, 1.0, 16)  # from zero
+    assert plan("actors=8", gpus=2) == (2, 8, 1.0, 16)
+    assert plan("gpus=0.25", gpus=2) == (8, 8, 0.25, 16)
+    assert plan("gpus=0", gpus=2) == (6, 6, 0.0, 4)
+    assert plan("gpus=1", gpus=0) == (1, 1, 1.0, 16)
 
 
 def test_ranked_boxes_are_written_on_request(cluster: str, tmp_path: Path) -> None:
