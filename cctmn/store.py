@@ -11,15 +11,16 @@ from __future__ import annotations
 import fnmatch
 import functools
 import glob
-import io
 import os
 import posixpath
 import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
 from cctmn.errors import InputError, SliceError, StoreError
@@ -46,6 +47,15 @@ class ObjectInfo:
     size: int
     etag: str
     error_code: str = ""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One object of S3 as it is now; the age is that of its last write."""
+
+    data: bytes
+    etag: str
+    age_s: float
 
 
 def to_uri(text: str) -> str:
@@ -152,6 +162,36 @@ def put(uri: str, data: bytes, *, private: bool = False) -> None:
         raise StoreError(f"{path}: cannot be written ({error.strerror}); check OUT") from None
 
 
+def put_if_absent(uri: str, data: bytes) -> str | None:
+    """Write an S3 object if there is none; its ETag, or None where there is one already.
+
+    Raises NotImplementedError where the server knows no conditional writes. A server that ignores
+    them writes: ask twice to find out.
+    """
+    return _put_if(uri, data, IfNoneMatch="*")
+
+
+def put_if_match(uri: str, data: bytes, *, etag: str) -> str | None:
+    """Write an S3 object over that of this ETag; the new one, or None if it is not there."""
+    return _put_if(uri, data, IfMatch=etag)
+
+
+def read_version(uri: str) -> Version | None:
+    """The whole S3 object with its ETag and age, or None where there is none."""
+    bucket, key = _split_s3(uri)
+    try:
+        answer = _retry_s3(lambda: _s3().get_object(Bucket=bucket, Key=key))
+        data = answer["Body"].read()
+    except SliceError as error:
+        if error.code == "not_found":
+            return None
+        raise StoreError(f"{uri}: {error.sentence}") from None
+    # both times are of the server's clock, so that it does not matter what ours shows
+    sent = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    now = parsedate_to_datetime(sent) if sent else datetime.now(UTC)
+    return Version(data, answer["ETag"], (now - answer["LastModified"]).total_seconds())
+
+
 def delete(uri: str) -> None:
     """Remove an object; one that is not there is no error."""
     if is_s3(uri):
@@ -191,64 +231,6 @@ def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 def endpoint() -> str | None:
     """S3 endpoint of the standard AWS variables, None for AWS itself."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-
-
-class RangeFile(io.RawIOBase):
-    """Seekable file over ranged reads: the last window is kept, so that small reads cost one GET.
-
-    `window` is the least that a GET fetches, in bytes; 0 fetches exactly what is asked for.
-    `read` may be given where the bytes come from somewhere else than `uri`, `head` where the first
-    bytes are already known.
-    """
-
-    def __init__(
-        self,
-        uri: str,
-        *,
-        size: int,
-        window: int,
-        head: bytes = b"",
-        read: Callable[[int, int], bytes] | None = None,
-    ) -> None:
-        self._read = read or (lambda start, length: read_range(uri, start=start, length=length))
-        self._size = size
-        self._window = window
-        self._start, self._buffer = 0, head
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise OSError("seek before the start")  # as a plain file does; zipfile relies on it
-        self._position = base + offset
-        return self._position
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        left = max(0, self._size - self._position)
-        wanted = left if size is None or size < 0 else min(size, left)
-        begin = self._position - self._start
-        if begin < 0 or begin + wanted > len(self._buffer):
-            length = min(max(wanted, self._window), left)
-            self._start, self._buffer = self._position, self._read(self._position, length)
-            begin = 0
-        data = self._buffer[begin : begin + wanted]
-        self._position += len(data)
-        return data
-
-    def readinto(self, buffer: object, /) -> int:
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        data = self.read(len(view))
-        view[: len(data)] = data
-        return len(data)
 
 
 # --- local disk
@@ -355,6 +337,25 @@ def _get_s3(uri: str, start: int, length: int | None) -> bytes:
         return _s3().get_object(Bucket=bucket, Key=key)["Body"].read()
     end = "" if length is None else str(start + length - 1)
     return _s3().get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{end}")["Body"].read()
+
+
+def _put_if(uri: str, data: bytes, **condition: Any) -> str | None:
+    from botocore.exceptions import ClientError
+
+    bucket, key = _split_s3(uri)
+
+    def put() -> str | None:
+        try:
+            return str(_s3().put_object(Bucket=bucket, Key=key, Body=data, **condition)["ETag"])
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            if code in {"PreconditionFailed", "412", "NoSuchKey", "404"}:
+                return None
+            if code in {"NotImplemented", "501"}:
+                raise NotImplementedError from None
+            raise  # also a conflict of two writes at once, which is to be tried again
+
+    return _retry_s3(put, where=uri)
 
 
 def _retry_s3(call: Callable[[], T], *, where: str = "") -> T:

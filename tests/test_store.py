@@ -10,6 +10,7 @@ import pytest
 
 from cctmn import store
 from cctmn.errors import InputError, SliceError, StoreError
+from cctmn.read.ranges import RangeFile
 from tests.conftest import S3Server
 
 
@@ -131,7 +132,7 @@ def test_a_range_file_reads_like_a_file_with_few_gets(tmp_path: Path) -> None:
         reads.append((start, length))
         return data[start : start + length]
 
-    file = store.RangeFile("", size=len(data), window=1000, head=data[:100], read=read)
+    file = RangeFile("", size=len(data), window=1000, head=data[:100], read=read)
     assert file.read(100) == data[:100]
     assert reads == []
     assert file.read(10) + file.read(900) == data[100:1010]

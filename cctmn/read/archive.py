@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final, NamedTuple, cast
 
 from cctmn.errors import SliceError
-from cctmn.store import RangeFile
+from cctmn.read.ranges import RangeFile
 
 MAX_MEMBERS = 1_000_000  # a year of a large hospital in one archive; more is a bomb
 MAX_OBJECT_BYTES = 1 << 30  # 2,000 frames of 512 x 512 x 16 bit

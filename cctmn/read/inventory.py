@@ -24,8 +24,9 @@ from cctmn import store
 from cctmn.errors import InputError, SliceError
 from cctmn.read import archive, decode
 from cctmn.read.archive import Member
+from cctmn.read.ranges import RangeFile
 from cctmn.schema import INVENTORY
-from cctmn.store import ObjectInfo, RangeFile
+from cctmn.store import ObjectInfo
 
 INDEX_THREADS = 16  # objects looked at in parallel: latency, not bandwidth, bounds it
 ZIP_THREADS = 4  # members of each; together no more than the connections that store keeps

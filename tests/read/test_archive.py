@@ -10,7 +10,7 @@ import pytest
 
 from cctmn.errors import SliceError
 from cctmn.read import archive
-from cctmn.store import RangeFile
+from cctmn.read.ranges import RangeFile
 from tests.makers import tarred, zipped
 
 MEMBERS = {"a": b"A" * 3000, "dir/b": b"B" * 10, "c": b"C"}
