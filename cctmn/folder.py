@@ -13,15 +13,19 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from cctmn import store
+from cctmn import lease, store
 from cctmn.errors import ResumeError, StoreError
+from cctmn.talk import Say, silent
 
 
 @contextlib.contextmanager
-def only_writer(out: str) -> Iterator[None]:
-    """Hold OUT for this process; a lock of the kernel's, so that a kill leaves none behind."""
+def only_writer(out: str, *, say: Say = silent) -> Iterator[None]:
+    """Hold OUT for this process; a kill leaves no lock behind: not the kernel's on local disk, and
+    on S3 one that gives way.
+    """
     if store.is_s3(out):
-        yield
+        with lease.held(store.join(out, "private", "lock"), say=say):
+            yield
         return
     private = store.to_path(out) / "private"
     try:

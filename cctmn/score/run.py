@@ -93,7 +93,7 @@ def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary
     predictions, private = store.join(out, "predictions"), store.join(out, "private")
     known, todo = store.join(private, "inventory"), store.join(private, "todo")
     began = time.monotonic()
-    with folder.only_writer(out):
+    with folder.only_writer(out, say=say):
         key = _open_folder(out, job)
         if removed := resume.remove_unfinished(predictions):
             say(f"removed {removed} file(s) that an earlier run left unfinished")

@@ -77,7 +77,7 @@ def train(job: Job, *, address: str | None = None, say: Say = silent) -> Outcome
     start = _start(job)
     train_set, valid_set = _data(job, start=start, say=say)
     answers = _answers(job, start=start, sets=(train_set, valid_set))
-    with folder.only_writer(out):
+    with folder.only_writer(out, say=say):
         run = store.join(out, "private", "run.json")
         folder.check_same(run, answers=answers, name=job.out)
         folder.put_json(run, {"answers": answers, "job": asdict(job)})
