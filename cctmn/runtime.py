@@ -50,7 +50,7 @@ def session(address: str | None = None) -> Iterator[Resources]:
     import ray
 
     if ray.is_initialized():
-        yield _resources()
+        yield resources()
         return
     # workers' stderr may carry what must not leave, so it stays in Ray's own log files
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -72,12 +72,13 @@ def session(address: str | None = None) -> Iterator[Resources]:
         place = f"no Ray cluster at {address}" if address else "Ray does not start here"
         raise PreflightError(f"{place}: {str(error).splitlines()[0]}") from None
     try:
-        yield _resources()
+        yield resources()
     finally:
         ray.shutdown()
 
 
-def _resources() -> Resources:
+def resources() -> Resources:
+    """What the cluster has now."""
     import ray
 
     have = ray.cluster_resources()

@@ -1,7 +1,7 @@
 """The command line: parse, call one function, exit with its code.
 
 stdout is data, stderr is talk. Exit codes: 0 all scored, 1 a bug, 2 usage or configuration,
-3 finished with error rows above --max-error-rate, 4 model or storage refused, 130 stopped.
+3 finished with error rows above --max-error-rate, 4 model, storage or cluster refused, 130 stopped.
 Heavy packages are imported by the commands that need them, so that --help is quick.
 """
 
@@ -18,6 +18,7 @@ from cctmn.cli.common import log, logs_json
 from cctmn.cli.evaluate import evaluate, labels, report
 from cctmn.cli.models import models
 from cctmn.cli.score import demo, doctor, score
+from cctmn.cli.submit import submit
 from cctmn.cli.train import phantom, train
 from cctmn.errors import CctmnError, ConfigError, SliceError
 
@@ -28,7 +29,7 @@ def cli() -> None:
     """Score chest-CT archives with a lesion detector and a classifier on its ranked boxes."""
 
 
-for command in (score, doctor, demo, labels, evaluate, report, train, phantom, models):
+for command in (score, doctor, demo, labels, evaluate, report, train, phantom, models, submit):
     cli.add_command(command)
 
 
