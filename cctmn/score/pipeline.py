@@ -22,10 +22,14 @@ from cctmn.score import meters
 from cctmn.score.prepare import prepare
 from cctmn.score.scorer import Source, score
 
-FETCH_CPUS = 0.5  # unequal to a scorer's 1
+# A block that a scorer has taken waits for that scorer, also when its node dies, so the nodes that
+# are left must have a place for it. Half a core each: half of the nodes can hold all scorers, with
+# a core to spare for what feeds them.
+SCORER_CPUS = 0.5
+FETCH_CPUS = 0.4  # unequal to a scorer's
 WRITE_CPUS = 0.25
 ACTOR_START_ATTEMPTS = 3  # a device that hiccups once must not end the job
-NO_PROGRESS_S = 4 * 3600  # Ray's 30 minutes are shorter than a wait for spot machines
+STALL_S = 30 * 60  # many times what a block takes on a slow CPU
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Plan:
 
     actors: int  # most of them; the pool grows with the cluster
     first_actors: int  # that the cluster has room for now
+    fetchers: int | None  # tasks at once that fetch and decode; None = as many as there is room for
     gpus_per_actor: float  # 0 = CPU
     batch_size: int  # slices per forward pass
     block_rows: int  # slices per block and commit
@@ -41,6 +46,10 @@ class Plan:
     ranked_boxes: bool
     masks: bool
     run: str = ""  # id in the metrics
+
+
+class Stalled(Exception):  # noqa: N818  (an end of this graph, not of the job)
+    """Nothing moved for STALL_S: blocks wait for scorers that the cluster has no place for."""
 
 
 class _ScoreBlock:
@@ -74,10 +83,11 @@ def _prepare_block(block: pa.Table, *, source: Source, key: bytes, plan: Plan) -
 def execute(todo: str, *, out: str, source: Source, key: bytes, plan: Plan) -> None:
     """Score every row of the Parquet files in `todo` into the folder `out` (both URIs).
 
-    Raises StoreError where storage fell silent, ModelError where a scorer cannot load its model;
-    what was committed until then stays.
+    Raises StoreError where storage fell silent, ModelError where a scorer cannot load its model,
+    Stalled where the cluster is not what it was; what was committed until then stays.
     """
     import ray.data
+    from ray.data.exceptions import ExecutionTimeoutError
 
     _configure(ray.data.DataContext.get_current())
     todo_fs, todo_path = store.arrow_filesystem(todo)
@@ -93,6 +103,7 @@ def execute(todo: str, *, out: str, source: Source, key: bytes, plan: Plan) -> N
             fn_kwargs={"source": source, "key": key, "plan": plan},
             batch_format="pyarrow",
             batch_size=plan.block_rows,
+            compute=ray.data.TaskPoolStrategy(size=plan.fetchers),
             num_cpus=FETCH_CPUS,
         )
         .map_batches(
@@ -105,7 +116,7 @@ def execute(todo: str, *, out: str, source: Source, key: bytes, plan: Plan) -> N
                 max_size=plan.actors,
                 max_concurrent_calls_per_actor=1,
             ),
-            num_cpus=0 if plan.gpus_per_actor else 1,
+            num_cpus=0 if plan.gpus_per_actor else SCORER_CPUS,
             num_gpus=plan.gpus_per_actor,
         )
     )
@@ -116,6 +127,8 @@ def execute(todo: str, *, out: str, source: Source, key: bytes, plan: Plan) -> N
             schema=columns,
             ray_remote_args={"num_cpus": WRITE_CPUS},
         )
+    except ExecutionTimeoutError:
+        raise Stalled from None
     except ray.exceptions.RayError as error:
         raise _of_ours(error) from None
 
@@ -127,7 +140,7 @@ def _configure(context: Any) -> None:
     context.use_datasource_v2 = False
     context.enable_progress_bars = False  # ours counts slices
     context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    context.execution_no_progress_timeout_s = STALL_S
     context.actor_init_retry_on_errors = True
     context.actor_init_max_retries = ACTOR_START_ATTEMPTS
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from cctmn import config, folder, runtime, store, tables, versions
 from cctmn.config import ScoreConfig
-from cctmn.errors import ConfigError, ResumeError
+from cctmn.errors import ConfigError, PreflightError, ResumeError
 from cctmn.read import inventory
 from cctmn.score import pipeline, prepare, resume
 from cctmn.score.progress import Progress
@@ -31,6 +31,8 @@ EXIT_OK, EXIT_ERROR_ROWS = 0, 3
 GPU_BATCH, CPU_BATCH = 16, 4  # slices per forward pass
 BLOCK_ROWS = (4, 128)  # least and most slices per commit: what a kill may cost
 SLICES_PER_ACTOR = 16  # at least: a process takes about as long to start as these to score
+NO_PROGRESS_S = 4 * 3600  # a wait for spot machines may be long
+FETCHERS = (2, 4)  # least tasks that fetch for scorers on CPUs, and scorers that one can feed
 BLOCKS_PER_ACTOR = 8  # so that the last blocks of a small job still find all actors busy
 
 
@@ -122,10 +124,8 @@ def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary
         say(f"{len(finished):,} slices done, {pending:,} to score")
         del finished
         if pending:
-            with runtime.session(address) as resources:
-                plan = make_plan(resources, job.settings, pending=pending)
-                with Progress(predictions, total=pending, say=say):
-                    pipeline.execute(todo, out=predictions, source=job.source, key=key, plan=plan)
+            with runtime.session(address), Progress(predictions, total=pending, say=say):
+                _execute(job, out=out, key=key, pending=pending, say=say)
             resume.clear(todo)
         if doubled := resume.remove_doubles(predictions):
             say(f"removed {doubled:,} rows that a second writer had doubled")
@@ -138,6 +138,29 @@ def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary
         )
         folder.put_json(store.join(out, "manifest.json"), manifest(job, summary))
     return summary
+
+
+def _execute(job: Job, *, out: str, key: bytes, pending: int, say: Say) -> None:
+    """Score what is pending, by a new plan whenever the cluster is no longer what it was."""
+    predictions, todo = store.join(out, "predictions"), store.join(out, "private", "todo")
+    idle_s = 0.0
+    while pending:
+        plan = make_plan(runtime.resources(), job.settings, pending=pending)
+        try:
+            pipeline.execute(todo, out=predictions, source=job.source, key=key, plan=plan)
+            return
+        except pipeline.Stalled:
+            indexed = list(tables.inventory(todo))
+        left = resume.write_todo(
+            todo, indexed=iter(indexed), finished=resume.done(predictions), limit=None
+        )
+        idle_s = idle_s + pipeline.STALL_S if left == pending else 0.0
+        if idle_s >= NO_PROGRESS_S:
+            raise PreflightError(
+                "the cluster had no place for a scorer for hours; the same command goes on"
+            )
+        say(f"nothing moves; {left:,} slices go on with the nodes that are there now")
+        pending = left
 
 
 def dry_run(
@@ -173,8 +196,9 @@ def make_plan(
 ) -> pipeline.Plan:
     """Actors, batch and block sizes from what the cluster has and what there is to do.
 
-    More actors than there is room for are for a cluster that grows; with GPUs that start only when
-    they are asked for, `gpus` must say so, for none is to be seen yet.
+    The pool grows to `actors` with a cluster that grows, on GPUs without bound: of scorers on CPUs,
+    which ask for less than they use, Ray cannot tell how many more there is room for. Of GPUs that
+    start only when they are asked for `gpus` must say so, for none is to be seen yet.
     """
     gpus = settings.gpus if settings.gpus >= 0 else float(resources.gpus >= 1)
     room = int(resources.gpus / gpus) if gpus else runtime.cpu_workers(resources)
@@ -183,10 +207,13 @@ def make_plan(
     block_rows = settings.block_rows or min(
         most, max(least, pending // (wanted * BLOCKS_PER_ACTOR))
     )
-    actors = min(wanted, -(-pending // SLICES_PER_ACTOR))
+    useful = -(-pending // SLICES_PER_ACTOR)
+    actors = useful if gpus and not settings.actors else min(wanted, useful)
+    fewest, fed = FETCHERS
     return pipeline.Plan(
         actors=actors,
         first_actors=max(1, min(actors, room)),
+        fetchers=None if gpus else max(fewest, -(-actors // fed)),
         gpus_per_actor=gpus,
         batch_size=settings.batch_size or (GPU_BATCH if gpus else CPU_BATCH),
         block_rows=block_rows,

@@ -308,7 +308,9 @@ def test_plans_follow_the_cluster_and_the_work() -> None:
         return run.make_plan(resources, ScoreConfig(), pending=pending)
 
     assert (plan(4, 0, 1_000_000).actors, plan(4, 0, 1_000_000).block_rows) == (2, 128)
-    assert (plan(64, 4, 1_000_000).actors, plan(64, 4, 1_000_000).gpus_per_actor) == (4, 1.0)
+    gpus = plan(64, 4, 1_000_000)
+    assert (gpus.first_actors, gpus.gpus_per_actor, gpus.fetchers) == (4, 1.0, None)
+    assert (plan(64, 0, 1_000_000).first_actors, plan(64, 0, 1_000_000).fetchers) == (62, 16)
     assert (plan(4, 0, 25).block_rows, plan(4, 0, 3).actors) == (4, 1)
 
 
@@ -321,9 +323,10 @@ def test_plans_for_a_cluster_that_grows() -> None:
 
     assert plan("gpus=1 actors=8", gpus=0) == (1, 8, 1.0, 16)  # from zero
     assert plan("actors=8", gpus=2) == (2, 8, 1.0, 16)
-    assert plan("gpus=0.25", gpus=2) == (8, 8, 0.25, 16)
+    assert plan("gpus=0.25 actors=8", gpus=2) == (8, 8, 0.25, 16)
+    assert plan("", gpus=2) == (2, 62_500, 1.0, 16)  # as many as the cluster grows to
     assert plan("gpus=0", gpus=2) == (6, 6, 0.0, 4)
-    assert plan("gpus=1", gpus=0) == (1, 1, 1.0, 16)
+    assert plan("gpus=1", gpus=0) == (1, 62_500, 1.0, 16)
 
 
 def test_ranked_boxes_are_written_on_request(cluster: str, tmp_path: Path) -> None:

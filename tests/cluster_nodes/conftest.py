@@ -1,0 +1,55 @@
+"""A cluster of three nodes with token authentication, and `cctmn submit` to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.cluster_nodes.nodes import Nodes
+from tests.conftest import REPO, S3Server
+
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+WORKER_CPUS = 2
+
+Submit = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="module")
+def nodes(s3: S3Server) -> Iterator[Nodes]:
+    """A head that runs no tasks, and two workers; the machines know the keys of S3, as roles do."""
+    cluster = Nodes(KEYS | {"AWS_EC2_METADATA_DISABLED": "true"})
+    try:
+        for _ in range(2):
+            cluster.add(cpus=WORKER_CPUS)
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.fixture(scope="module")
+def submit(nodes: Nodes) -> Submit:
+    """Start the command as a person does, who knows the cluster's token."""
+
+    def start(*args: object, token: str | None = nodes.token, **env: str) -> Any:
+        known = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        known |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}
+        command = [sys.executable, "-m", "cctmn.cli", "submit", "--address", nodes.address]
+        return subprocess.Popen(
+            [*command, *map(str, args)],
+            env=known | {"PYTHONPATH": str(REPO)} | env,
+            cwd=REPO,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            # pytest in the background of a script ignores SIGINT, and its children would too
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+    return start

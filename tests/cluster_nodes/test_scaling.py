@@ -1,0 +1,129 @@
+"""Slices a second grow with scorers and with nodes: a stand-in sleeps, so cores are no limit.
+
+Measured on the steady part: from when the last scorer has begun to when the first has nothing left.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cctmn.config import ScoreConfig
+from cctmn.score import run
+from cctmn.score.scorer import ImageArray, Source
+from tests.makers import StandIn, png, stand_in
+
+SLEEP_S = 0.1  # a slice; some 4 ms of CPU go into reading and writing it
+STEADY_S = 8.0  # about
+BATCH = 4
+STORE = 100 << 20  # bytes
+LEAST = 0.95  # of linear
+
+
+class Clocked:
+    """A stand-in that writes down when it began and ended each batch."""
+
+    def __init__(self, folder: str) -> None:
+        self._scorer, self._file = StandIn(SLEEP_S), Path(folder) / f"{os.getpid()}-{id(self)}"
+
+    def predict(self, images: Sequence[ImageArray]) -> Any:
+        began = time.time()
+        found = self._scorer.predict(images)
+        with self._file.open("a") as file:
+            file.write(f"{began} {time.time()} {len(images)}\n")
+        return found
+
+
+def clocked(folder: Path) -> Source:
+    folder.mkdir()
+    return dataclasses.replace(stand_in(), load=functools.partial(Clocked, str(folder)))
+
+
+def rate(folder: Path, *, scorers: int) -> float:
+    """Slices a second while all scorers work."""
+    times = [
+        [tuple(map(float, line.split())) for line in path.read_text().splitlines()]
+        for path in folder.iterdir()
+    ]
+    assert len(times) == scorers
+    begin = max(batches[0][0] for batches in times)
+    end = min(batches[-1][1] for batches in times)
+    assert end - begin > STEADY_S / 3, (begin, end)
+    slices = 0.0
+    for began, ended, count in (batch for batches in times for batch in batches):
+        inside = max(0.0, min(ended, end) - max(began, begin))
+        slices += count * inside / (ended - began)
+    return slices / (end - begin)
+
+
+def measured(folder: Path, slices: Path, *, scorers: int, gpus: float) -> float:
+    """Score enough slices for these scorers, and tell the rate."""
+    job = run.Job(
+        [str(slices)],
+        out=str(folder / f"out{scorers}"),
+        source=clocked(folder / f"clock{scorers}"),
+        settings=ScoreConfig(actors=scorers, gpus=gpus, batch_size=BATCH, block_rows=8),
+        limit=int(scorers * STEADY_S / SLEEP_S),
+    )
+    summary = run.score(job)
+    assert summary.counts.ok == job.limit
+    return rate(folder / f"clock{scorers}", scorers=scorers)
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("slices")
+    for n in range(int(4 * STEADY_S / SLEEP_S)):
+        (folder / f"{n}.png").write_bytes(png(n % 10))
+    return folder
+
+
+@pytest.fixture
+def nodes() -> Iterator[Any]:
+    """A head without work; each test adds the nodes it wants, of one fake GPU each."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 2,
+            "object_store_memory": 100 << 20,
+            "include_dashboard": False,
+        },
+    )
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def report(what: str, rates: dict[int, float]) -> None:
+    for count, value in rates.items():
+        linear = value / (count * rates[1])
+        print(f"\n{count} {what}: {value:.2f} slices/s, {linear:.3f} of linear")
+        assert linear >= LEAST
+
+
+@pytest.mark.timeout(300)
+def test_scorers_on_fake_gpus_scale(nodes: Any, slices: Path, tmp_path: Path) -> None:
+    nodes.add_node(num_cpus=2, num_gpus=4, object_store_memory=STORE)
+    rates = {n: measured(tmp_path, slices, scorers=n, gpus=1) for n in (1, 2, 4)}
+    report("scorers", rates)
+
+
+@pytest.mark.timeout(300)
+def test_nodes_scale(nodes: Any, slices: Path, tmp_path: Path) -> None:
+    rates = {}
+    for n in (1, 2, 3):
+        nodes.add_node(num_cpus=2, num_gpus=1, object_store_memory=STORE)
+        nodes.wait_for_nodes()
+        rates[n] = measured(tmp_path, slices, scorers=n, gpus=1)
+    report("nodes", rates)
