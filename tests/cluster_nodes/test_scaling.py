@@ -10,6 +10,7 @@ import functools
 import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def nodes() -> Iterator[Any]:
         initialize_head=True,
         head_node_args={
             "num_cpus": 2,
-            "object_store_memory": 100 << 20,
+            "object_store_memory": STORE,
             "include_dashboard": False,
         },
     )
@@ -127,3 +128,25 @@ def test_nodes_scale(nodes: Any, slices: Path, tmp_path: Path) -> None:
         nodes.wait_for_nodes()
         rates[n] = measured(tmp_path, slices, scorers=n, gpus=1)
     report("nodes", rates)
+
+
+@pytest.mark.timeout(300)
+def test_the_pool_grows_with_the_cluster(nodes: Any, slices: Path, tmp_path: Path) -> None:
+    """From no GPU at all to one, and to three while it runs."""
+    clock = tmp_path / "clock"
+    settings = ScoreConfig(gpus=1, batch_size=BATCH, block_rows=8)
+    job = run.Job(
+        [str(slices)], out=str(tmp_path / "out"), source=clocked(clock), settings=settings
+    )
+    nodes.add_node(num_cpus=2, object_store_memory=STORE)  # reads and writes
+
+    with ThreadPoolExecutor(1) as pool:  # nodes can be added from the main thread alone
+        scoring = pool.submit(run.score, job)
+        for gpus in (1, 2):
+            time.sleep(8)
+            nodes.add_node(num_cpus=1, num_gpus=gpus, object_store_memory=STORE)
+        summary = scoring.result(timeout=200)
+    assert summary.counts.ok == len(list(slices.iterdir()))
+    scorers = len(list(clock.iterdir()))
+    print(f"\n{scorers} scorers on 3 GPUs that came one by one, {summary.elapsed_s:.0f} s")
+    assert scorers == 3
