@@ -36,7 +36,8 @@ def prepared(todo: pa.Table, table: pa.Table, *, elapsed_s: float, run: str) -> 
     read = todo.filter(pc.equal(todo["error_code"], ""))
     # frames of one object are fetched together
     objects = read.group_by(["uri", "offset"]).aggregate([("packed_size", "max")])
-    meters["bytes"].inc(float(pc.sum(objects["packed_size_max"]).as_py() or 0), tags={"run": run})
+    if read_bytes := pc.sum(objects["packed_size_max"]).as_py():  # Ray refuses to count nothing
+        meters["bytes"].inc(read_bytes, tags={"run": run})
 
 
 def scored(table: pa.Table, *, run: str) -> None:

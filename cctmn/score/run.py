@@ -210,10 +210,11 @@ def make_plan(
     useful = -(-pending // SLICES_PER_ACTOR)
     actors = useful if gpus and not settings.actors else min(wanted, useful)
     fewest, fed = FETCHERS
+    blocks = -(-pending // block_rows)
     return pipeline.Plan(
         actors=actors,
         first_actors=max(1, min(actors, room)),
-        fetchers=None if gpus else max(fewest, -(-actors // fed)),
+        fetchers=None if gpus else min(blocks, max(fewest, -(-actors // fed))),
         gpus_per_actor=gpus,
         batch_size=settings.batch_size or (GPU_BATCH if gpus else CPU_BATCH),
         block_rows=block_rows,

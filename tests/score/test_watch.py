@@ -122,6 +122,20 @@ def test_counters_are_scraped_and_name_nobody(port: int, archive: Path, tmp_path
     assert not leaks
 
 
+def test_a_block_of_errors_alone_is_counted(port: int, tmp_path: Path) -> None:
+    """Nothing was read, and Ray refuses to count nothing."""
+    (tmp_path / "in").mkdir()
+    for n in range(3):
+        (tmp_path / "in" / f"{n}.txt").write_text("no image")
+    job = run.Job(
+        [str(tmp_path / "in")],
+        out=str(tmp_path / "out"),
+        source=stand_in(),
+        settings=ScoreConfig(actors=1),
+    )
+    assert run.score(job).counts.codes == {"unsupported_format": 3}
+
+
 def test_off_a_terminal_each_line_is_json_with_the_run(archive: Path, tmp_path: Path) -> None:
     env = {k: v for k, v in os.environ.items() if k != "CCTMN_LOG"}
     command = [
