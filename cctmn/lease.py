@@ -29,6 +29,8 @@ REFRESH_S = 20.0  # a PUT each; four may fail before the lease ends
 LEASE_S = 90.0  # of silence, after which a holder is taken for dead
 GIVE_UP = 0.9  # of LEASE_S: a holder that cannot refresh stops before another may start
 STOP_S = 5.0  # for a PUT under way; S3 that is silent must not hold up the end
+# Not SIGINT or SIGTERM: a job in the background may ignore the one, and Ray answers the other.
+INTERRUPT = signal.SIGUSR1
 TAKES = 4  # each failed one means that another was quicker
 
 
@@ -62,6 +64,7 @@ class _Lease:
         self._etag = ""
         self._stop = threading.Event()
         self._main = threading.current_thread() is threading.main_thread()
+        self._before: Any = signal.SIG_DFL  # the handler of INTERRUPT
         self._alarm = threading.Timer(0, self._lose, [""])  # a real one comes with the lock
         self._thread = threading.Thread(target=self._refresh, name="lease", daemon=True)
         self._holder = {
@@ -92,6 +95,8 @@ class _Lease:
         if self._conditional and (etag := self._write(None)) is not None:
             self._etag = etag  # it wrote over what was there, so it ignores conditions
             self._simple()
+        if self._main:
+            self._before = signal.signal(INTERRUPT, _interrupt)
         self._arm(began)
         self._thread.start()
 
@@ -100,6 +105,8 @@ class _Lease:
         self._stop.set()
         self._alarm.cancel()
         self._thread.join(STOP_S)
+        if self._main:
+            signal.signal(INTERRUPT, self._before)
 
     def release(self) -> None:
         """Give the lock up, if it is still ours; a failure leaves it to its lease."""
@@ -184,11 +191,12 @@ class _Lease:
         )
         if not self._main:
             return  # it is raised when the block ends
-        # the way that Ctrl-C and SIGTERM go, which all that runs in the block is made for
-        for number in (signal.SIGTERM, signal.SIGINT):
-            if callable(signal.getsignal(number)):
-                signal.pthread_kill(threading.main_thread().ident or 0, number)
-                return
+        signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
+
+
+def _interrupt(*_: object) -> None:
+    """As Ctrl-C does, which all that runs in the block is made for."""
+    raise KeyboardInterrupt
 
 
 def _parsed(there: Version) -> dict[str, Any]:

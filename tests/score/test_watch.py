@@ -58,6 +58,7 @@ def port() -> Iterator[int]:
         free.bind(("127.0.0.1", 0))
         number = free.getsockname()[1]
     ray.init(
+        address="local",  # whatever else runs on this machine
         num_cpus=4,
         include_dashboard=False,
         object_store_memory=100 << 20,
