@@ -134,6 +134,8 @@ def test_a_second_job_or_writer_of_an_output_is_refused(
     wait_for(lambda: store.read_optional(f"{out}/private/lock") is not None, "lock")
     with pytest.raises(ResumeError, match=name), folder.only_writer(out):
         pass
+    # while Ray starts in the job it answers SIGTERM itself, and the lock is left to its lease
+    wait_for(lambda: files(out) > 0, "a commit", within_s=TIMEOUT_S)
     _, talk = ended(submit("--stop", name))
     assert "STOPPED" in talk
     assert store.read_optional(f"{out}/private/lock") is None
