@@ -147,17 +147,8 @@ def _level(metrics: Metrics) -> str:
 
 
 def _warnings(metrics: Metrics) -> list[str]:
-    """What the producer says, and what would make a reader misread every figure."""
-    found = [str(text) for text in metrics.section("warnings") or ()]
-    if metrics.section("model").get("trained") is False:
-        found.insert(0, "Part of this model has random weights: its scores mean nothing.")
-    unknown = int(metrics.section("labels").get("unknown_patients") or 0)
-    if unknown:
-        found.append(
-            f"{count(unknown)} slices name no patient and count as one patient each, which makes "
-            "intervals too narrow."
-        )
-    return list(dict.fromkeys(found))
+    """What a reader must know first; the evaluation says it, once."""
+    return [str(text) for text in metrics.section("warnings") or ()]
 
 
 def _curves(metrics: Metrics, level: str) -> list[tuple[str, Markup]]:
