@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from cctmn.data.labels import read_labels
 from cctmn.errors import DataError
 from cctmn.evaluate import patients, uncertainty
-from cctmn.evaluate.calibration import fit_temperature, losses, probabilities
+from cctmn.evaluate.calibration import fit_temperature, losses
 from cctmn.evaluate.job import file_name
 from cctmn.evaluate.join import join, read_scored
 from cctmn.model.card import calibrated, read_card
+from cctmn.model.probabilities import probabilities
 
 
 def calibrate(

@@ -1,6 +1,6 @@
 """Whether a probability of 0.8 is right four times in five: ECE, Brier, reliability, temperature.
 
-In: logits and classes. Out: probabilities at a temperature, figures that take weights, so that a
+In: logits and classes. Out: figures that take weights, so that a
 bootstrap calls the same code, and the temperature that fits validation logits best.
 
 Shape suffixes: N slices, C classes, K bins, B resamples, G patients.
@@ -9,31 +9,19 @@ Shape suffixes: N slices, C classes, K bins, B resamples, G patients.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
 from cctmn.errors import DataError
+from cctmn.model.probabilities import probabilities
 
 Floats = NDArray[np.float64]
 
 BINS: Final = 15  # usual for ECE; of equal mass, so that none rests on a handful of slices
 TEMPERATURES: Final = (0.05, 20.0)  # beyond: the logits say nothing, or have no error to learn from
-
-
-def probabilities(
-    logits_NC: NDArray[np.floating[Any]], *, activation: str, temperature: float = 1.0
-) -> Floats:
-    """Logits divided by the temperature, then the card's activation; sigmoids do not sum to 1."""
-    assert activation in ("sigmoid", "softmax"), activation
-    scaled_NC = np.asarray(logits_NC, np.float64) / temperature
-    return (
-        special.softmax(scaled_NC, axis=-1)
-        if activation == "softmax"
-        else (special.expit(scaled_NC))
-    )
 
 
 def losses(logits_NC: Floats, truth_N: NDArray[np.int64], *, activation: str) -> Floats:

@@ -17,10 +17,11 @@ from cctmn.data.labels import Labels, read_labels, read_table
 from cctmn.data.problems import few
 from cctmn.errors import ConfigError
 from cctmn.evaluate import audit, cases, classification, cohorts, figures, patients, uncertainty
-from cctmn.evaluate.calibration import Binned, probabilities
+from cctmn.evaluate.calibration import Binned
 from cctmn.evaluate.figures import Sample
 from cctmn.evaluate.job import EvaluationJob, Part, few_patients, file_name, model_of, put_names
 from cctmn.evaluate.join import NO_PREDICTION, Joined, Scored, join, read_scored
+from cctmn.model.probabilities import probabilities
 from cctmn.read.intensity import InputContract
 from cctmn.talk import Say
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cctmn import schema
 from cctmn.errors import SLICE_CODES
-from cctmn.evaluate.calibration import probabilities
+from cctmn.model.probabilities import probabilities
 
 if TYPE_CHECKING:
     from cctmn.model.predict import Prediction

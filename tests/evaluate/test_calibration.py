@@ -9,7 +9,8 @@ from sklearn.metrics import brier_score_loss, log_loss
 
 from cctmn.errors import DataError
 from cctmn.evaluate import calibration
-from cctmn.evaluate.calibration import Binned, fit_temperature, losses, probabilities
+from cctmn.evaluate.calibration import Binned, fit_temperature, losses
+from cctmn.model.probabilities import probabilities
 
 
 def made(count=4000, *, sharpness=1.0, seed=0):
@@ -95,10 +96,5 @@ def test_a_temperature_at_its_bound_is_refused():
         fit_temperature(np.eye(3)[truth_N] * 5, truth_N, activation="softmax")
 
 
-def test_probabilities_are_those_of_scoring():
-    logits_NC = np.array([[0.0, 2.0, -2.0]])
-    assert probabilities(logits_NC, activation="sigmoid", temperature=2.0)[0].tolist() == (
-        pytest.approx([0.5, 1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))])
-    )
-    assert probabilities(logits_NC, activation="softmax").sum() == pytest.approx(1)
+def test_fifteen_bins():
     assert calibration.BINS == 15
