@@ -13,8 +13,8 @@ from pathlib import Path
 from cctmn import tables
 from cctmn.data import phantom_files
 from cctmn.evaluate import run as evaluation
-from cctmn.evaluate.figures import Resampling
-from cctmn.evaluate.job import EvaluationJob
+from cctmn.evaluate.options import EvaluationJob
+from cctmn.metrics.intervals import Resampling
 from cctmn.model.card import SHIPPED
 from cctmn.report import render
 from cctmn.score import models

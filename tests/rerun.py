@@ -25,8 +25,8 @@ from PIL import Image
 from cctmn import store, tables
 from cctmn.data import labels
 from cctmn.evaluate import run as evaluation
-from cctmn.evaluate.figures import Resampling
-from cctmn.evaluate.job import EvaluationJob
+from cctmn.evaluate.options import EvaluationJob
+from cctmn.metrics.intervals import Resampling
 from cctmn.report import render
 from cctmn.score import run as scoring
 from tests.makers import stand_in

@@ -20,7 +20,8 @@ LEVELS = {
     "report": 2,
     "train": 3,
     "score": 3,
-    "evaluate": 4,
+    "evaluate": 3,
+    "metrics": 4,
     "data": 4,
     "runtime": 4,
     "submit": 4,
@@ -36,7 +37,7 @@ LEVELS = {
     "talk": 7,
     "versions": 7,
 }
-SIBLINGS_ALLOWED = {("jobs", "cli"), ("evaluate", "data"), ("folder", "lease")}
+SIBLINGS_ALLOWED = {("jobs", "cli"), ("folder", "lease")}
 
 # package -> the files or folders that alone may import it
 HOMES = {
@@ -63,7 +64,7 @@ HOMES = {
     "pydicom": ("cctmn/read/", "cctmn/data/"),
     "imagecodecs": ("cctmn/read/", "cctmn/data/"),
     "PIL": ("cctmn/read/", "cctmn/data/"),
-    "pycocotools": ("cctmn/evaluate/",),
+    "pycocotools": ("cctmn/metrics/",),
     "matplotlib": ("cctmn/report/",),
     "jinja2": ("cctmn/report/",),
 }

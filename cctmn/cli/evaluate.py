@@ -128,8 +128,8 @@ def evaluate(out: str, *, labels: str | None, to: str | None, **options: Any) ->
     lesions are compared too: boxes, and masks if they were scored with --set masks=true.
     """
     from cctmn.evaluate import run
-    from cctmn.evaluate.figures import Resampling
-    from cctmn.evaluate.job import EvaluationJob
+    from cctmn.evaluate.options import EvaluationJob
+    from cctmn.metrics.intervals import Resampling
     from cctmn.report import render
 
     talk = Talk(quiet=options["quiet"])

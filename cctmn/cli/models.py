@@ -76,7 +76,7 @@ def models_calibrate(folder: str, out: str, *, labels: str, **options: Any) -> N
     OUT holds MODEL's predictions of them. Later runs of `score` divide the logits by the
     temperature; a patient's answer in `evaluate` is the mean of the top_m slices.
     """
-    from cctmn.evaluate.calibrate import calibrate
+    from cctmn.evaluate.fit_calibration import calibrate
 
     found = calibrate(folder, out=out, labels=labels, **options)
     click.echo(tree_text(found))

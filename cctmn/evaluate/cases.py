@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cctmn import store, tables
-from cctmn.evaluate.figures import Sample
 from cctmn.evaluate.join import Joined
+from cctmn.metrics.intervals import Sample
 from cctmn.read.intensity import InputContract
 from cctmn.read.preview import previews
 

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cctmn.errors import ConfigError
-from cctmn.evaluate import uncertainty
-from cctmn.evaluate.figures import Resampling, Sample, size_of, words
+from cctmn.metrics import bootstrap
+from cctmn.metrics.intervals import Resampling, Sample, size_of, words
 
 FEWEST_PATIENTS: Final = 10
 MOST_VALUES: Final = 50  # of a column; more is a column of names or dates
@@ -88,11 +88,11 @@ def _part(sample: Sample, kept_N: NDArray[np.bool_]) -> Sample:
 
 def _figures(part: Sample, by: Resampling) -> dict[str, Any]:
     statistic = part.rates()
-    drawn = uncertainty.bootstrap(part.groups, statistic, resamples=by.resamples, seed=by.seed)
+    drawn = bootstrap.bootstrap(part.groups, statistic, resamples=by.resamples, seed=by.seed)
     values = statistic(np.ones((1, part.groups)))
     shown = [name for name in values if name.split(".")[0] in SHOWN]
     return {
-        name: uncertainty.figure(
+        name: bootstrap.figure(
             f"{words(name)}, slices",
             float(values[name][0]),
             over_patients=drawn[name],

@@ -12,9 +12,10 @@ from typing import Any, Final
 
 from cctmn import store, versions
 from cctmn.errors import ConfigError
-from cctmn.evaluate import classes, lesions, uncertainty
-from cctmn.evaluate.job import EvaluationJob, file_name, model_of
+from cctmn.evaluate import lesion_metrics, slice_metrics
 from cctmn.evaluate.join import read_scored
+from cctmn.evaluate.options import EvaluationJob, file_name, model_of
+from cctmn.metrics import bootstrap
 from cctmn.talk import Say, silent
 
 FORMAT: Final = 1  # of metrics.json
@@ -28,9 +29,9 @@ def evaluate(job: EvaluationJob, *, say: Say = silent) -> dict[str, Any]:
     model = model_of(scored, job.model)
     parts = []
     if job.labels is not None:
-        parts.append(classes.evaluate(job, scored=scored, model=model, say=say))
+        parts.append(slice_metrics.evaluate(job, scored=scored, model=model, say=say))
     if job.masks is not None:
-        parts.append(lesions.evaluate(job, scored=scored, model=model, say=say))
+        parts.append(lesion_metrics.evaluate(job, scored=scored, model=model, say=say))
     by = " and ".join(file_name(place) for place in (job.labels, job.masks) if place)
     metrics: dict[str, Any] = {
         "format": FORMAT,
@@ -45,7 +46,7 @@ def evaluate(job: EvaluationJob, *, say: Say = silent) -> dict[str, Any]:
         "bootstrap": {
             "resamples": job.resampling.resamples,
             "seed": job.resampling.seed,
-            "level": uncertainty.LEVEL,
+            "level": bootstrap.LEVEL,
         },
         "accounting": scored.accounting(),
         "curves": {},

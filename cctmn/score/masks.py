@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cctmn.evaluate.detection import encode
+from cctmn.metrics.detection import encode
 from cctmn.model.detector import paste
 
 if TYPE_CHECKING:

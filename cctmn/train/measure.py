@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from cctmn.data.lesions import read_lesions
 from cctmn.errors import ConfigError
-from cctmn.evaluate import detection
+from cctmn.metrics import detection
 from cctmn.model import checkpoint
 from cctmn.model.classifier import Classifier
 from cctmn.read.intensity import InputContract

@@ -22,7 +22,7 @@ from torchvision.ops import masks_to_boxes
 from cctmn.config import ClassifierConfig
 from cctmn.data.lesions import LesionSample, LesionSlice, read_lesions
 from cctmn.data.slices import SliceSample, read_slice
-from cctmn.evaluate import classification, detection
+from cctmn.metrics import classification, detection
 from cctmn.model.classifier import Classifier
 from cctmn.model.detector import Detector, paste
 from cctmn.model.predict import prepare

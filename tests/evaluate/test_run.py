@@ -11,10 +11,10 @@ import pytest
 from sklearn import metrics as sk
 
 from cctmn.errors import ConfigError, DataError
-from cctmn.evaluate import classes, run
-from cctmn.evaluate.figures import Resampling
-from cctmn.evaluate.job import EvaluationJob
-from cctmn.evaluate.patients import TOP_M
+from cctmn.evaluate import run, slice_metrics
+from cctmn.evaluate.options import EvaluationJob
+from cctmn.metrics.intervals import Resampling
+from cctmn.metrics.patients import TOP_M
 from tests.evaluate.outputs import CLASSES, study, write_labels, write_output
 from tests.makers import png
 
@@ -257,7 +257,7 @@ def test_the_58782_slices_say_what_they_are(tmp_path, monkeypatch):
     names, logits, truth = study(12)
     write_output(tmp_path / "out", names, logits)
     write_labels(tmp_path / "labels.csv", names, truth)
-    monkeypatch.setattr(classes, "REMAINING", tuple(np.bincount(truth).tolist()))
+    monkeypatch.setattr(slice_metrics, "REMAINING", tuple(np.bincount(truth).tolist()))
     found = run.evaluate(job(tmp_path, gallery=False))
     assert any("606 of the 608 patients" in text for text in found["warnings"])
 

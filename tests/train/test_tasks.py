@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cctmn.config import ClassifierConfig, Hardware, Optim
 from cctmn.data.lesions import open_lesions
 from cctmn.data.slices import SliceSample, open_slices
-from cctmn.evaluate import detection
+from cctmn.metrics import detection
 from cctmn.model import ranking
 from cctmn.model.classifier import Classifier
 from cctmn.schema import COVIDX_CLASSES

@@ -16,11 +16,12 @@ from cctmn import store
 from cctmn.data.labels import Labels, read_labels, read_table
 from cctmn.data.problems import few
 from cctmn.errors import ConfigError
-from cctmn.evaluate import audit, cases, classification, cohorts, figures, patients, uncertainty
-from cctmn.evaluate.calibration import Binned
-from cctmn.evaluate.figures import Sample
-from cctmn.evaluate.job import EvaluationJob, Part, few_patients, file_name, model_of, put_names
+from cctmn.evaluate import audit, cases, cohorts
 from cctmn.evaluate.join import NO_PREDICTION, Joined, Scored, join, read_scored
+from cctmn.evaluate.options import EvaluationJob, Part, few_patients, file_name, model_of, put_names
+from cctmn.metrics import bootstrap, classification, intervals, patients
+from cctmn.metrics.calibration import Binned
+from cctmn.metrics.intervals import Sample
 from cctmn.model.probabilities import probabilities
 from cctmn.read.intensity import InputContract
 from cctmn.talk import Say
@@ -54,7 +55,7 @@ def evaluate(job: EvaluationJob, *, scored: Scored, model: dict[str, Any], say: 
         activation=model["activation"],
         temperature=model["temperature"],
     )
-    measured = figures.measure(sample, by=job.resampling, level="slices", binned=binned)
+    measured = intervals.measure(sample, by=job.resampling, level="slices", binned=binned)
     found = {_id(name): figure for name, figure in measured.items()}
     of_patients, mixed = _patients(joined, names, model)
     sections: dict[str, Any] = {
@@ -64,13 +65,13 @@ def evaluate(job: EvaluationJob, *, scored: Scored, model: dict[str, Any], say: 
         "curves": _curves(sample, "slice") | {"reliability": binned.reliability()},
     }
     if of_patients is not None:
-        measured = figures.measure(of_patients, by=job.resampling, level="patients")
+        measured = intervals.measure(of_patients, by=job.resampling, level="patients")
         found |= {f"patient.{k}": v for k, v in measured.items() if "worst_case" not in k}
         sections["confusion"]["patient"] = _confusion(of_patients)
         sections["curves"] |= _curves(of_patients, "patient")
     if pair is not None:
         sections["comparison"] = compared
-        differences = figures.difference(*pair, by=job.resampling)
+        differences = intervals.difference(*pair, by=job.resampling)
         found |= {f"difference.slice.{name}": figure for name, figure in differences.items()}
     if job.by:
         sections["cohorts"] = [
@@ -132,7 +133,7 @@ def _sample(
     joined: Joined, names: list[str], model: dict[str, Any], *, kept_N: Mask | None = None
 ) -> Sample:
     """The scored slices (of `kept_N` alone), with those that have no score beside them."""
-    group_N, groups = uncertainty.group(names)
+    group_N, groups = bootstrap.group(names)
     truth_N, scored_N = joined.labels.truth_N, joined.scored_N
     p_NC = probabilities(
         joined.logits(), activation=model["activation"], temperature=model["temperature"]
@@ -158,7 +159,7 @@ def _patients(joined: Joined, names: list[str], model: dict[str, Any]) -> tuple[
     Those have no class of their own and are left out. None without any known patient.
     """
     known_N = np.array([name != "" for name in names], np.bool_)
-    group_N, groups = uncertainty.group([name for name in names if name])
+    group_N, groups = bootstrap.group([name for name in names if name])
     truth_G = patients.class_of(joined.labels.truth_N[known_N], group_N, groups=groups)
     sample = _sample(joined, names, model, kept_N=known_N)
     of_scored = group_N[joined.scored_N[known_N]]

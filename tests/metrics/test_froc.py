@@ -8,9 +8,9 @@ import io
 import numpy as np
 import pytest
 
-from cctmn.evaluate import detection
-from cctmn.evaluate.detection import Instances, encode
-from cctmn.evaluate.matches import FALSE_AN_IMAGE, Matches
+from cctmn.metrics import detection
+from cctmn.metrics.detection import Instances, encode
+from cctmn.metrics.froc import FALSE_AN_IMAGE, Matches
 
 CLASSES = ("ggo", "consolidation")
 SIDE = 48

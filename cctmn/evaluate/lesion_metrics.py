@@ -24,12 +24,12 @@ from cctmn.data.labels import base_name
 from cctmn.data.lesions import LesionSample, check_lesions, open_lesions, read_truth
 from cctmn.data.problems import few
 from cctmn.errors import ConfigError, DataError
-from cctmn.evaluate import uncertainty
-from cctmn.evaluate.detection import Instances, Kind, encode
-from cctmn.evaluate.job import EvaluationJob, Part, few_patients
 from cctmn.evaluate.join import Scored
-from cctmn.evaluate.matches import Matches
-from cctmn.evaluate.uncertainty import Figure, Size
+from cctmn.evaluate.options import EvaluationJob, Part, few_patients
+from cctmn.metrics import bootstrap
+from cctmn.metrics.bootstrap import Figure, Size
+from cctmn.metrics.detection import Instances, Kind, encode
+from cctmn.metrics.froc import Matches
 from cctmn.model.card import LESION_MODES
 from cctmn.read.intensity import InputContract
 from cctmn.talk import Say
@@ -210,7 +210,7 @@ def _drawn(
         classes=classes,
         kind=kind,
     )
-    group_I, groups = uncertainty.group([images.patients[i] for i in place])
+    group_I, groups = bootstrap.group([images.patients[i] for i in place])
 
     def statistic(weights_BG: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         weights_BI = weights_BG[:, group_I]
@@ -219,19 +219,19 @@ def _drawn(
 
     by, width = job.resampling, max(len(matches.whole.image_D), len(place))
     values = statistic(np.ones((1, groups)))
-    over_patients = uncertainty.bootstrap(
+    over_patients = bootstrap.bootstrap(
         groups, statistic, resamples=by.resamples, seed=by.seed, width=width
     )
 
     def alone(weights_BI: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
         return matches.figures(weights_BI)
 
-    over_images = uncertainty.bootstrap(
+    over_images = bootstrap.bootstrap(
         len(place), alone, resamples=by.resamples, seed=by.seed, width=width
     )
     size = Size(len(place), groups)
     return {
-        name: uncertainty.figure(
+        name: bootstrap.figure(
             f"{_words(name)}, {'boxes' if kind == 'box' else 'masks'}",
             float(value[0]),
             over_patients=over_patients[name],

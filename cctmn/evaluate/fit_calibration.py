@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from cctmn.data.labels import read_labels
 from cctmn.errors import DataError
-from cctmn.evaluate import patients, uncertainty
-from cctmn.evaluate.calibration import fit_temperature, losses
-from cctmn.evaluate.job import file_name
 from cctmn.evaluate.join import join, read_scored
+from cctmn.evaluate.options import file_name
+from cctmn.metrics import bootstrap, patients
+from cctmn.metrics.calibration import fit_temperature, losses
 from cctmn.model.card import calibrated, read_card
 from cctmn.model.probabilities import probabilities
 
@@ -49,7 +49,7 @@ def calibrate(
     names = [name for name, ok in zip(joined.patients(), joined.scored_N, strict=True) if ok]
     known_N = np.array([name != "" for name in names], np.bool_)
     if known_N.any():
-        group_N, groups = uncertainty.group([name for name in names if name])
+        group_N, groups = bootstrap.group([name for name in names if name])
         p_NC = probabilities(
             logits_NC[known_N], activation=card.activation, temperature=temperature
         )

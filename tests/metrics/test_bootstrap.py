@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cctmn.evaluate import uncertainty
-from cctmn.evaluate.uncertainty import Size, bootstrap, exact, figure, group, interval
+from cctmn.metrics import bootstrap as bootstrap_module
+from cctmn.metrics.bootstrap import Size, bootstrap, exact, figure, group, interval
 
 
 def accuracy(right_N, group_N, groups):
@@ -44,7 +44,9 @@ def test_draws_do_not_depend_on_the_chunk():
         return {"mean": weights_BG @ np.arange(30.0) / 30}
 
     one = bootstrap(30, mean, resamples=100, seed=5)["mean"]
-    other = bootstrap(30, mean, resamples=100, seed=5, width=uncertainty.CHUNK_VALUES // 3)["mean"]
+    other = bootstrap(30, mean, resamples=100, seed=5, width=bootstrap_module.CHUNK_VALUES // 3)[
+        "mean"
+    ]
     np.testing.assert_array_equal(one, other)
     assert not np.array_equal(one, bootstrap(30, mean, resamples=100, seed=6)["mean"])
 

@@ -14,8 +14,8 @@ import pytest
 from cctmn.data import phantom_files
 from cctmn.errors import ConfigError, DataError
 from cctmn.evaluate import run
-from cctmn.evaluate.figures import Resampling
-from cctmn.evaluate.job import EvaluationJob
+from cctmn.evaluate.options import EvaluationJob
+from cctmn.metrics.intervals import Resampling
 from cctmn.train import measure
 from cctmn.train.datasets import Data
 

@@ -12,9 +12,9 @@ import pytest
 
 from cctmn.errors import ConfigError, DataError, ModelError
 from cctmn.evaluate import run
-from cctmn.evaluate.calibrate import calibrate
-from cctmn.evaluate.figures import Resampling
-from cctmn.evaluate.job import EvaluationJob
+from cctmn.evaluate.fit_calibration import calibrate
+from cctmn.evaluate.options import EvaluationJob
+from cctmn.metrics.intervals import Resampling
 from cctmn.model.card import CARD, read_card
 from cctmn.score.models import open_source
 from cctmn.score.prepare import PREPARED

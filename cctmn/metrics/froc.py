@@ -16,8 +16,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cctmn.evaluate import detection
-from cctmn.evaluate.detection import AP50, AP75, Instances, Kind
+from cctmn.metrics import detection
+from cctmn.metrics.detection import AP50, AP75, Instances, Kind
 
 Floats = NDArray[np.float64]
 

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from cctmn import store
-from cctmn.evaluate import patients
-from cctmn.evaluate.figures import Resampling
 from cctmn.evaluate.join import Scored
-from cctmn.evaluate.uncertainty import Figure
+from cctmn.metrics import patients
+from cctmn.metrics.bootstrap import Figure
+from cctmn.metrics.intervals import Resampling
 from cctmn.model.card import read_card
 
 FEW_PATIENTS: Final = 30  # below, a percentile interval covers less than it says

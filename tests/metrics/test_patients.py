@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cctmn.evaluate.patients import choose_m, class_of, top_mean
+from cctmn.metrics.patients import choose_m, class_of, top_mean
 
 
 def test_top_mean_by_hand():

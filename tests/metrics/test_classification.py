@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from cctmn.evaluate import classification
+from cctmn.metrics import classification
 
 CLASSES = ("control", "pneumonia", "covid")
 BOTH = [[9158, 278, 14], [204, 7030, 161], [15, 251, 4080]]

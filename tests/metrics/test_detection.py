@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 
-from cctmn.evaluate import detection
-from cctmn.evaluate.detection import IOUS, Instances, encode, image_ap
+from cctmn.metrics import detection
+from cctmn.metrics.detection import IOUS, Instances, encode, image_ap
 
 WIDTH = 40
 A, B = 1, 2

@@ -15,10 +15,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cctmn.evaluate import classification, uncertainty
-from cctmn.evaluate.calibration import Binned
-from cctmn.evaluate.classification import Ranking
-from cctmn.evaluate.uncertainty import RESAMPLES, Figure, Size, Values
+from cctmn.metrics import bootstrap, classification
+from cctmn.metrics.bootstrap import RESAMPLES, Figure, Size, Values
+from cctmn.metrics.calibration import Binned
+from cctmn.metrics.classification import Ranking
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -123,7 +123,7 @@ def measure(
     over_groups = _bootstrap(sample, binned, by)
     over_slices = _bootstrap(sample.alone(), binned, by) if level == "slices" else {}
     return {
-        name: uncertainty.figure(
+        name: bootstrap.figure(
             f"{words(name)}, {level}",
             float(value),
             over_patients=over_groups[name],
@@ -150,14 +150,14 @@ def difference(one: Sample, other: Sample, *, by: Resampling) -> dict[str, Figur
 
     def drawn(a: Sample, b: Sample) -> dict[str, Floats]:
         statistic = statistic_of(a, b)
-        return uncertainty.bootstrap(
+        return bootstrap.bootstrap(
             a.groups, statistic, resamples=by.resamples, seed=by.seed, width=len(a.truth_N)
         )
 
     values = statistic_of(one, other)(np.ones((1, one.groups)))
     over_groups, over_slices = drawn(one, other), drawn(one.alone(), other.alone())
     return {
-        name: uncertainty.figure(
+        name: bootstrap.figure(
             f"difference in {words(name)}, slices",
             float(value[0]),
             over_patients=over_groups[name],
@@ -186,7 +186,7 @@ def _statistic(sample: Sample, binned: Binned | None) -> Callable[[Floats], Valu
 
 
 def _bootstrap(sample: Sample, binned: Binned | None, by: Resampling) -> dict[str, Floats]:
-    return uncertainty.bootstrap(
+    return bootstrap.bootstrap(
         sample.groups,
         _statistic(sample, binned),
         resamples=by.resamples,

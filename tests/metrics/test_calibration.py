@@ -8,8 +8,8 @@ from scipy import special
 from sklearn.metrics import brier_score_loss, log_loss
 
 from cctmn.errors import DataError
-from cctmn.evaluate import calibration
-from cctmn.evaluate.calibration import Binned, fit_temperature, losses
+from cctmn.metrics import calibration
+from cctmn.metrics.calibration import Binned, fit_temperature, losses
 from cctmn.model.probabilities import probabilities
 
 
