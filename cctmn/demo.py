@@ -11,15 +11,15 @@ import csv
 from pathlib import Path
 
 from cctmn import tables
-from cctmn.data import phantom_files
 from cctmn.evaluate import run as evaluation
 from cctmn.evaluate.options import EvaluationJob
 from cctmn.metrics.intervals import Resampling
 from cctmn.model.card import SHIPPED
+from cctmn.phantom import layouts
 from cctmn.report import render
+from cctmn.reporter import Reporter
 from cctmn.score import models
 from cctmn.score.run import Job
-from cctmn.talk import Say
 
 MODEL = f"{SHIPPED}demo"
 PATIENTS, SLICES = 4, 8
@@ -29,18 +29,18 @@ HARD = "Hard are the ends of a lesion, where a slice shows little of it."
 WARNING = "Phantoms, and a model that learned on phantoms: no medical device, nothing about people."
 
 
-def prepare(folder: Path, *, say: Say) -> Job:
+def prepare(folder: Path, *, report: Reporter) -> Job:
     """Write the archive unless it is there, and return the job to score it."""
     archive = folder / "archive.zip"
-    if not phantom_files.truth_path(archive).exists():
-        phantom_files.write_archive(archive, patients=PATIENTS, slices=SLICES, seed=SEED)
-    say(f"{archive}: {PATIENTS} synthetic patients, {SLICES} DICOM slices each")
+    if not layouts.truth_path(archive).exists():
+        layouts.write_archive(archive, patients=PATIENTS, slices=SLICES, seed=SEED)
+    report(f"{archive}: {PATIENTS} synthetic patients, {SLICES} DICOM slices each")
     return Job(inputs=[str(archive)], out=str(folder / "out"), source=models.open_source(MODEL))
 
 
 def found(folder: Path) -> str:
     """The predictions beside the truth, one line a slice, and how many agree."""
-    with phantom_files.truth_path(folder / "archive.zip").open(encoding="utf-8") as file:
+    with layouts.truth_path(folder / "archive.zip").open(encoding="utf-8") as file:
         truth = {row["member"]: row for row in csv.DictReader(file)}
     out = (folder / "out").absolute().as_uri()
     members = {
@@ -66,10 +66,10 @@ def found(folder: Path) -> str:
     return "\n".join([*lines, WARNING])
 
 
-def report(folder: Path, *, say: Say) -> str:
+def report(folder: Path, *, report: Reporter) -> str:
     """Evaluate by the truth and draw the report; its URI."""
     labels = folder / "labels.csv"
-    with phantom_files.truth_path(folder / "archive.zip").open(encoding="utf-8") as file:
+    with layouts.truth_path(folder / "archive.zip").open(encoding="utf-8") as file:
         truth = list(csv.DictReader(file))
     with labels.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
@@ -82,5 +82,5 @@ def report(folder: Path, *, say: Say) -> str:
         key="uri",
         resampling=Resampling(RESAMPLES),
     )
-    evaluation.evaluate(job, say=say)
+    evaluation.evaluate(job, report=report)
     return render.write(job.to)

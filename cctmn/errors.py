@@ -46,7 +46,7 @@ class PreflightError(CctmnError):
 
 
 class StoreError(CctmnError):
-    """Storage did not answer after its retries; the same command goes on where it stopped."""
+    """Storage did not answer after its retries; running the same command again resumes."""
 
     exit_code = 4
 

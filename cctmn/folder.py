@@ -15,16 +15,16 @@ from typing import Any
 
 from cctmn import lease, store
 from cctmn.errors import ResumeError, StoreError
-from cctmn.talk import Say, silent
+from cctmn.reporter import Reporter, silent
 
 
 @contextlib.contextmanager
-def only_writer(out: str, *, say: Say = silent) -> Iterator[None]:
+def only_writer(out: str, *, report: Reporter = silent) -> Iterator[None]:
     """Hold OUT for this process; a kill leaves no lock behind: not the kernel's on local disk, and
     on S3 one that gives way.
     """
     if store.is_s3(out):
-        with lease.held(store.join(out, "private", "lock"), say=say):
+        with lease.held(store.join(out, "private", "lock"), report=report):
             yield
         return
     private = store.to_path(out) / "private"

@@ -22,8 +22,8 @@ from typing import Any
 
 from cctmn import store
 from cctmn.errors import CctmnError, ResumeError
+from cctmn.reporter import Reporter, silent
 from cctmn.store import Version
-from cctmn.talk import Say, silent
 
 REFRESH_S = 20.0  # a PUT each; four may fail before the lease ends
 LEASE_S = 90.0  # of silence, after which a holder is taken for dead
@@ -35,9 +35,9 @@ TAKES = 4  # each failed one means that another was quicker
 
 
 @contextlib.contextmanager
-def held(uri: str, *, say: Say = silent) -> Iterator[None]:
+def held(uri: str, *, report: Reporter = silent) -> Iterator[None]:
     """Hold the lock; raises ResumeError if another does, or if it is lost in the meantime."""
-    lease = _Lease(uri, say=say)
+    lease = _Lease(uri, report=report)
     lease.take()
     try:
         try:
@@ -57,9 +57,9 @@ def held(uri: str, *, say: Say = silent) -> Iterator[None]:
 class _Lease:
     """The lock object as this process sees it."""
 
-    def __init__(self, uri: str, *, say: Say) -> None:
+    def __init__(self, uri: str, *, report: Reporter) -> None:
         self.lost = ""  # why, once it is
-        self._uri, self._say = uri, say
+        self._uri, self._report = uri, report
         self._conditional = True  # until the server shows that it cannot
         self._etag = ""
         self._stop = threading.Event()
@@ -147,7 +147,7 @@ class _Lease:
 
     def _simple(self) -> None:
         self._conditional = False
-        self._say(
+        self._report(
             f"{self._place}: this server has no conditional writes, so two writers that start in "
             "the same moment are not kept apart; start one"
         )

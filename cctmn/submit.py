@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 
 from cctmn import store
 from cctmn.errors import ConfigError, InputError, PreflightError, ResumeError
-from cctmn.talk import RUN_ID_VARIABLE
+from cctmn.reporter import RUN_ID_VARIABLE
 
 DEFAULT_ADDRESS: Final = "http://127.0.0.1:8265"
 CONNECT_S: Final = 5.0  # for a first answer of the dashboard

@@ -101,15 +101,15 @@ def main(repeats: int, stage: str | None, folder: Path | None) -> None:
         assert folder is not None
         print(json.dumps(list(plain(folder, stage))))
         return
-    from cctmn.data import phantom_files
     from cctmn.model import checkpoint
     from cctmn.model.card import LESION_MODES, Arch, Card
+    from cctmn.phantom import layouts
 
     with tempfile.TemporaryDirectory() as made:
         here = Path(made)
         for seed, suffix, count in ((1, "", SLICES), (2, "-valid", 1)):
-            phantom_files.write_lesions(here / f"lesions{suffix}", count=count, seed=seed)
-            phantom_files.write_slices(here / f"slices{suffix}", count=count, seed=seed)
+            layouts.write_lesions(here / f"lesions{suffix}", count=count, seed=seed)
+            layouts.write_slices(here / f"slices{suffix}", count=count, seed=seed)
         arch = Arch(BACKBONE, TRUNCATION, LESION_MODES["both"], mask_head=True)
         card = Card(name="bench", arch=arch, trained=False)
         checkpoint.save(checkpoint.fresh(arch, seed=0), here / "m", card=card)

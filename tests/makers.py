@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from cctmn.data import phantom, phantom_files
+from cctmn.phantom import draw, layouts
 from cctmn.score.scorer import ImageArray, Source
 
 
@@ -30,10 +30,10 @@ def png(seed: int, *, side: int = 64) -> bytes:
 
 def dicom(seed: int) -> bytes:
     rng = np.random.default_rng(seed)
-    patient = phantom.Patient.drawn(rng)
-    hu = phantom.slice_of(patient, height=rng.uniform(), rng=rng).hu
-    syntax = phantom_files.SYNTAXES[seed % len(phantom_files.SYNTAXES)]
-    return phantom_files.dicom_bytes(hu, patient=0, number=seed, seed=1, syntax=syntax)
+    patient = draw.Patient.drawn(rng)
+    hu = draw.slice_of(patient, height=rng.uniform(), rng=rng).hu
+    syntax = layouts.SYNTAXES[seed % len(layouts.SYNTAXES)]
+    return layouts.dicom_bytes(hu, patient=0, number=seed, seed=1, syntax=syntax)
 
 
 def zipped(members: Mapping[str, bytes], *, method: int = zipfile.ZIP_DEFLATED) -> bytes:

@@ -70,14 +70,14 @@ def rerun(
     exclude: Path | None = None,
     limit: int | None = None,
     resamples: int = 2000,
-    say: Callable[[str], object] = print,
+    report: Callable[[str], object] = print,
 ) -> dict[str, Any]:
     """Labels, pictures, scores, figures, report; returns metrics.json, all counts asserted."""
     clock = time.monotonic()
 
     def step(what: str) -> None:
         nonlocal clock
-        say(f"{time.monotonic() - clock:7.1f} s  {what}")
+        report(f"{time.monotonic() - clock:7.1f} s  {what}")
         clock = time.monotonic()
 
     table, strange = labels.covidx_ct(str(split), exclude=None if exclude is None else str(exclude))

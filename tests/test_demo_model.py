@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cctmn.data import phantom_files
 from cctmn.model import checkpoint
 from cctmn.model.card import ASSETS, read_card
+from cctmn.phantom import layouts
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -35,14 +35,14 @@ def test_it_is_small_sound_and_says_what_it_is() -> None:
 
 
 def test_it_classifies_unseen_phantoms(cctmn: Command, tmp_path: Path) -> None:
-    phantom_files.write_slices(tmp_path, count=90, seed=5)
+    layouts.write_slices(tmp_path, count=90, seed=5)
     found = figures(cctmn("models", "evaluate", "cctmn:demo", "--slices", tmp_path, "--json"))
     assert found["accuracy"] >= 0.97
     assert found["accuracy"] == pytest.approx(told("slices")["accuracy"], abs=0.012)  # one slice
 
 
 def test_it_finds_lesions_of_unseen_phantoms(cctmn: Command, tmp_path: Path) -> None:
-    phantom_files.write_lesions(tmp_path, count=40, seed=6)
+    layouts.write_lesions(tmp_path, count=40, seed=6)
     found = figures(cctmn("models", "evaluate", "cctmn:demo", "--lesions", tmp_path, "--json"))
     assert found["image_ap50"] >= 0.62
     assert found["image_ap50"] == pytest.approx(told("lesions")["image_ap50"], abs=0.02)

@@ -200,10 +200,10 @@ def test_a_server_without_conditional_writes_is_told_once(
 ) -> None:
     said: list[str] = []
 
-    def say(text: str, *, passing: bool = False) -> None:
+    def report(text: str, *, transient: bool = False) -> None:
         said.append(text)
 
-    with folder.only_writer(out, say=say):
+    with folder.only_writer(out, report=report):
         time.sleep(1)
         with pytest.raises(ResumeError):  # what can be seen is still heeded
             folder.only_writer(out).__enter__()

@@ -25,7 +25,7 @@ def test_the_chain_loses_and_doubles_nothing(tmp_path: Path) -> None:
         tmp_path / "rerun",
         exclude=tmp_path / "list.txt",
         resamples=200,
-        say=said.append,
+        report=said.append,
     )
     assert metrics["accounting"]["evaluated"] == len(lines) - len(lines[::7])
     assert 0.5 < metrics["figures"]["slice.accuracy"]["value"] < 1

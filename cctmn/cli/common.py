@@ -1,6 +1,6 @@
-"""What the commands share: talk on stderr, settings, a stop that can be resumed.
+"""Helpers that the commands share: messages on stderr, settings files, and a clean stop.
 
-In: options as click gives them. Out: lines for a person, lists of files, exit code 130.
+A command that is interrupted prints how to resume and exits with code 130.
 """
 
 from __future__ import annotations
@@ -18,27 +18,29 @@ from typing import Any, NoReturn
 
 import click
 
-from cctmn.talk import run_id
+from cctmn.reporter import run_id
 
 EXIT_STOPPED = 130
-LOG_PERIOD_S = 30.0  # between passing lines where they cannot overwrite each other
+# Off a terminal, transient lines cannot overwrite each other, so most of them are dropped.
+LOG_PERIOD_S = 30.0
 
 
-class Talk:
-    """Talk on stderr: passing lines overwrite each other on a terminal, and are rare off it.
+class TerminalReporter:
+    """A Reporter that prints to stderr.
 
-    Off a terminal each line is a JSON object, without names; CCTMN_LOG=text keeps it plain.
+    On a terminal a transient line is overwritten by the next one. Off a terminal each line is a
+    JSON object without file names, and transient lines are rare; CCTMN_LOG=text prints plain text.
     """
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet, self._terminal = quiet, sys.stderr.isatty()
         self._open, self._last = False, 0.0
 
-    def __call__(self, text: str, *, passing: bool = False, names: str = "") -> None:
-        """Say a line; a passing one may be dropped."""
+    def __call__(self, text: str, *, transient: bool = False, names: str = "") -> None:
+        """Print one line. A transient line may be dropped."""
         if self._quiet:
             return
-        if passing and not self._terminal:
+        if transient and not self._terminal:
             if time.monotonic() - self._last < LOG_PERIOD_S:
                 return
             self._last = time.monotonic()
@@ -46,12 +48,12 @@ class Talk:
             log(text)
             return
         lead = "\r\033[K" if self._open else ""
-        self._open = passing and self._terminal
+        self._open = transient and self._terminal
         click.echo(lead + text + (f" ({names})" if names else ""), err=True, nl=not self._open)
 
 
 def logs_json() -> bool:
-    """Whether stderr is read by a program: it is no terminal, and nobody asked for plain text."""
+    """Return whether stderr gets JSON lines: it is not a terminal, and CCTMN_LOG is not `text`."""
     return not sys.stderr.isatty() and os.environ.get("CCTMN_LOG", "json") != "text"
 
 
@@ -64,12 +66,12 @@ def log(text: str, *, level: str = "info") -> None:
 
 
 def files_of(options: dict[str, Any]) -> list[Path]:
-    """The settings file of --config, if one is given."""
+    """Return the settings file that --config names, as a list of zero or one path."""
     return [] if options["config"] is None else [options["config"]]
 
 
 def tree_text(value: dict[str, Any], indent: str = "") -> str:
-    """Nested tables as indented lines."""
+    """Return nested tables as indented lines of text."""
     lines = []
     for name, inner in value.items():
         if isinstance(inner, dict) and inner:
@@ -83,7 +85,7 @@ def tree_text(value: dict[str, Any], indent: str = "") -> str:
 
 @contextlib.contextmanager
 def resumable(out: str) -> Iterator[None]:
-    """Stop on Ctrl-C or SIGTERM with a folder that can be resumed, and say so."""
+    """End the block on Ctrl-C or SIGTERM with a line on how to resume, and exit code 130."""
 
     def stop(*_: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -92,7 +94,7 @@ def resumable(out: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        stopped = f"stopped; the same command goes on from what is in {out}"
+        stopped = f"Interrupted. Run the same command again to resume from {out}."
         if logs_json():
             log(stopped, level="warning")
         else:

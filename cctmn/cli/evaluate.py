@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from cctmn.cli.common import Talk, tree_text
+from cctmn.cli.common import TerminalReporter, tree_text
 from cctmn.errors import ConfigError
 
 KEYS = ("name", "uri", "slice_id")
@@ -44,7 +44,7 @@ def labels_covidx_ct(split: str, *, exclude: str | None, out: str | None) -> Non
     """
     from cctmn import store
     from cctmn.data import labels as tables
-    from cctmn.data.problems import few
+    from cctmn.data.issues import few
 
     table, strange = tables.covidx_ct(split, exclude=exclude)
     if out is not None and not out.lower().endswith((".csv", ".parquet")):
@@ -119,7 +119,7 @@ def labels_audit(sets: tuple[str, ...], *, hashes: bool, root: str, **options: A
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--no-gallery", is_flag=True, help="No pictures of slices in the report.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json.")
-@click.option("-q", "--quiet", is_flag=True, help="No talk.")
+@click.option("-q", "--quiet", is_flag=True, help="Suppress progress messages.")
 def evaluate(out: str, *, labels: str | None, to: str | None, **options: Any) -> None:
     """Figures with intervals of the predictions in OUT: DIR/metrics.json and DIR/report.html.
 
@@ -132,7 +132,7 @@ def evaluate(out: str, *, labels: str | None, to: str | None, **options: Any) ->
     from cctmn.metrics.intervals import Resampling
     from cctmn.report import render
 
-    talk = Talk(quiet=options["quiet"])
+    reporter = TerminalReporter(quiet=options["quiet"])
     job = EvaluationJob(
         out=out,
         labels=labels,
@@ -148,10 +148,10 @@ def evaluate(out: str, *, labels: str | None, to: str | None, **options: Any) ->
         resampling=Resampling(options["resamples"], options["seed"]),
         gallery=not options["no_gallery"],
     )
-    metrics = run.evaluate(job, say=talk)
+    metrics = run.evaluate(job, report=reporter)
     written = render.write(job.to)
-    talk(_headline(metrics))
-    talk(f"report: {written}")
+    reporter(_headline(metrics))
+    reporter(f"report: {written}")
     if options["as_json"]:
         click.echo(json.dumps(metrics, indent=2))
 

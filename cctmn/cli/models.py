@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from cctmn.cli.common import Talk, tree_text
+from cctmn.cli.common import TerminalReporter, tree_text
 from cctmn.errors import ConfigError
 
 
@@ -96,9 +96,9 @@ def models_evaluate(folder: str, lesions: str | None, slices: str | None, **opti
 
     if (lesions is None) == (slices is None):
         raise ConfigError("nothing to measure on: give --lesions DATA or --slices DATA")
-    talk = Talk(quiet=False)
+    reporter = TerminalReporter(quiet=False)
     of_kind = measure.classes if lesions is None else measure.detections
-    figures = of_kind(folder, data=Data(lesions or slices or "", options["split"]), say=talk)
+    figures = of_kind(folder, data=Data(lesions or slices or "", options["split"]), report=reporter)
     # JSON has no nan
     safe = {k: None if math.isnan(v) else round(v, 4) for k, v in figures.items()}
     if options["record"]:

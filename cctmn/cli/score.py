@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from cctmn.cli.common import Talk, files_of, resumable, tree_text
+from cctmn.cli.common import TerminalReporter, files_of, resumable, tree_text
 from cctmn.errors import ConfigError
 
 
@@ -22,14 +22,14 @@ from cctmn.errors import ConfigError
 @click.option("-m", "--model", metavar="MODEL", help="Model folder, local or s3://.")
 @click.option("--root", metavar="ROOT", help="Where relative uris of a manifest are below.")
 @click.option("--limit", type=click.IntRange(min=1), help="Score at most N more slices.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
 @click.option("--retry-errors", is_flag=True, help="Score again what ended as an error row.")
 @click.option("--max-error-rate", type=float, help="Share of error rows for exit code 3 [0.01].")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with settings.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting; repeatable.")
 @click.option("--address", metavar="A", help="Ray cluster to use; without it Ray starts here.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest or plan as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="No talk.")
+@click.option("-q", "--quiet", is_flag=True, help="Suppress progress messages.")
 def score(inputs: tuple[str, ...], out: str, model: str | None, **options: Any) -> None:
     """Score every slice below INPUT into OUT, one Parquet row each.
 
@@ -42,13 +42,13 @@ def score(inputs: tuple[str, ...], out: str, model: str | None, **options: Any) 
     from cctmn import config
     from cctmn.score import run
 
-    talk = Talk(quiet=options["quiet"])
+    reporter = TerminalReporter(quiet=options["quiet"])
     sets = list(options["sets"])
     if options["max_error_rate"] is not None:
         sets.append(f"max_error_rate={float(options['max_error_rate'])}")
     settings = config.load(config.ScoreConfig, files=files_of(options), sets=sets)
     if options["dry_run"]:
-        plan = run.dry_run(inputs, out=out, root=options["root"], say=talk)
+        plan = run.dry_run(inputs, out=out, root=options["root"], report=reporter)
         click.echo(json.dumps(plan, indent=2) if options["as_json"] else _plan_text(plan))
         return
     if model is None:
@@ -65,8 +65,8 @@ def score(inputs: tuple[str, ...], out: str, model: str | None, **options: Any) 
         root=options["root"],
     )
     with resumable(out):
-        summary = run.score(job, address=options["address"], say=talk)
-    talk(_summary_text(summary, out))
+        summary = run.score(job, address=options["address"], report=reporter)
+    reporter(_summary_text(summary, out))
     if options["as_json"]:
         click.echo(json.dumps(run.manifest(job, summary), indent=2))
     sys.exit(summary.exit_code)
@@ -92,13 +92,13 @@ def demo(out: Path) -> None:
     from cctmn.demo import found, prepare, report
     from cctmn.score import run
 
-    talk = Talk(quiet=False)
-    job = prepare(out, say=talk)
+    reporter = TerminalReporter(quiet=False)
+    job = prepare(out, report=reporter)
     with resumable(str(out)):
-        summary = run.score(job, say=talk)
-    talk(_summary_text(summary, job.out))
+        summary = run.score(job, report=reporter)
+    reporter(_summary_text(summary, job.out))
     click.echo(found(out))
-    talk(f"report: {report(out, say=talk)}")
+    reporter(f"report: {report(out, report=reporter)}")
     sys.exit(summary.exit_code)
 
 

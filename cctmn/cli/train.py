@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from cctmn.cli.common import Talk, files_of, resumable
+from cctmn.cli.common import TerminalReporter, files_of, resumable
 from cctmn.errors import ConfigError
 
 
@@ -37,7 +37,7 @@ def _train_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Repeatable."),
             click.option("--address", metavar="A", help="Ray cluster; else Ray starts here."),
             click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON."),
-            click.option("-q", "--quiet", is_flag=True, help="No talk."),
+            click.option("-q", "--quiet", is_flag=True, help="Suppress progress messages."),
         )
     ):
         command = option(command)
@@ -75,7 +75,7 @@ def _train(cls: type[Any], stage: str, options: dict[str, Any]) -> None:
     from cctmn.train import run
     from cctmn.train.datasets import Data
 
-    talk = Talk(quiet=options["quiet"])
+    reporter = TerminalReporter(quiet=options["quiet"])
     files = files_of(options)
     if (preset := options["preset"]) is not None:
         known = config.presets(stage)
@@ -94,8 +94,8 @@ def _train(cls: type[Any], stage: str, options: dict[str, Any]) -> None:
         model=options["model"],
     )
     with resumable(options["out"]):
-        outcome = run.train(job, address=options["address"], say=talk)
-    talk(_outcome_text(outcome))
+        outcome = run.train(job, address=options["address"], report=reporter)
+    reporter(_outcome_text(outcome))
     if options["as_json"]:
         click.echo(json.dumps(dataclasses.asdict(outcome), indent=2))
 
@@ -123,13 +123,13 @@ def phantom(kind: str, out: Path, *, count: int, **options: Any) -> None:
     lesions: OUT/imgs and OUT/masks as CNCB has them. slices: pictures and split.txt as COVIDx-CT
     has them. study: OUT is a zip of DICOM files, with the truth in a table beside it.
     """
-    from cctmn.data import phantom_files
+    from cctmn.phantom import layouts
 
     seed = options["seed"]
     if kind == "study":
         patients = options["patients"]
-        made = len(phantom_files.write_archive(out, patients=patients, slices=count, seed=seed))
+        made = len(layouts.write_archive(out, patients=patients, slices=count, seed=seed))
     else:
-        write = {"lesions": phantom_files.write_lesions, "slices": phantom_files.write_slices}[kind]
+        write = {"lesions": layouts.write_lesions, "slices": layouts.write_slices}[kind]
         made = write(out, count=count, seed=seed, recipe=options["recipe"])
     click.echo(f"{out}: {made} slices", err=True)

@@ -22,7 +22,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from cctmn import store
-from cctmn.data.problems import few
+from cctmn.data.issues import few
 from cctmn.data.slices import class_index, parse_name, read_split
 from cctmn.errors import DataError, SliceError
 from cctmn.schema import COVIDX_CLASSES, LABELS

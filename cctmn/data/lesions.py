@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from cctmn import store
 from cctmn.data.files import list_images, read_text, stem
-from cctmn.data.problems import Problems, few, sift, usable
+from cctmn.data.issues import Problems, few, sift, usable
 from cctmn.errors import DataError, InputError, SliceError, StoreError
 from cctmn.model.card import LESION_MODES
 from cctmn.read.decode import open_image, sniff

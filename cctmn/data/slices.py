@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from cctmn import store
 from cctmn.data.files import IMAGE_SUFFIXES, list_images, read_text, stem
-from cctmn.data.problems import Problems, sift, usable
+from cctmn.data.issues import Problems, sift, usable
 from cctmn.errors import DataError
 from cctmn.read.decode import open_image
 from cctmn.read.intensity import InputContract, to_input

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 
-from cctmn.data.problems import S, Sample, few
+from cctmn.data.issues import S, Sample, few
 from cctmn.errors import DataError
 
 

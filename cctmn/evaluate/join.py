@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cctmn import store, tables
+from cctmn.data.issues import few
 from cctmn.data.labels import Labels, base_name, keys_of
-from cctmn.data.problems import few
 from cctmn.errors import ConfigError, DataError
 from cctmn.model.card import Card
 

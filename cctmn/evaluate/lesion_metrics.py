@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from cctmn import store, tables
 from cctmn.data.files import stem
+from cctmn.data.issues import few
 from cctmn.data.labels import base_name
 from cctmn.data.lesions import LesionSample, check_lesions, open_lesions, read_truth
-from cctmn.data.problems import few
 from cctmn.errors import ConfigError, DataError
 from cctmn.evaluate.join import Scored
 from cctmn.evaluate.options import EvaluationJob, Part, few_patients
@@ -32,7 +32,7 @@ from cctmn.metrics.detection import Instances, Kind, encode
 from cctmn.metrics.froc import Matches
 from cctmn.model.card import LESION_MODES
 from cctmn.read.intensity import InputContract
-from cctmn.talk import Say
+from cctmn.reporter import Reporter
 
 THREADS: Final = 8  # reads in flight
 WORDS: Final = {
@@ -56,7 +56,9 @@ class _Images:
     scored_I: NDArray[np.bool_]
 
 
-def evaluate(job: EvaluationJob, *, scored: Scored, model: dict[str, Any], say: Say) -> Part:
+def evaluate(
+    job: EvaluationJob, *, scored: Scored, model: dict[str, Any], report: Reporter
+) -> Part:
     """Everything that masks tell. Raises a CctmnError for what the user can mend."""
     assert job.masks is not None
     classes = tuple(model.get("lesion_classes") or ())
@@ -67,11 +69,11 @@ def evaluate(job: EvaluationJob, *, scored: Scored, model: dict[str, Any], say: 
     opened = open_lesions(job.masks, names=job.mask_split)
     kept = check_lesions(opened, lesion_classes=classes, contract=InputContract(), threads=THREADS)
     for what, names in kept.problems.kinds():
-        say(f"{job.masks}: {what}", names=names)
+        report(f"{job.masks}: {what}", names=names)
     rows = _rows(kept.samples, scored, place=job.masks)
     missing = [s.name for s in kept.samples if s.name not in rows]
     if missing:
-        say(f"{job.masks}: {len(missing):,} slices without a prediction", names=few(missing))
+        report(f"{job.masks}: {len(missing):,} slices without a prediction", names=few(missing))
     images = _images(kept.samples, rows, classes)
     found: dict[str, Figure] = {}
     curves: dict[str, Any] = {}

@@ -16,12 +16,12 @@ from cctmn.evaluate import lesion_metrics, slice_metrics
 from cctmn.evaluate.join import read_scored
 from cctmn.evaluate.options import EvaluationJob, file_name, model_of
 from cctmn.metrics import bootstrap
-from cctmn.talk import Say, silent
+from cctmn.reporter import Reporter, silent
 
 FORMAT: Final = 1  # of metrics.json
 
 
-def evaluate(job: EvaluationJob, *, say: Say = silent) -> dict[str, Any]:
+def evaluate(job: EvaluationJob, *, report: Reporter = silent) -> dict[str, Any]:
     """Write DIR/metrics.json and return it. Raises a CctmnError for what the user can mend."""
     if job.labels is None and job.masks is None:
         raise ConfigError("nothing to evaluate by: give --labels LABELS, --masks DATA or both")
@@ -29,9 +29,9 @@ def evaluate(job: EvaluationJob, *, say: Say = silent) -> dict[str, Any]:
     model = model_of(scored, job.model)
     parts = []
     if job.labels is not None:
-        parts.append(slice_metrics.evaluate(job, scored=scored, model=model, say=say))
+        parts.append(slice_metrics.evaluate(job, scored=scored, model=model, report=report))
     if job.masks is not None:
-        parts.append(lesion_metrics.evaluate(job, scored=scored, model=model, say=say))
+        parts.append(lesion_metrics.evaluate(job, scored=scored, model=model, report=report))
     by = " and ".join(file_name(place) for place in (job.labels, job.masks) if place)
     metrics: dict[str, Any] = {
         "format": FORMAT,

@@ -13,8 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cctmn import store
+from cctmn.data.issues import few
 from cctmn.data.labels import Labels, read_labels, read_table
-from cctmn.data.problems import few
 from cctmn.errors import ConfigError
 from cctmn.evaluate import audit, cases, cohorts
 from cctmn.evaluate.join import NO_PREDICTION, Joined, Scored, join, read_scored
@@ -24,7 +24,7 @@ from cctmn.metrics.calibration import Binned
 from cctmn.metrics.intervals import Sample
 from cctmn.model.probabilities import probabilities
 from cctmn.read.intensity import InputContract
-from cctmn.talk import Say
+from cctmn.reporter import Reporter
 
 Mask = NDArray[np.bool_]
 
@@ -33,7 +33,9 @@ CALIBRATION: Final = ("ece", "brier", "nll")
 REMAINING: Final = (26_201, 21_061, 11_520)
 
 
-def evaluate(job: EvaluationJob, *, scored: Scored, model: dict[str, Any], say: Say) -> Part:
+def evaluate(
+    job: EvaluationJob, *, scored: Scored, model: dict[str, Any], report: Reporter
+) -> Part:
     """Everything that labels tell. Raises a CctmnError for what the user can mend, before it
     writes anything.
     """
@@ -47,7 +49,7 @@ def evaluate(job: EvaluationJob, *, scored: Scored, model: dict[str, Any], say: 
     pair, compared = (None, None) if job.against is None else _pair(job, joined, names, model)
     audited, training = (None, None) if job.training is None else _audit(job, labels)
     to = store.to_uri(job.to)
-    _tell(joined, to, say)
+    _tell(joined, to, report)
     sample = _sample(joined, names, model)
     binned = Binned.of(
         joined.logits(),
@@ -87,7 +89,7 @@ def evaluate(job: EvaluationJob, *, scored: Scored, model: dict[str, Any], say: 
     if job.gallery:
         sections["cases"] = cases.choose(joined, sample)
         drawn = cases.pictures(joined, sections["cases"], contract=_contract(scored), folder=to)
-        say(f"{drawn} pictures for the gallery, in {job.to}/private/cases")
+        report(f"{drawn} pictures for the gallery, in {job.to}/private/cases")
     return Part(sections, found, warnings)
 
 
@@ -97,7 +99,7 @@ def _contract(scored: Scored) -> InputContract:
     return InputContract() if card is None else InputContract.from_card(card)
 
 
-def _tell(joined: Joined, to: str, say: Say) -> None:
+def _tell(joined: Joined, to: str, report: Reporter) -> None:
     """Count and name what was not joined: the first few to the person, all in private/."""
     place = joined.labels.place
     rest = zip(joined.labels.table[_column(joined)].to_pylist(), joined.code_N, strict=True)
@@ -112,10 +114,10 @@ def _tell(joined: Joined, to: str, say: Say) -> None:
                 )
     extra = [name or slice_id for slice_id, name in names.items()]
     if lost:
-        say(f"{place}: {len(lost):,} labels without a prediction", names=few(lost))
+        report(f"{place}: {len(lost):,} labels without a prediction", names=few(lost))
     if extra:
         said = f"{joined.scored.out}: {len(extra):,} predictions without a label"
-        say(said, names=few(extra))
+        report(said, names=few(extra))
     table = {
         "what": ["label without prediction"] * len(lost)
         + ["prediction without label"] * len(extra),

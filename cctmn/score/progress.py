@@ -13,7 +13,7 @@ from types import TracebackType
 
 from cctmn import store, tables
 from cctmn.errors import CctmnError, ResumeError
-from cctmn.talk import Say, duration
+from cctmn.reporter import Reporter, duration
 
 LOOK_S, LOOK_S3_S = 2.0, 15.0  # between looks at the folder; a listing of S3 costs money
 
@@ -21,8 +21,8 @@ LOOK_S, LOOK_S3_S = 2.0, 15.0  # between looks at the folder; a listing of S3 co
 class Progress:
     """Looks at the folder in a thread while the `with` block runs, and says what it sees."""
 
-    def __init__(self, folder: str, *, total: int, say: Say) -> None:
-        self._folder, self._total, self._say = folder, total, say
+    def __init__(self, folder: str, *, total: int, report: Reporter) -> None:
+        self._folder, self._total, self._report = folder, total, report
         self._seen = set(tables.parquet_files(folder))
         self._rows = self._errors = 0
         self._stop = threading.Event()
@@ -49,7 +49,7 @@ class Progress:
                 CctmnError, OSError
             ):  # storage that stumbles: look again later
                 self._look()
-            self._say(self._line(), passing=True)
+            self._report(self._line(), transient=True)
 
     def _look(self) -> None:
         for uri in tables.parquet_files(self._folder):

@@ -21,10 +21,10 @@ from cctmn import config, folder, runtime, store, tables, versions
 from cctmn.config import ScoreConfig
 from cctmn.errors import ConfigError, PreflightError, ResumeError
 from cctmn.read import inventory
+from cctmn.reporter import Reporter, run_id, silent
 from cctmn.score import pipeline, prepare, resume
 from cctmn.score.progress import Progress
 from cctmn.score.scorer import Source
-from cctmn.talk import Say, run_id, silent
 
 FORMAT = 1  # of the output folder
 EXIT_OK, EXIT_ERROR_ROWS = 0, 3
@@ -83,7 +83,7 @@ class Summary:
         return EXIT_ERROR_ROWS if self.error_rate > self.max_error_rate else EXIT_OK
 
 
-def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary:
+def score(job: Job, *, address: str | None = None, report: Reporter = silent) -> Summary:
     """Score every slice below the INPUTs that OUT does not hold yet.
 
     Raises a CctmnError for what the user can mend, KeyboardInterrupt when stopped; OUT can be
@@ -95,15 +95,15 @@ def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary
     predictions, private = store.join(out, "predictions"), store.join(out, "private")
     known, todo = store.join(private, "inventory"), store.join(private, "todo")
     began = time.monotonic()
-    with folder.only_writer(out, say=say):
+    with folder.only_writer(out, report=report):
         key = _open_folder(out, job)
         if removed := resume.remove_unfinished(predictions):
-            say(f"removed {removed} file(s) that an earlier run left unfinished")
+            report(f"removed {removed} file(s) that an earlier run left unfinished")
         if job.retry_errors:
-            say(f"withdrew {resume.withdraw_errors(predictions):,} error rows to retry them")
+            report(f"withdrew {resume.withdraw_errors(predictions):,} error rows to retry them")
         indexed = inventory.index(job.inputs, key=key, exclude=out, root=job.root)
-        if changed := resume.write_inventory(known, _told(indexed, say)):
-            say(
+        if changed := resume.write_inventory(known, _told(indexed, report)):
+            report(
                 f"{changed:,} slices have changed where they are stored; rows that exist are of "
                 "what was there before: use a new OUT to score them again"
             )
@@ -121,14 +121,14 @@ def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary
         pending = resume.write_todo(
             todo, indexed=tables.inventory(known), finished=finished, limit=job.limit
         )
-        say(f"{len(finished):,} slices done, {pending:,} to score")
+        report(f"{len(finished):,} slices done, {pending:,} to score")
         del finished
         if pending:
-            with runtime.session(address), Progress(predictions, total=pending, say=say):
-                _execute(job, out=out, key=key, pending=pending, say=say)
+            with runtime.session(address), Progress(predictions, total=pending, report=report):
+                _execute(job, out=out, key=key, pending=pending, report=report)
             resume.clear(todo)
         if doubled := resume.remove_doubles(predictions):
-            say(f"removed {doubled:,} rows that a second writer had doubled")
+            report(f"removed {doubled:,} rows that a second writer had doubled")
         counts = resume.count(predictions, indexed=tables.inventory(known))
         summary = Summary(
             counts=counts,
@@ -140,7 +140,7 @@ def score(job: Job, *, address: str | None = None, say: Say = silent) -> Summary
     return summary
 
 
-def _execute(job: Job, *, out: str, key: bytes, pending: int, say: Say) -> None:
+def _execute(job: Job, *, out: str, key: bytes, pending: int, report: Reporter) -> None:
     """Score what is pending, by a new plan whenever the cluster is no longer what it was."""
     predictions, todo = store.join(out, "predictions"), store.join(out, "private", "todo")
     idle_s = 0.0
@@ -157,14 +157,15 @@ def _execute(job: Job, *, out: str, key: bytes, pending: int, say: Say) -> None:
         idle_s = idle_s + pipeline.STALL_S if left == pending else 0.0
         if idle_s >= NO_PROGRESS_S:
             raise PreflightError(
-                "the cluster had no place for a scorer for hours; the same command goes on"
+                "no scorer could be scheduled for hours; free resources on the cluster and run the "
+                "same command again to resume"
             )
-        say(f"nothing moves; {left:,} slices go on with the nodes that are there now")
+        report(f"nothing moves; {left:,} slices go on with the nodes that are there now")
         pending = left
 
 
 def dry_run(
-    inputs: Sequence[str], *, out: str, root: str | None = None, say: Say = silent
+    inputs: Sequence[str], *, out: str, root: str | None = None, report: Reporter = silent
 ) -> dict[str, Any]:
     """What a run would do: slices by kind, refusals by code, done and pending; writes nothing."""
     out = store.to_uri(out)
@@ -183,7 +184,7 @@ def dry_run(
         kinds.update(table["kind"].to_pylist())
         containers.update(table["container"].to_pylist())
         codes.update(table["error_code"].to_pylist())
-        say(f"{plan['slices']:,} slices seen", passing=True)
+        report(f"{plan['slices']:,} slices seen", transient=True)
     plan["done"] = plan["slices"] - plan["pending"]
     plan["kinds"] = {kind or "none": n for kind, n in sorted(kinds.items())}
     plan["containers"] = {name or "loose": n for name, n in sorted(containers.items())}
@@ -242,11 +243,11 @@ def _open_folder(out: str, job: Job) -> bytes:
     return key
 
 
-def _told(indexed: Iterator[pa.Table], say: Say) -> Iterator[pa.Table]:
+def _told(indexed: Iterator[pa.Table], report: Reporter) -> Iterator[pa.Table]:
     total = 0
     for table in indexed:
         total += len(table)
-        say(f"indexed {total:,} slices", passing=True)
+        report(f"indexed {total:,} slices", transient=True)
         yield table
 
 

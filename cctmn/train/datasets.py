@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from cctmn.data import lesions, slices
+from cctmn.data.issues import Problems, Sample
 from cctmn.data.lesions import LesionSample
-from cctmn.data.problems import Problems, Sample
 from cctmn.data.slices import SliceSample
 from cctmn.model.card import Card
 from cctmn.read.intensity import InputContract
-from cctmn.talk import Say
+from cctmn.reporter import Reporter
 
 READ_THREADS: Final = 8
 
@@ -29,7 +29,7 @@ class Data:
     what: str = "slices"  # for the person
 
 
-def with_lesions(data: Data, *, card: Card, say: Say) -> tuple[LesionSample, ...]:
+def with_lesions(data: Data, *, card: Card, report: Reporter) -> tuple[LesionSample, ...]:
     """CNCB-like slices that have a lesion of the model's classes."""
     found = lesions.check_lesions(
         lesions.open_lesions(data.place, names=data.split),
@@ -37,12 +37,12 @@ def with_lesions(data: Data, *, card: Card, say: Say) -> tuple[LesionSample, ...
         contract=InputContract.from_card(card.input),
         threads=READ_THREADS,
     )
-    _tell(data, found.samples, problems=found.problems, say=say)
+    _tell(data, found.samples, problems=found.problems, report=report)
     return tuple(found.samples)
 
 
 def with_classes(
-    data: Data, *, classes: tuple[str, ...], card: Card, say: Say
+    data: Data, *, classes: tuple[str, ...], card: Card, report: Reporter
 ) -> tuple[SliceSample, ...]:
     """Slices with an image class, in any of the layouts."""
     found = slices.check_slices(
@@ -50,12 +50,12 @@ def with_classes(
         contract=InputContract.from_card(card.input),
         threads=READ_THREADS,
     )
-    _tell(data, found.samples, problems=found.problems, say=say)
+    _tell(data, found.samples, problems=found.problems, report=report)
     return tuple(found.samples)
 
 
-def _tell(data: Data, samples: tuple[Sample, ...], *, problems: Problems, say: Say) -> None:
+def _tell(data: Data, samples: tuple[Sample, ...], *, problems: Problems, report: Reporter) -> None:
     patients = len({sample.patient for sample in samples if sample.patient})
-    say(f"{data.what}: {len(samples):,} slices of {patients:,} patients")
+    report(f"{data.what}: {len(samples):,} slices of {patients:,} patients")
     for what, names in problems.kinds():
-        say(f"{data.what}: {what}", names=names)
+        report(f"{data.what}: {what}", names=names)

@@ -12,38 +12,38 @@ from cctmn.metrics import detection
 from cctmn.model import checkpoint
 from cctmn.model.classifier import Classifier
 from cctmn.read.intensity import InputContract
-from cctmn.talk import Say, silent
+from cctmn.reporter import Reporter, silent
 from cctmn.train import datasets, tasks
 from cctmn.train.datasets import Data
 
 
-def detections(model: str, *, data: Data, say: Say = silent) -> dict[str, float]:
+def detections(model: str, *, data: Data, report: Reporter = silent) -> dict[str, float]:
     """Average precision of the model's masks on CNCB-like slices, per image and COCO's."""
     loaded = checkpoint.load(model)
     arch = loaded.card.arch
     if not arch.mask_head:
         raise ConfigError(f"{model}: has no mask head, so its lesions have no masks to compare")
-    samples = datasets.with_lesions(data, card=loaded.card, say=say)
+    samples = datasets.with_lesions(data, card=loaded.card, report=report)
     contract = InputContract.from_card(loaded.card.input)
     pairs = []
     for done, sample in enumerate(samples, start=1):
         truth = read_lesions(sample, lesion_classes=arch.lesion_classes, contract=contract)
         pairs.append(tasks.compared(loaded.net, truth))
-        say(f"{done}/{len(samples)}", passing=True)
+        report(f"{done}/{len(samples)}", transient=True)
     found, true = zip(*pairs, strict=True)
     return detection.summary(found, true, classes=arch.lesion_classes)
 
 
-def classes(model: str, *, data: Data, say: Say = silent) -> dict[str, float]:
+def classes(model: str, *, data: Data, report: Reporter = silent) -> dict[str, float]:
     """Accuracy, F1, and sensitivity and PPV of each class, on slices with image classes."""
     loaded = checkpoint.load(model)
     if not isinstance(loaded.net, Classifier):
         raise ConfigError(f"{model}: is a detector; it has no image classes to compare")
     names = loaded.card.arch.image_classes
-    samples = datasets.with_classes(data, classes=names, card=loaded.card, say=say)
+    samples = datasets.with_classes(data, classes=names, card=loaded.card, report=report)
     contract = InputContract.from_card(loaded.card.input)
     pairs = []
     for done, sample in enumerate(samples, start=1):
         pairs.append(tasks.classified(loaded.net, sample, contract=contract))
-        say(f"{done}/{len(samples)}", passing=True)
+        report(f"{done}/{len(samples)}", transient=True)
     return tasks.class_metrics(pairs, classes=names)

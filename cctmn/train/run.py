@@ -26,8 +26,8 @@ from cctmn.errors import ConfigError
 from cctmn.model import checkpoint
 from cctmn.model.card import LESION_MODES
 from cctmn.model.checkpoint import LoadedModel
+from cctmn.reporter import Reporter, duration, silent
 from cctmn.runtime import Resources
-from cctmn.talk import Say, duration, silent
 from cctmn.train import datasets, distributed, initial, loop, record
 from cctmn.train.datasets import Data
 from cctmn.train.distributed import Spec
@@ -66,7 +66,7 @@ class Outcome:
     elapsed_s: float
 
 
-def train(job: Job, *, address: str | None = None, say: Say = silent) -> Outcome:
+def train(job: Job, *, address: str | None = None, report: Reporter = silent) -> Outcome:
     """Train, or go on training, to the end of the job's plan.
 
     Raises a CctmnError for what the user can mend, KeyboardInterrupt when stopped; OUT can be
@@ -75,9 +75,9 @@ def train(job: Job, *, address: str | None = None, say: Say = silent) -> Outcome
     out = store.to_uri(job.out)
     began = time.monotonic()
     start = _start(job)
-    train_set, valid_set = _data(job, start=start, say=say)
+    train_set, valid_set = _data(job, start=start, report=report)
     answers = _answers(job, start=start, sets=(train_set, valid_set))
-    with folder.only_writer(out, say=say):
+    with folder.only_writer(out, report=report):
         run = store.join(out, "private", "run.json")
         folder.check_same(run, answers=answers, name=job.out)
         folder.put_json(run, {"answers": answers, "job": asdict(job)})
@@ -96,8 +96,10 @@ def train(job: Job, *, address: str | None = None, say: Say = silent) -> Outcome
             with runtime.session(address) as resources:
                 workers, use_gpu = _workers(job, resources)
                 device = "GPU" if use_gpu else "CPU"
-                say(f"{steps.epochs} epochs, {steps.total:,} steps, {workers} {device} worker(s)")
-                with _told(out, say):
+                report(
+                    f"{steps.epochs} epochs, {steps.total:,} steps, {workers} {device} worker(s)"
+                )
+                with _progress_reported(out, report):
                     written = distributed.fit(spec, workers=workers, use_gpu=use_gpu)
             manifest = _finish(job, out=out, written=written, answers=answers)
             manifest |= {"epochs": steps.epochs, "steps": steps.total}
@@ -117,28 +119,28 @@ def _start(job: Job) -> LoadedModel:
     return initial.classifier(job.config, model=job.model)
 
 
-def _data(job: Job, *, start: LoadedModel, say: Say) -> tuple[Samples, Samples]:
+def _data(job: Job, *, start: LoadedModel, report: Reporter) -> tuple[Samples, Samples]:
     """Training and validation slices that can be read, no patient in both."""
-    train_set = _read(job, job.data, start=start, say=say)
+    train_set = _read(job, job.data, start=start, report=report)
     if job.valid is not None:
-        valid_set = _read(job, job.valid, start=start, say=say)
+        valid_set = _read(job, job.valid, start=start, report=report)
     elif job.config.valid_fraction:
         fraction, seed = job.config.valid_fraction, job.config.optim.seed
         train_set, valid_set = splits.held_out(  # type: ignore[assignment]
             train_set, fraction=fraction, seed=seed
         )
-        say(f"of these kept aside for validation: {len(valid_set):,} slices")
+        report(f"of these kept aside for validation: {len(valid_set):,} slices")
     else:
         raise ConfigError("no validation slices: give --valid, or valid_fraction above 0")
     if unknown := splits.check_disjoint({"training": train_set, "validation": valid_set}):
-        say(f"{unknown:,} slices have no known patient: splits are not checked for them")
+        report(f"{unknown:,} slices have no known patient: splits are not checked for them")
     return train_set, valid_set
 
 
-def _read(job: Job, data: Data, *, start: LoadedModel, say: Say) -> Samples:
+def _read(job: Job, data: Data, *, start: LoadedModel, report: Reporter) -> Samples:
     if isinstance(job.config, DetectorConfig):
-        return datasets.with_lesions(data, card=start.card, say=say)
-    return datasets.with_classes(data, classes=job.config.classes, card=start.card, say=say)
+        return datasets.with_lesions(data, card=start.card, report=report)
+    return datasets.with_classes(data, classes=job.config.classes, card=start.card, report=report)
 
 
 def _answers(job: Job, *, start: LoadedModel, sets: tuple[Samples, Samples]) -> dict[str, Any]:
@@ -219,8 +221,8 @@ def _finish(job: Job, *, out: str, written: str, answers: dict[str, Any]) -> dic
 
 
 @contextmanager
-def _told(out: str, say: Say) -> Iterator[None]:
-    """Say what the workers write down while the block runs: steps in passing, epochs to stay."""
+def _progress_reported(out: str, report: Reporter) -> Iterator[None]:
+    """Report progress while the block runs: steps as transient lines, epochs as lines to keep."""
     progress, table = (store.join(out, name) for name in (distributed.PROGRESS, record.EPOCHS))
     store.delete(progress)
     stop = threading.Event()
@@ -234,11 +236,11 @@ def _told(out: str, say: Say) -> Iterator[None]:
             ended = stop.wait(LOOK_S)
             with suppress(errors.CctmnError, OSError, ValueError):  # storage stumbles: look again
                 for row in rows()[epochs:]:
-                    say(_epoch_line(row))
+                    report(_epoch_line(row))
                     epochs += 1
                 now = store.read_optional(progress)
                 if now and now != before:
-                    say(_line(json.loads(now)), passing=True)
+                    report(_line(json.loads(now)), transient=True)
                     before = now
 
     thread = threading.Thread(target=look, args=[len(rows())], name="progress", daemon=True)

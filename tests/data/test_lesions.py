@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cctmn.data.issues import Problems
 from cctmn.data.lesions import (
     LESION_MODES,
     LesionSample,
@@ -20,7 +21,6 @@ from cctmn.data.lesions import (
     open_lesions,
     read_lesions,
 )
-from cctmn.data.problems import Problems
 from cctmn.errors import DataError, SliceError, StoreError
 from cctmn.read.decode import open_image
 from cctmn.read.intensity import InputContract, to_input

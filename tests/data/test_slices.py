@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cctmn.data.problems import Problems
+from cctmn.data.issues import Problems
 from cctmn.data.slices import SliceSample, SliceSet, check_slices, open_slices, read_slice
 from cctmn.errors import DataError
 from cctmn.read.decode import open_image

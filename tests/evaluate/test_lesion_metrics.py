@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cctmn.data import phantom_files
 from cctmn.errors import ConfigError, DataError
 from cctmn.evaluate import run
 from cctmn.evaluate.options import EvaluationJob
 from cctmn.metrics.intervals import Resampling
+from cctmn.phantom import layouts
 from cctmn.train import measure
 from cctmn.train.datasets import Data
 
@@ -26,7 +26,7 @@ SLICES = 8
 def scored(tmp_path_factory: pytest.TempPathFactory, cctmn) -> Path:
     """Phantoms with lesions, scored with masks by the model that ships."""
     folder = tmp_path_factory.mktemp("lesions")
-    phantom_files.write_lesions(folder / "data", count=SLICES, seed=6)
+    layouts.write_lesions(folder / "data", count=SLICES, seed=6)
     (folder / "data/imgs/9_9.png").write_bytes((folder / "data/imgs/60000_0.png").read_bytes())
     done = cctmn(
         *("score", folder / "data/imgs", "-o", folder / "out", "-m", "cctmn:demo"),
@@ -105,7 +105,7 @@ def test_boxes_alone_say_how_to_get_masks(scored, tmp_path):
 def test_what_a_user_can_mend(scored, tmp_path):
     with pytest.raises(ConfigError, match=r"give --labels LABELS, --masks DATA or both"):
         run.evaluate(job(scored, masks=None))
-    phantom_files.write_lesions(tmp_path / "data", count=2, seed=9)
+    layouts.write_lesions(tmp_path / "data", count=2, seed=9)
     with pytest.raises(DataError, match="none of its slices"):
         run.evaluate(job(scored, masks=str(tmp_path / "data")))
     with pytest.raises(DataError, match="masks"):

@@ -50,7 +50,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     said: list[str] = []
     found = run.evaluate(
         job(folder, by=(("sex",), ("site", "sex")), training=str(folder / "labels.csv")),
-        say=lambda text, *, passing=False, names="": said.append(f"{text} ({names})"),
+        report=lambda text, *, transient=False, names="": said.append(f"{text} ({names})"),
     )
     assert any("1 labels without a prediction (CP_900_1_0001.png)" in line for line in said)
     assert any("2 predictions without a label" in line for line in said)

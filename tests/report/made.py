@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from cctmn.data import phantom
+from cctmn.phantom import draw
 
 CLASSES = ("control", "pneumonia", "covid")
 PICTURE_PX = 256
-LESIONS = {phantom.GGO: "ggo", phantom.CONSOLIDATION: "consolidation"}
+LESIONS = {draw.GGO: "ggo", draw.CONSOLIDATION: "consolidation"}
 
 
 def metrics(*, classes: Sequence[str] = CLASSES, seed: int = 0, cases: int = 8) -> dict[str, Any]:
@@ -180,11 +180,11 @@ def picture(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def _phantom(seed: int) -> phantom.PhantomSlice:
+def _phantom(seed: int) -> draw.PhantomSlice:
     rng = np.random.default_rng(seed)
-    finding = (phantom.COVID, phantom.PNEUMONIA)[seed % 2]
-    patient = phantom.Patient.drawn(rng, finding=finding)
-    return phantom.visible_slice(patient, rng=rng)
+    finding = (draw.COVID, draw.PNEUMONIA)[seed % 2]
+    patient = draw.Patient.drawn(rng, finding=finding)
+    return draw.visible_slice(patient, rng=rng)
 
 
 def _case(seed: int, classes: Sequence[str], *, wrong: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The published rows: that they are what the sources say, and which of ours stands where."""
+"""The published rows: that they are what the sources report, and which of ours stands where."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cctmn.data import phantom_files as phantom
+from cctmn.phantom import files as phantom
 from tests.score.conftest import answers, manifest, predictions
 
 PATIENTS, SLICES = 4, 6
@@ -160,7 +160,7 @@ def test_stopped_politely_and_resumed(
         stop(run)
         said, _ = run.communicate(timeout=TIMEOUT_S)
         assert run.returncode == 130, said
-        assert "the same command goes on" in said
+        assert "Run the same command again to resume" in said
         assert "Traceback" not in said
     run = start(out)
     said, _ = run.communicate(timeout=TIMEOUT_S)

@@ -24,12 +24,12 @@ def test_progress_counts_committed_slices_of_this_run(
     monkeypatch.setattr(progress, "LOOK_S", 0.02)
     said: list[str] = []
 
-    def say(text: str, *, passing: bool = False) -> None:
-        assert passing
+    def report(text: str, *, transient: bool = False) -> None:
+        assert transient
         said.append(text)
 
     commit(tmp_path, "earlier", [""] * 50)
-    with Progress(tmp_path.as_uri(), total=2000, say=say):
+    with Progress(tmp_path.as_uri(), total=2000, report=report):
         time.sleep(0.1)
         commit(tmp_path, "a", [""] * 999 + ["truncated"])
         (tmp_path / "b.parquet").write_bytes(b"PAR1 in the making")

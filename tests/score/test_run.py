@@ -137,10 +137,10 @@ def test_retry_errors_scores_what_was_mended(cluster: str, tmp_path: Path) -> No
     (source / "b.png").write_bytes(png(2))
     said: list[str] = []
 
-    def say(text: str, *, passing: bool = False) -> None:
+    def report(text: str, *, transient: bool = False) -> None:
         said.append(text)
 
-    assert run.score(job(source, out), address=cluster, say=say).scored_now == 0
+    assert run.score(job(source, out), address=cluster, report=report).scored_now == 0
     assert any(text.startswith("1 slices have changed") for text in said)
     again = run.score(job(source, out, retry_errors=True), address=cluster)
     assert (again.scored_now, again.counts.ok, again.counts.error) == (1, 2, 0)

@@ -17,8 +17,8 @@ import pydicom
 import pytest
 
 from cctmn.config import ScoreConfig
+from cctmn.reporter import run_id
 from cctmn.score import run
-from cctmn.talk import run_id
 from tests.conftest import REPO
 from tests.makers import dicom, png, stand_in, zipped
 
@@ -96,7 +96,7 @@ def test_counters_are_scraped_and_name_nobody(port: int, archive: Path, tmp_path
         source=stand_in(sleep_s=0.5),
         settings=ScoreConfig(actors=1, block_rows=4),
     )
-    summary = run.score(job, say=lambda text, *, passing=False, names="": said.append(text))
+    summary = run.score(job, report=lambda text, *, transient=False, names="": said.append(text))
     assert (summary.counts.ok, summary.counts.error) == (8, 2)
     expected = {"stage=fetch": 10, "stage=decode": 10, "stage=score": 8}
     deadline, text = time.monotonic() + 60, ""
@@ -177,11 +177,11 @@ def test_off_a_terminal_each_line_is_json_with_the_run(archive: Path, tmp_path: 
 def test_names_are_told_to_a_person_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from cctmn.cli.common import Talk
+    from cctmn.cli.common import TerminalReporter
 
-    Talk(quiet=False)("2 labels without a prediction", names="Mustermann.png")
+    TerminalReporter(quiet=False)("2 labels without a prediction", names="Mustermann.png")
     assert "Mustermann" in capsys.readouterr().err  # CCTMN_LOG=text, as on a terminal
     monkeypatch.delenv("CCTMN_LOG")
-    Talk(quiet=False)("2 labels without a prediction", names="Mustermann.png")
+    TerminalReporter(quiet=False)("2 labels without a prediction", names="Mustermann.png")
     said = capsys.readouterr().err
     assert json.loads(said)["text"] == "2 labels without a prediction"

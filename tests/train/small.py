@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cctmn.data.phantom import BACKGROUND, CLEAN_LUNG, CONSOLIDATION, GGO
-from cctmn.data.phantom_files import PREFIXES
 from cctmn.model import checkpoint
 from cctmn.model.card import LESION_MODES, Arch, Card, input_contract
 from cctmn.model.classifier import Classifier
 from cctmn.model.detector import Detector
+from cctmn.phantom.draw import BACKGROUND, CLEAN_LUNG, CONSOLIDATION, GGO
+from cctmn.phantom.layouts import PREFIXES
 from cctmn.read.intensity import InputContract
 from cctmn.schema import COVIDX_CLASSES
 from cctmn.train.loop import History

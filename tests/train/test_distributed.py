@@ -310,7 +310,7 @@ def test_killed_in_an_epoch_it_ends_where_an_unbroken_run_ends(
         running.send_signal(signal.SIGINT)
         talk = running.stderr.read()
     assert running.returncode == 130, talk
-    assert "the same command goes on" in talk
+    assert "Run the same command again to resume" in talk
     assert not (broken / "model").exists()
     done = start(broken)
     said, talk = done.communicate(timeout=TIMEOUT_S)

@@ -17,10 +17,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
-from cctmn.data import phantom_files
 from cctmn.data.lesions import open_lesions
 from cctmn.model.card import Arch
 from cctmn.model.detector import Detector
+from cctmn.phantom import layouts
 from cctmn.read.intensity import InputContract
 from cctmn.train.tasks import DetectorTask
 from tests.train.small import contract, fresh, small_arch, write_lesions
@@ -134,7 +134,7 @@ def different(here: dict[str, Tensor], there: dict[str, Tensor]) -> list[str]:
 
 
 def phantom_task(net: Detector, folder: Path, *, box: tuple[int, ...]) -> DetectorTask:
-    phantom_files.write_lesions(folder, count=1, seed=5)
+    layouts.write_lesions(folder, count=1, seed=5)
     for path in folder.glob("*/*.png"):
         with Image.open(path) as image:
             image.crop(box).save(path)

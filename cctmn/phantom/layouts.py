@@ -26,9 +26,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from cctmn.data import phantom
-from cctmn.data.phantom import Patient, PhantomSlice
 from cctmn.errors import ConfigError
+from cctmn.phantom import draw
+from cctmn.phantom.draw import Patient, PhantomSlice
 from cctmn.read.intensity import InputContract, window
 
 FIELD_MM: Final = 360.0  # side of the reconstructed field
@@ -43,7 +43,7 @@ SYNTAXES: Final = (
 )
 ZIP_TIME: Final = (1980, 1, 1, 0, 0, 0)  # the same bytes on any day
 SLICES_A_PATIENT: Final = 4  # in the layouts; splits are by patient
-PREFIXES: Final = {phantom.CONTROL: "Normal", phantom.PNEUMONIA: "CP", phantom.COVID: "NCP"}
+PREFIXES: Final = {draw.CONTROL: "Normal", draw.PNEUMONIA: "CP", draw.COVID: "NCP"}
 TRUTH: Final = ("member", "patient", "finding", "ggo_px", "consolidation_px")
 
 
@@ -52,7 +52,7 @@ def write_lesions(folder: Path, *, count: int, seed: int, recipe: str = "standar
     images, masks = folder / "imgs", folder / "masks"
     images.mkdir(parents=True, exist_ok=True)
     masks.mkdir(exist_ok=True)
-    findings = (phantom.COVID, phantom.PNEUMONIA)
+    findings = (draw.COVID, draw.PNEUMONIA)
     drawn = _drawn(count, findings=findings, seed=seed, recipe=recipe)
     for _, patient, number, slice_ in drawn:
         name = f"{patient}_{number}.png"
@@ -83,8 +83,8 @@ def _drawn(
     count: int, *, findings: tuple[str, ...], seed: int, recipe: str
 ) -> Iterator[tuple[str, int, int, PhantomSlice]]:
     """`count` times finding, patient's number, slice's number, slice; the findings in turn."""
-    if recipe not in phantom.RECIPES:
-        raise ConfigError(f"recipe {recipe!r} is unknown; use one of {', '.join(phantom.RECIPES)}")
+    if recipe not in draw.RECIPES:
+        raise ConfigError(f"recipe {recipe!r} is unknown; use one of {', '.join(draw.RECIPES)}")
     rng = np.random.default_rng(seed)
     patients: list[Patient] = []
     for i in range(count):
@@ -93,10 +93,10 @@ def _drawn(
             if which == 0:
                 patients = []
             patients.append(
-                Patient.drawn(rng, finding=findings[which], recipe=phantom.RECIPES[recipe])
+                Patient.drawn(rng, finding=findings[which], recipe=draw.RECIPES[recipe])
             )
         number = seed * 10_000 + turn // SLICES_A_PATIENT * len(findings) + which
-        slice_ = phantom.visible_slice(patients[which], rng=rng)
+        slice_ = draw.visible_slice(patients[which], rng=rng)
         yield findings[which], number, turn % SLICES_A_PATIENT, slice_
 
 
@@ -112,12 +112,12 @@ def write_archive(path: Path, *, patients: int, slices: int, seed: int) -> list[
     rng = np.random.default_rng(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     truth: list[dict[str, object]] = []
-    findings = (phantom.COVID, phantom.PNEUMONIA, phantom.CONTROL)
+    findings = (draw.COVID, draw.PNEUMONIA, draw.CONTROL)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for p in range(patients):
             patient = Patient.drawn(rng, finding=findings[p % len(findings)])
             for n in range(slices):
-                slice_ = phantom.slice_of(patient, height=(n + 0.5) / slices, rng=rng)
+                slice_ = draw.slice_of(patient, height=(n + 0.5) / slices, rng=rng)
                 syntax = SYNTAXES[(p + n) % len(SYNTAXES)]
                 name = zipfile.ZipInfo(f"patient{p + 1}/series1/IM{n + 1:04d}", ZIP_TIME)
                 name.compress_type = zipfile.ZIP_DEFLATED
@@ -125,7 +125,7 @@ def write_archive(path: Path, *, patients: int, slices: int, seed: int) -> list[
                 archive.writestr(name, data)
                 ggo, dense = (
                     int(np.count_nonzero(slice_.labels == value))
-                    for value in (phantom.GGO, phantom.CONSOLIDATION)
+                    for value in (draw.GGO, draw.CONSOLIDATION)
                 )
                 row = (name.filename, p + 1, slice_.finding, ggo, dense)
                 truth.append(dict(zip(TRUTH, row, strict=True)))
@@ -142,7 +142,7 @@ def truth_path(archive: Path) -> Path:
 
 
 def dicom_bytes(
-    hu: phantom.Image, *, patient: int, number: int, seed: int, syntax: UID = ExplicitVRLittleEndian
+    hu: draw.Image, *, patient: int, number: int, seed: int, syntax: UID = ExplicitVRLittleEndian
 ) -> bytes:
     """A CT Image Storage file of the slice: 12 bits, slope 1, intercept -1024, axial."""
     uid = f"1.2.826.0.1.3680043.8.498.{seed}.{patient + 1}"  # pydicom's root for examples
