@@ -23,7 +23,7 @@ def only_writer(out: str, *, report: Reporter = silent) -> Iterator[None]:
     """Hold OUT for this process; a kill leaves no lock behind: not the kernel's on local disk, and
     on S3 one that gives way.
     """
-    if store.is_s3(out):
+    if not store.traits(out).file_locks:
         with lease.held(store.join(out, "private", "lock"), report=report):
             yield
         return

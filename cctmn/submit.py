@@ -119,7 +119,7 @@ def out_of(args: Sequence[str]) -> str | None:
             out = match["value"]
     if out is None:
         return None
-    if not store.is_s3(out) and not out.startswith(("/", "file:///")):
+    if not store.is_absolute(out):
         raise ConfigError(
             f"OUT {out}: a job's own folder goes away with it; give s3://... or the absolute path "
             "of a folder that all nodes share"

@@ -49,8 +49,8 @@ HOMES = {
         "cctmn/submit.py",
         "cctmn/train/distributed.py",
     ),
-    "boto3": ("cctmn/store.py",),
-    "botocore": ("cctmn/store.py",),
+    "boto3": ("cctmn/store/",),
+    "botocore": ("cctmn/store/",),
     "click": ("cctmn/cli/", "jobs/"),
     "tensorboardX": ("cctmn/train/",),
     "torch": (

@@ -6,9 +6,7 @@ a DataError where either is not there. Both kinds of data set are found through 
 
 from __future__ import annotations
 
-import os
 from typing import Final
-from urllib.parse import unquote_to_bytes
 
 from cctmn import store
 from cctmn.errors import DataError, InputError, SliceError
@@ -28,7 +26,7 @@ def list_images(folder: str, *, suffixes: tuple[str, ...], hint: str) -> dict[st
     images = {}
     try:
         for info in store.list_objects(base):
-            name = _relative(info.uri, base)
+            name = store.relative(info.uri, base)
             if not name and info.error_code:  # the folder itself
                 reason = info.error_code.replace("_", " ")
                 raise DataError(f"{folder}: {reason}; check the folder and its rights")
@@ -59,8 +57,3 @@ def read_text(place: str) -> str:
         raise DataError(f"{place}: {reason}; give a text file") from None
     except UnicodeDecodeError:
         raise DataError(f"{place}: not UTF-8 text; save it as UTF-8") from None
-
-
-def _relative(uri: str, base: str) -> str:
-    tail = uri.removeprefix(base).removeprefix("/")
-    return tail if store.is_s3(uri) else os.fsdecode(unquote_to_bytes(tail))

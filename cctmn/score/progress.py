@@ -15,8 +15,6 @@ from cctmn import store, tables
 from cctmn.errors import CctmnError, ResumeError
 from cctmn.reporter import Reporter, duration
 
-LOOK_S, LOOK_S3_S = 2.0, 15.0  # between looks at the folder; a listing of S3 costs money
-
 
 class Progress:
     """Looks at the folder in a thread while the `with` block runs, and says what it sees."""
@@ -43,7 +41,7 @@ class Progress:
         self._thread.join()
 
     def _run(self) -> None:
-        period_s = LOOK_S3_S if store.is_s3(self._folder) else LOOK_S
+        period_s = store.traits(self._folder).list_period_s
         while not self._stop.wait(period_s):
             with contextlib.suppress(
                 CctmnError, OSError

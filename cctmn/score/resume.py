@@ -42,7 +42,7 @@ def remove_unfinished(folder: str) -> int:
         try:
             pq.read_metadata(path, filesystem=filesystem)
         except pa.ArrowInvalid:
-            if store.is_s3(uri):
+            if store.traits(uri).whole_writes:
                 raise ResumeError(
                     f"{uri}: not a Parquet file, and not of this job; remove it"
                 ) from None

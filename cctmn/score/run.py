@@ -229,8 +229,7 @@ def make_plan(
 def _open_folder(out: str, job: Job) -> bytes:
     """The folder's key, new in a new folder. Raises ResumeError if it is of other answers."""
     folder.check_same(store.join(out, "private", "run.json"), answers=job.answers, name=job.out)
-    if not store.is_s3(out):
-        store.to_path(store.join(out, "predictions")).mkdir(exist_ok=True)
+    store.make_folder(store.join(out, "predictions"))
     where = store.join(out, "private", "key")
     key = store.read_optional(where)
     if key is None:

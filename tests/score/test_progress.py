@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from cctmn.score import progress
 from cctmn.score.progress import Progress
+from cctmn.store import local
 
 
 def commit(folder: Path, name: str, codes: list[str]) -> None:
@@ -21,7 +23,8 @@ def commit(folder: Path, name: str, codes: list[str]) -> None:
 def test_progress_counts_committed_slices_of_this_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "LOOK_S", 0.02)
+    quick = dataclasses.replace(local.traits, list_period_s=0.02)
+    monkeypatch.setattr(local, "traits", quick)
     said: list[str] = []
 
     def report(text: str, *, transient: bool = False) -> None:

@@ -11,6 +11,7 @@ import pytest
 from cctmn import store
 from cctmn.errors import InputError, SliceError, StoreError
 from cctmn.read.ranges import RangeFile
+from cctmn.store import s3 as s3_module
 from tests.conftest import S3Server
 
 
@@ -96,12 +97,12 @@ def test_a_missing_object_is_a_code_and_a_dead_server_is_not(
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}")
-        monkeypatch.setattr(store, "S3_MAX_ATTEMPTS", 1)
-        monkeypatch.setattr(store, "BACKOFF_S", 0.0)
-        store._s3.cache_clear()
+        monkeypatch.setattr(s3_module, "MAX_ATTEMPTS", 1)
+        monkeypatch.setattr(s3_module, "BACKOFF_S", 0.0)
+        s3_module._client.cache_clear()
         with pytest.raises(StoreError, match="run the same command again"):
             store.read_all("s3://missing/x")
-    store._s3.cache_clear()
+    s3_module._client.cache_clear()
 
 
 def test_put_is_whole_private_and_can_be_removed(tmp_path: Path, s3: S3Server) -> None:

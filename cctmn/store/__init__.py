@@ -1,0 +1,67 @@
+"""Objects by URI on local disk, on S3, and on any storage that is registered.
+
+Callers write `from cctmn import store` and `store.read_all(uri)`. `uri.py` handles names alone,
+`local.py` and `s3.py` implement the protocols of `protocols.py`, `objects.py` picks among them.
+"""
+
+from cctmn.store.objects import (
+    arrow_filesystem,
+    delete,
+    find_objects,
+    list_objects,
+    make_folder,
+    put,
+    put_if_absent,
+    put_if_match,
+    read_all,
+    read_optional,
+    read_range,
+    read_version,
+    register,
+    traits,
+    unregister,
+)
+from cctmn.store.protocols import ObjectInfo, Sink, Source, Traits, Version
+from cctmn.store.uri import (
+    below,
+    display,
+    is_absolute,
+    join,
+    parent,
+    relative,
+    scheme,
+    to_path,
+    to_uri,
+)
+
+__all__ = [
+    "ObjectInfo",
+    "Sink",
+    "Source",
+    "Traits",
+    "Version",
+    "arrow_filesystem",
+    "below",
+    "delete",
+    "display",
+    "find_objects",
+    "is_absolute",
+    "join",
+    "list_objects",
+    "make_folder",
+    "parent",
+    "put",
+    "put_if_absent",
+    "put_if_match",
+    "read_all",
+    "read_optional",
+    "read_range",
+    "read_version",
+    "register",
+    "relative",
+    "scheme",
+    "to_path",
+    "to_uri",
+    "traits",
+    "unregister",
+]

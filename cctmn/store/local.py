@@ -1,0 +1,147 @@
+"""Files of this machine or of a shared file system, by file:// URI; implements Source and Sink."""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from cctmn.errors import SliceError, StoreError
+from cctmn.store.protocols import ObjectInfo, Traits, Version
+from cctmn.store.uri import WILDCARDS, to_path, to_uri
+
+if TYPE_CHECKING:
+    import pyarrow.fs as pafs
+
+# A killed process can leave a Parquet file without its footer.
+traits: Final = Traits(file_locks=True, whole_writes=False, list_period_s=2.0)
+
+
+def list_objects(text: str) -> Iterator[ObjectInfo]:
+    """Yield the files below a folder or glob, or the file itself.
+
+    Hidden files are listed. A linked folder, a pipe or a locked folder is listed with its code.
+    """
+    path = to_path(to_uri(text))
+    if not os.path.lexists(path) and any(c in text for c in WILDCARDS):
+        for match in sorted(glob.glob(str(path), recursive=True, include_hidden=True)):  # noqa: PTH207
+            if not Path(match).is_dir():
+                yield _info(Path(match))
+    elif path.is_dir():
+        yield from _walk(path)
+    elif os.path.lexists(path):
+        yield _info(path)
+
+
+def read_range(uri: str, *, start: int, length: int | None) -> bytes:
+    """Return bytes [start, start + length) of the file."""
+    try:
+        with to_path(uri).open("rb") as file:
+            file.seek(start)
+            return file.read(-1 if length is None else length)
+    except OSError as error:
+        _raise(error)
+
+
+def read_version(uri: str) -> Version:
+    """Return the whole file with its ETag and age."""
+    try:
+        with to_path(uri).open("rb") as file:
+            status = os.fstat(file.fileno())
+            return Version(file.read(), _etag(status), time.time() - status.st_mtime)
+    except OSError as error:
+        _raise(error)
+
+
+def put(uri: str, data: bytes, *, private: bool) -> None:
+    """Write a whole file under another name and rename it; private gives it mode 0600."""
+    path = to_path(uri)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o666
+        )
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error.strerror}); check OUT") from None
+
+
+def put_if_absent(uri: str, data: bytes) -> str | None:
+    """Raise NotImplementedError: local writers use the kernel's file locks instead."""
+    raise NotImplementedError
+
+
+def put_if_match(uri: str, data: bytes, *, etag: str) -> str | None:
+    """Raise NotImplementedError: local writers use the kernel's file locks instead."""
+    raise NotImplementedError
+
+
+def delete(uri: str) -> None:
+    """Remove a file; a missing one is not an error."""
+    to_path(uri).unlink(missing_ok=True)
+
+
+def make_folder(uri: str) -> None:
+    """Make the folder and those above it."""
+    path = to_path(uri)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be made ({error.strerror}); check OUT") from None
+
+
+def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Return Arrow's local file system and the path."""
+    import pyarrow.fs as pafs
+
+    return pafs.LocalFileSystem(), str(to_path(uri))
+
+
+def _walk(folder: Path) -> Iterator[ObjectInfo]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
+    except PermissionError:
+        yield ObjectInfo(to_uri(str(folder)), 0, "", "permission_denied")
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(folder / entry.name)
+        else:
+            yield _info(folder / entry.name)
+
+
+def _info(path: Path) -> ObjectInfo:
+    uri = to_uri(str(path))
+    try:
+        status = path.stat()
+    except OSError as error:
+        # The file is a link to nowhere, or it lies behind a locked folder.
+        code = "permission_denied" if isinstance(error, PermissionError) else "not_found"
+        return ObjectInfo(uri, 0, "", code)
+    code = "" if stat.S_ISREG(status.st_mode) else "not_regular_file"
+    return ObjectInfo(uri, status.st_size, _etag(status), code)
+
+
+def _etag(status: os.stat_result) -> str:
+    return f"{status.st_size:x}-{status.st_mtime_ns:x}"
+
+
+def _raise(error: OSError) -> NoReturn:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise SliceError("not_found") from None
+    if isinstance(error, PermissionError):
+        raise SliceError("permission_denied") from None
+    if isinstance(error, IsADirectoryError):
+        raise SliceError("not_regular_file") from None
+    raise StoreError(
+        f"the disk did not answer ({error.strerror}); run the same command again to go on"
+    ) from None

@@ -1,0 +1,144 @@
+"""Objects by URI: list, read, write and delete, on every kind of storage that is registered.
+
+This is the only place that looks at a URI's scheme to pick the storage. What is wrong with one
+object is a SliceError; storage that does not answer after its retries is a StoreError, after which
+the job can be resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from cctmn.errors import InputError, SliceError, StoreError
+from cctmn.store import local, s3
+from cctmn.store.protocols import ObjectInfo, Sink, Source, Traits, Version
+from cctmn.store.uri import scheme
+
+if TYPE_CHECKING:
+    import pyarrow.fs as pafs
+
+_SOURCES: dict[str, Source] = {"file": local, "s3": s3}
+_SINKS: dict[str, Sink] = {"file": local, "s3": s3}
+
+
+def register(name: str, source: Source, sink: Sink | None = None) -> None:
+    """Add a kind of storage for URIs of the scheme `name`; without a sink it is read only."""
+    _SOURCES[name] = source
+    if sink is None:
+        _SINKS.pop(name, None)
+    else:
+        _SINKS[name] = sink
+
+
+def unregister(name: str) -> None:
+    """Remove a kind of storage again."""
+    _SOURCES.pop(name, None)
+    _SINKS.pop(name, None)
+
+
+def list_objects(text: str) -> Iterator[ObjectInfo]:
+    """Yield every object below a folder, prefix or glob, or the object itself, sorted by URI.
+
+    Nothing is left out: hidden files are listed, and a linked folder, a pipe or an unreadable
+    folder is listed with its code. Raises InputError if nothing is there.
+    """
+    empty = True
+    for info in find_objects(text):
+        empty = False
+        yield info
+    if empty:
+        raise InputError(f"{text}: no such file, folder, prefix or match; check INPUT")
+
+
+def find_objects(text: str) -> Iterator[ObjectInfo]:
+    """Yield the same objects as list_objects, but nothing where there is nothing."""
+    return _source(text).list_objects(text)
+
+
+def read_all(uri: str) -> bytes:
+    """Return the whole object."""
+    return read_range(uri, start=0, length=None)
+
+
+def read_range(uri: str, *, start: int, length: int | None) -> bytes:
+    """Return bytes [start, start + length) of the object; fewer only where the object ends."""
+    if length == 0:
+        return b""
+    return _source(uri).read_range(uri, start=start, length=length)
+
+
+def read_version(uri: str) -> Version | None:
+    """Return the whole object with its ETag and age, or None where there is none."""
+    try:
+        return _source(uri).read_version(uri)
+    except SliceError as error:
+        if error.code == "not_found":
+            return None
+        raise StoreError(f"{uri}: {error.sentence}") from None
+
+
+def read_optional(uri: str) -> bytes | None:
+    """Return the whole object, or None where there is none."""
+    try:
+        return read_all(uri)
+    except SliceError as error:
+        if error.code == "not_found":
+            return None
+        raise StoreError(f"{uri}: {error.sentence}") from None
+
+
+def put(uri: str, data: bytes, *, private: bool = False) -> None:
+    """Write a whole object; others see all of it or nothing. private: for its owner alone."""
+    _sink(uri).put(uri, data, private=private)
+
+
+def put_if_absent(uri: str, data: bytes) -> str | None:
+    """Write an object unless there is one. Returns its ETag, or None if there was one.
+
+    Raises NotImplementedError where the storage does not know conditional writes. A server that
+    ignores the condition writes: call this twice to find out.
+    """
+    return _sink(uri).put_if_absent(uri, data)
+
+
+def put_if_match(uri: str, data: bytes, *, etag: str) -> str | None:
+    """Replace the object of this ETag. Returns the new ETag, or None if it has another."""
+    return _sink(uri).put_if_match(uri, data, etag=etag)
+
+
+def delete(uri: str) -> None:
+    """Remove an object; a missing one is not an error."""
+    _sink(uri).delete(uri)
+
+
+def make_folder(uri: str) -> None:
+    """Make a folder, where the storage needs one before a file can be written in it."""
+    _sink(uri).make_folder(uri)
+
+
+def traits(uri: str) -> Traits:
+    """Return how the storage of this URI behaves."""
+    return _sink(uri).traits
+
+
+def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Return Arrow's file system for the URI and the path in it."""
+    return _sink(uri).arrow_filesystem(uri)
+
+
+def _source(uri: str) -> Source:
+    source = _SOURCES.get(scheme(uri))
+    if source is None:
+        known = ", ".join(f"{name}://" for name in sorted(_SOURCES))
+        raise InputError(f"{uri}: unknown kind of storage; give a path or one of {known}")
+    return source
+
+
+def _sink(uri: str) -> Sink:
+    _source(uri)
+    sink = _SINKS.get(scheme(uri))
+    if sink is None:
+        known = ", ".join(f"{name}://" for name in sorted(_SINKS))
+        raise InputError(f"{uri}: this storage is read only; write to a path or one of {known}")
+    return sink
