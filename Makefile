@@ -2,11 +2,21 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# PyTorch's wheels for Linux bring some 4 GB of CUDA libraries. On a machine without a GPU, give the
+# address of PyTorch's index of CPU wheels here; docs/install.md says where to find it.
+TORCH_INDEX ?=
+INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 
-.PHONY: demo test lint model rerun clean
+.PHONY: demo test docs lint model rerun clean
 
-demo: $(VENV)/.ready
+demo: $(VENV)/.package
 	$(BIN)/cctmn demo -o demo
+
+# The pages of docs/ as a site in build/site; a broken link fails
+docs: $(VENV)/.docs
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest
@@ -37,13 +47,24 @@ rerun: $(VENV)/.ready
 clean:
 	rm -rf $(VENV) demo build
 
-# pip of Python 3.11 knows no dependency groups, so it goes first
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.package: pyproject.toml constraints.txt
+	@echo "Installing cctmn and its packages into $(VENV): a few minutes and some 6 GB of disk"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group test --editable .
+	$(INSTALL) --quiet pip
+	$(if $(TORCH_INDEX),$(INSTALL) --index-url $(TORCH_INDEX) torch torchvision)
+	$(INSTALL) --editable .
+	touch $@
+
+# pip's own version of Python 3.11 has no dependency groups, so .package updates pip first
+$(VENV)/.ready: $(VENV)/.package
+	@echo "Installing the test tools into $(VENV)"
+	$(INSTALL) --quiet --group test
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(INSTALL) --quiet --group docs
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group lint
+	$(INSTALL) --quiet --group lint
 	touch $@
