@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cctmn.classes import COVIDX_CLASSES
 from cctmn.errors import ConfigError
-from cctmn.schema import COVIDX_CLASSES
 
 C = TypeVar("C")
 PRESETS = Path(__file__).parent / "assets" / "presets"

@@ -1,67 +1,83 @@
-"""Columns of the tables that cctmn writes, one line of documentation each.
+"""The columns of every table that cctmn writes, each with its type, unit and meaning.
 
-In: nothing (for predictions: the model's class names). Out: pyarrow schemas and the flags that a
-scored row may carry. The inventory names objects and stays in OUT/private; predictions carry
-nothing that identifies a patient and may be handed on.
+The inventory names objects and stays in OUT/private. Predictions hold nothing that identifies a
+patient and may be handed on. The documentation of the columns is generated from this file.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 
-COVIDX_CLASSES: Final = ("control", "pneumonia", "covid")  # in the order of the logits
+CLASSES_KEY: Final = b"cctmn.classes"  # schema metadata: the image classes as a JSON list
 
-INVENTORY: Final = pa.schema(
-    [
-        (
-            "slice_id",
-            pa.string(),
-        ),  # HMAC-SHA256 of uri, member, occurrence and frame; 32 hex digits
-        ("uri", pa.string()),  # file:///... (percent-encoded) or s3://bucket/key of the object
-        ("member", pa.string()),  # name inside the archive, "" for a loose object
-        ("occurrence", pa.int32()),  # 0, or n for the n-th repetition of the member's name
-        ("frame", pa.int32()),  # frame or page, from 0
-        ("frames", pa.int32()),  # frames or pages that the object or member holds
-        ("container", pa.string()),  # "", "zip", "tar", "tar.gz", "tar.bz2" or "tar.xz"
-        ("kind", pa.string()),  # by content: "dicom", "png", "jpeg", "tiff" or "" if none of them
-        ("offset", pa.int64()),  # zip: of the local header; tar: of the data (unpacked); else 0
-        ("packed_size", pa.int64()),  # bytes to fetch from offset; 0 if not known
-        ("size", pa.int64()),  # bytes of the image file itself
-        ("object_size", pa.int64()),  # bytes of the object: the archive's, for a member
-        ("method", pa.int32()),  # zip compression method, else 0
-        ("crc32", pa.uint32()),  # zip checksum, else 0
-        ("etag", pa.string()),  # S3 ETag, or local size and modification time
-        ("flags", pa.list_(pa.string())),  # what the archive alone can tell ("trailing_data")
-        ("error_code", pa.string()),  # "" or why no image can be reached
-    ]
-)
 
-LESION: Final = pa.struct(
-    [
-        ("x0", pa.float32()),  # px of the original image, as stored
-        ("y0", pa.float32()),
-        ("x1", pa.float32()),
-        ("y1", pa.float32()),
-        ("score", pa.float32()),  # 0..1
-        ("label", pa.string()),  # a lesion class of the card
-        ("mask_px", pa.int32()),  # area in px of the original image; null without a mask head
-    ]
-)
+class Column(NamedTuple):
+    """One column of a table."""
 
-RANKED_BOX: Final = pa.struct(
-    [(name, pa.float32()) for name in ("x0", "y0", "x1", "y1", "score")]  # px, px, px, px, 0..1
+    name: str
+    type: pa.DataType
+    doc: str  # unit and meaning; when it is null
+
+
+def _schema(columns: Sequence[Column]) -> pa.Schema:
+    return pa.schema([(column.name, column.type) for column in columns])
+
+
+INVENTORY_COLUMNS: Final = (
+    Column(
+        "slice_id",
+        pa.string(),
+        "Keyed id of the slice: HMAC-SHA256 of URI, member, occurrence and frame; 32 hex digits.",
+    ),
+    Column("uri", pa.string(), "The object: `file:///...` (percent-encoded) or `s3://bucket/key`."),
+    Column("member", pa.string(), "Name inside the archive; empty for an object of its own."),
+    Column("occurrence", pa.int32(), "0, or n for the n-th repetition of the member's name."),
+    Column("frame", pa.int32(), "Frame or page, from 0."),
+    Column("frames", pa.int32(), "Number of frames or pages in the object or member."),
+    Column("container", pa.string(), 'Empty, or "zip", "tar", "tar.gz", "tar.bz2" or "tar.xz".'),
+    Column("kind", pa.string(), 'By content: "dicom", "png", "jpeg", "tiff"; empty if none.'),
+    Column(
+        "offset",
+        pa.int64(),
+        "In a zip, where the local header begins; in a tar, where the unpacked data begin; else 0.",
+    ),
+    Column("packed_size", pa.int64(), "Bytes to read from the offset; 0 if unknown."),
+    Column("size", pa.int64(), "Bytes of the image file itself."),
+    Column("object_size", pa.int64(), "Bytes of the object; for a member, of the archive."),
+    Column("method", pa.int32(), "Compression method of a zip member, else 0."),
+    Column("crc32", pa.uint32(), "Checksum of a zip member, else 0."),
+    Column("etag", pa.string(), "S3 ETag, or size and modification time of a local file."),
+    Column("flags", pa.list_(pa.string()), "Flags that the archive alone decides."),
+    Column("error_code", pa.string(), "Empty, or why no image can be reached."),
 )
+INVENTORY: Final = _schema(INVENTORY_COLUMNS)
+
+LESION_COLUMNS: Final = (
+    Column("x0", pa.float32(), "Left edge in px of the stored image."),
+    Column("y0", pa.float32(), "Top edge in px of the stored image."),
+    Column("x1", pa.float32(), "Right edge in px of the stored image."),
+    Column("y1", pa.float32(), "Bottom edge in px of the stored image."),
+    Column("score", pa.float32(), "Confidence, 0 to 1."),
+    Column("label", pa.string(), "Lesion class of the model's card."),
+    Column(
+        "mask_px", pa.int32(), "Area of the mask in px of the stored image; null without masks."
+    ),
+)
+LESION: Final = pa.struct([(column.name, column.type) for column in LESION_COLUMNS])
+
+RANKED_BOX: Final = pa.struct([(name, pa.float32()) for name in ("x0", "y0", "x1", "y1", "score")])
 
 FLAGS: Final[dict[str, str]] = {
-    "no_lung": "Hardly any lung is seen; the score means little.",
+    "no_lung": "Hardly any lung is visible; the scores mean little.",
     "lossy": "The image was compressed with loss.",
-    "small": "A side is below 256 px, under the trained resolution.",
+    "small": "A side is shorter than 256 px, below the resolution of the training images.",
     "orientation": "The image was turned to the standard orientation, or its own is unknown.",
     "oblique": "The plane is tilted by more than 5 degrees.",
-    "monochrome1": "The display is inverted in the header; HU are not.",
+    "monochrome1": "The header asks for an inverted display; Hounsfield units are not affected.",
     "multiframe": "The slice is one of several frames or pages of its object.",
     "trailing_data": "Bytes follow the end of the image or archive.",
     "alpha": "A transparency channel was dropped.",
@@ -73,58 +89,94 @@ FLAGS: Final[dict[str, str]] = {
     "missing_rescale": "The rescale attributes are missing; the stored values are plausible HU.",
 }
 
-# With one of these flags the scores are given, but the slice is outside what a model is made for.
+# With one of these flags the scores are written, but the slice is outside what a model is made for.
 ABSTAIN_FLAGS: Final = frozenset({"no_lung", "window", "inverted", "not_ct_like", "partly_blank"})
 
 
-# A table of labels that cctmn writes; `cctmn score` takes it as a manifest. Tables from elsewhere
-# need `label` and one of `uri` (or `path`), `name` and `slice_id`; further columns make cohorts.
-LABELS: Final = pa.schema(
-    [
-        ("uri", pa.string()),  # where the slice is: absolute, or relative to the root of the images
-        ("label", pa.string()),  # class of the image
-        ("patient", pa.string()),  # "" if unknown; slices of one patient are drawn together
-        ("scan", pa.string()),  # number of the scan among the patient's, "" if unknown
-        ("body_x0", pa.int32()),  # px, box of the body; null if unknown
-        ("body_y0", pa.int32()),
-        ("body_x1", pa.int32()),
-        ("body_y1", pa.int32()),
-    ]
+# The table of labels that `cctmn labels` writes. It is also the list of slices for `cctmn score`
+# and the training list for `cctmn train classifier`.
+LABELS_COLUMNS: Final = (
+    Column("uri", pa.string(), "The slice: absolute, or relative to the root of the images."),
+    Column("label", pa.string(), "Class of the image."),
+    Column("patient", pa.string(), "Id of the patient; empty if unknown."),
+    Column("scan", pa.string(), "Number of the scan among the patient's; empty if unknown."),
+    Column("body_x0", pa.int32(), "Left edge of the body in px; null if unknown."),
+    Column("body_y0", pa.int32(), "Top edge of the body in px; null if unknown."),
+    Column("body_x1", pa.int32(), "Right edge of the body in px; null if unknown."),
+    Column("body_y1", pa.int32(), "Bottom edge of the body in px; null if unknown."),
 )
+LABELS: Final = _schema(LABELS_COLUMNS)
+
+
+def prediction_columns(
+    classes: Sequence[str], *, ranked_boxes: bool = False, masks: bool = False
+) -> list[Column]:
+    """Return the columns of OUT/predictions for a model with these image classes.
+
+    A detector has no image classes. `ranked_boxes` and `masks` add the columns of those settings.
+    """
+    columns = [
+        Column("slice_id", pa.string(), "Keyed id of the slice, as in the inventory."),
+        Column("study_key", pa.string(), "Keyed pseudonym of the study; null without a header."),
+        Column("series_key", pa.string(), "Keyed pseudonym of the series; null without a header."),
+        Column("patient_key", pa.string(), "Keyed pseudonym of the patient; null if unknown."),
+        Column("frame", pa.int32(), "Frame or page, from 0."),
+        Column("slice_z_mm", pa.float32(), "Position along the body axis in mm; null if unknown."),
+        Column("rows", pa.int32(), "Height of the stored image in px."),
+        Column("cols", pa.int32(), "Width of the stored image in px."),
+        Column("spacing_row_mm", pa.float32(), "Distance between rows in mm; null if unknown."),
+        Column("spacing_col_mm", pa.float32(), "Distance between columns in mm; null if unknown."),
+        *(
+            Column(f"p_{name}", pa.float32(), f"Score of the class {name}, 0 to 1.")
+            for name in classes
+        ),
+        Column("pred_class", pa.string(), "Class of the largest logit; null for a detector."),
+        *(Column(f"logit_{name}", pa.float32(), f"Logit of the class {name}.") for name in classes),
+        Column("num_lesions", pa.int32(), "Number of lesions."),
+        Column("max_lesion_score", pa.float32(), "Highest lesion score; null without a lesion."),
+        Column("lesions", pa.list_(LESION), "The reported lesions by falling score."),
+        Column("flags", pa.list_(pa.string()), "Flags of the slice, sorted."),
+        Column("abstained", pa.bool_(), "Whether the slice is outside what the model is made for."),
+        Column("error_code", pa.string(), "Empty if the slice is scored, else an error code."),
+        Column("error_message", pa.string(), "The fixed sentence of the code; empty if scored."),
+        Column("model_id", pa.string(), "First 12 hex digits of the SHA-256 of the weights."),
+        Column("t_decode_ms", pa.float32(), "Time to decode the slice in ms, without reading it."),
+        Column("t_score_ms", pa.float32(), "Time of its batch divided by the batch size, in ms."),
+    ]
+    if ranked_boxes:
+        columns.append(
+            Column(
+                "ranked_boxes",
+                pa.list_(RANKED_BOX),
+                "All boxes that the classifier read, in the order of its features.",
+            )
+        )
+    if masks:
+        columns.append(
+            Column(
+                "lesion_masks",
+                pa.list_(pa.binary()),
+                "The mask of each lesion on the stored image: COCO's compressed run lengths.",
+            )
+        )
+    return columns
 
 
 def predictions(
     classes: Sequence[str], *, ranked_boxes: bool = False, masks: bool = False
 ) -> pa.Schema:
-    """Schema of OUT/predictions for a model with these image classes (none for a detector)."""
-    fields: list[tuple[str, pa.DataType]] = [
-        ("slice_id", pa.string()),  # key to the inventory
-        ("study_key", pa.string()),  # keyed pseudonyms, 32 hex digits; null if the header has none
-        ("series_key", pa.string()),
-        ("patient_key", pa.string()),
-        ("frame", pa.int32()),  # frame or page, from 0
-        ("slice_z_mm", pa.float32()),  # position along the body axis, null if unknown
-        ("rows", pa.int32()),  # px, of the original image
-        ("cols", pa.int32()),
-        ("spacing_row_mm", pa.float32()),  # distance between rows, null if unknown
-        ("spacing_col_mm", pa.float32()),
-        *[(f"p_{name}", pa.float32()) for name in classes],  # 0..1, by the card's activation
-        ("pred_class", pa.string()),  # class of the largest logit, null for a detector
-        *[(f"logit_{name}", pa.float32()) for name in classes],
-        ("num_lesions", pa.int32()),  # length of lesions
-        ("max_lesion_score", pa.float32()),  # null without a lesion
-        ("lesions", pa.list_(LESION)),  # falling score
-        ("flags", pa.list_(pa.string())),  # keys of FLAGS, sorted
-        ("abstained", pa.bool_()),  # the slice is outside what the model is made for
-        ("error_code", pa.string()),  # "" = scored
-        ("error_message", pa.string()),  # the code's fixed sentence, "" = scored
-        ("model_id", pa.string()),  # first 12 hex digits of the weights' sha256
-        ("t_decode_ms", pa.float32()),  # fetch excluded
-        ("t_score_ms", pa.float32()),  # share of its batch
-    ]
-    if ranked_boxes:
-        fields.append(("ranked_boxes", pa.list_(RANKED_BOX)))  # all N, in the order of the features
-    if masks:
-        # of each of the lesions, on the stored image: the counts of COCO's compressed run lengths
-        fields.append(("lesion_masks", pa.list_(pa.binary())))
-    return pa.schema(fields)
+    """Return the schema of OUT/predictions; its metadata holds the image classes."""
+    columns = prediction_columns(classes, ranked_boxes=ranked_boxes, masks=masks)
+    return _schema(columns).with_metadata({CLASSES_KEY: json.dumps(list(classes)).encode()})
+
+
+def classes_of(schema: pa.Schema) -> tuple[str, ...]:
+    """Return the image classes of a predictions table, in the order of the logits.
+
+    Files of older versions have no metadata; there the names of the logit columns decide.
+    """
+    metadata = schema.metadata or {}
+    if CLASSES_KEY in metadata:
+        return tuple(json.loads(metadata[CLASSES_KEY]))
+    prefix = "logit_"
+    return tuple(name.removeprefix(prefix) for name in schema.names if name.startswith(prefix))

@@ -35,6 +35,7 @@ LEVELS = {
     "tables": 5,
     "errors": 7,
     "schema": 7,
+    "classes": 7,
     "reporter": 7,
     "versions": 7,
 }

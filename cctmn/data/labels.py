@@ -22,10 +22,11 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from cctmn import store
+from cctmn.classes import COVIDX_CLASSES
 from cctmn.data.issues import few
 from cctmn.data.slices import class_index, parse_name, read_split
 from cctmn.errors import DataError, SliceError
-from cctmn.schema import COVIDX_CLASSES, LABELS
+from cctmn.schema import LABELS
 
 KEYS: Final = ("name", "uri", "slice_id")  # by what labels find their predictions
 FORMS: Final = "a labels table is .csv or .parquet; a split file of COVIDx-CT is .txt"

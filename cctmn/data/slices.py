@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cctmn import store
+from cctmn.classes import COVIDX_CLASSES
 from cctmn.data.files import IMAGE_SUFFIXES, list_images, read_text, stem
 from cctmn.data.issues import Problems, sift, usable
 from cctmn.errors import DataError
 from cctmn.read.decode import open_image
 from cctmn.read.intensity import InputContract, to_input
-from cctmn.schema import COVIDX_CLASSES
 from cctmn.store import ObjectInfo
 
 LAYOUTS: Final = (

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cctmn import store
+from cctmn.classes import COVIDX_CLASSES
 from cctmn.errors import ModelError
 from cctmn.model.card import (
     CARD,
@@ -33,7 +34,6 @@ from cctmn.model.card import (
 )
 from cctmn.model.classifier import Classifier
 from cctmn.model.detector import Detector
-from cctmn.schema import COVIDX_CLASSES
 
 Net = Detector | Classifier
 

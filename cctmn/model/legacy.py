@@ -17,12 +17,12 @@ from typing import Any, Final
 import torch
 
 import cctmn
+from cctmn.classes import COVIDX_CLASSES
 from cctmn.errors import ModelError
 from cctmn.model.card import LAST_LAYER, LESION_MODES, Arch, Card
 from cctmn.model.checkpoint import Net, filled
 from cctmn.model.detector import ANCHOR_SIZES_PX, ASPECT_RATIOS
 from cctmn.model.unpickle import Record, TensorRef, read
-from cctmn.schema import COVIDX_CLASSES
 
 IMAGE_CLASSES: Final = {3: COVIDX_CLASSES, 2: ("control", "covid")}  # 2: iCTCF
 # Blocks of residual layers 1..4 by backbone.

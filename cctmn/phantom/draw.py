@@ -17,8 +17,8 @@ from PIL import Image as Pillow
 from PIL import ImageDraw
 from scipy import ndimage
 
+from cctmn.classes import COVIDX_CLASSES
 from cctmn.data.lesions import DROPPED_PX
-from cctmn.schema import COVIDX_CLASSES
 
 SIZE_PX: Final = 512
 CONTROL, PNEUMONIA, COVID = COVIDX_CLASSES

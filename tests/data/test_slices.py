@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cctmn.classes import COVIDX_CLASSES
 from cctmn.data.issues import Problems
 from cctmn.data.slices import SliceSample, SliceSet, check_slices, open_slices, read_slice
 from cctmn.errors import DataError
 from cctmn.read.decode import open_image
 from cctmn.read.intensity import InputContract, to_input
-from cctmn.schema import COVIDX_CLASSES
 from tests.conftest import S3Server
 from tests.makers import png
 

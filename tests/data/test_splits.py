@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import pytest
 
+from cctmn.classes import COVIDX_CLASSES
 from cctmn.data.lesions import LesionSample
 from cctmn.data.slices import SliceSample, SplitLine, read_split
 from cctmn.data.splits import check_disjoint, held_out
 from cctmn.errors import DataError
-from cctmn.schema import COVIDX_CLASSES
 
 
 def slices(*patients: str) -> list[SliceSample]:

@@ -13,6 +13,7 @@ import pydicom
 import pytest
 from PIL import Image
 
+from cctmn.classes import COVIDX_CLASSES
 from cctmn.data.lesions import check_lesions, open_lesions
 from cctmn.data.slices import check_slices, open_slices
 from cctmn.errors import ConfigError
@@ -20,7 +21,6 @@ from cctmn.model.card import LESION_MODES
 from cctmn.phantom import draw, layouts
 from cctmn.read.decode import open_image
 from cctmn.read.intensity import InputContract, to_input
-from cctmn.schema import COVIDX_CLASSES
 
 
 def visible(finding: str, *, seed: int, recipe: str = "standard") -> draw.PhantomSlice:

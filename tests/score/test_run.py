@@ -66,7 +66,9 @@ def test_every_slice_has_one_row_and_three_are_errors(done: Path) -> None:
 def test_rows_have_the_documented_columns(done: Path) -> None:
     columns = schema.predictions(SOURCE.image_classes)
     for file in (done / "predictions").iterdir():
-        assert pq.read_schema(file).equals(columns)
+        written = pq.read_schema(file)
+        assert written.equals(columns)
+        assert written.metadata[schema.CLASSES_KEY] == columns.metadata[schema.CLASSES_KEY]
     rows = predictions(done)
     ok, error = rows["z.zip::m1::0"], rows["z.zip::text::0"]
     assert ok["pred_class"] in SOURCE.image_classes

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cctmn.classes import COVIDX_CLASSES
 from cctmn.model import checkpoint
 from cctmn.model.card import LESION_MODES, Arch, Card, input_contract
 from cctmn.model.classifier import Classifier
@@ -22,7 +23,6 @@ from cctmn.model.detector import Detector
 from cctmn.phantom.draw import BACKGROUND, CLEAN_LUNG, CONSOLIDATION, GGO
 from cctmn.phantom.layouts import PREFIXES
 from cctmn.read.intensity import InputContract
-from cctmn.schema import COVIDX_CLASSES
 from cctmn.train.loop import History
 
 SIZE_PX = 128

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from cctmn.classes import COVIDX_CLASSES
 from cctmn.config import ClassifierConfig, Hardware, Optim
 from cctmn.data.lesions import open_lesions
 from cctmn.data.slices import open_slices
 from cctmn.errors import ModelError
 from cctmn.model import checkpoint
-from cctmn.schema import COVIDX_CLASSES
 from cctmn.train import loop
 from cctmn.train.loop import BEST, LAST, STATE, History, World
 from cctmn.train.steps import Steps

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cctmn.classes import COVIDX_CLASSES
 from cctmn.config import ClassifierConfig, Hardware, Optim
 from cctmn.data.lesions import open_lesions
 from cctmn.data.slices import SliceSample, open_slices
 from cctmn.metrics import detection
 from cctmn.model import ranking
 from cctmn.model.classifier import Classifier
-from cctmn.schema import COVIDX_CLASSES
 from cctmn.train import features, loop, tasks
 from cctmn.train.loop import World
 from cctmn.train.tasks import CachedTask, ClassifierTask, DetectorTask, Task
