@@ -1,58 +1,97 @@
-"""The whole tree of failures.
+"""All errors of the package, their exit codes, and the codes of slices that cannot be scored.
 
-In: nothing. Out: exceptions for what stops a command (each with its exit code) and the table of
-codes for what stops one slice. A slice's failure becomes a row, never an exception of the job, and
-its text is the fixed sentence of its code: library messages echo header values and member names,
-and neither may leave the hospital.
+Exception
+|-- CctmnError            a command stops; the user can fix the cause
+|   |-- ConfigError       exit code 2: an option, preset, settings file or --set is not valid
+|   |-- InputError        exit code 2: INPUT does not exist, or it is a manifest that is not valid
+|   |-- DataError         exit code 2: a labelled data set is missing or broken
+|   |-- ResumeError       exit code 2: OUT belongs to another job
+|   |-- ObjectError       exit code 2: one stored object cannot be read; has a code
+|   |-- ModelError        exit code 4: a model folder or checkpoint is missing or damaged
+|   |-- PreflightError    exit code 4: OUT, Ray or a device is not available
+|   `-- StoreError        exit code 4: storage did not answer after its retries
+`-- SliceError            one slice cannot be scored; has a code, and becomes a row
 """
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
+# Exit codes of every command and of every job.
+EXIT_OK: Final = 0
+EXIT_BUG: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_ERROR_RATE: Final = 3
+EXIT_REFUSED: Final = 4
+EXIT_STOPPED: Final = 130
 
-class CctmnError(ValueError):
-    """Something a user can cause and mend; the message is one line: what, where, what to do."""
 
-    exit_code = 2
+class CctmnError(Exception):
+    """A cause that the user can fix. The message is one line: "what: where; what to do"."""
+
+    exit_code: int = EXIT_USAGE
 
 
 class ConfigError(CctmnError):
-    """An option, preset, TOML file or --set that does not hold."""
+    """An option, preset, settings file or --set is not valid."""
 
 
 class InputError(CctmnError):
-    """INPUT does not exist, matches nothing or is a manifest that cannot be read."""
+    """INPUT does not exist, matches nothing, or is a manifest that cannot be read."""
 
 
 class DataError(CctmnError):
-    """A labelled data set that is missing or broken, or whose splits share a patient."""
+    """A labelled data set is missing or broken, or its splits share a patient."""
 
 
 class ResumeError(CctmnError):
-    """OUT belongs to another job: another fingerprint, or a writer that is still alive."""
+    """OUT belongs to another job: its settings differ, or its writer is still alive."""
+
+
+class ObjectError(CctmnError):
+    """One stored object cannot be read.
+
+    `code` is a key of OBJECT_CODES, and a key of SLICE_CODES too, so that the reader of slices can
+    turn it into a row. `where` is the path or URI. `hint` says what to do; without one the code's
+    own hint is used.
+    """
+
+    def __init__(self, code: str, where: str, hint: str = "") -> None:
+        assert code in OBJECT_CODES, code
+        super().__init__(code, where, hint)
+        self.code, self.where = code, where
+        self.reason, usual_hint = OBJECT_CODES[code]
+        self.hint = hint or usual_hint
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}; {self.hint}"
 
 
 class ModelError(CctmnError):
-    """A model folder or checkpoint that is missing, damaged or of an unknown form."""
+    """A model folder or checkpoint is missing, damaged or of an unknown form."""
 
-    exit_code = 4
+    exit_code = EXIT_REFUSED
 
 
 class PreflightError(CctmnError):
-    """What the job needs is not there: OUT cannot be written, Ray or a device is not to be had."""
+    """Something that the job needs is not available: a writable OUT, Ray or a device."""
 
-    exit_code = 4
+    exit_code = EXIT_REFUSED
 
 
 class StoreError(CctmnError):
-    """Storage did not answer after its retries; running the same command again resumes."""
+    """Storage did not answer after its retries; running the same command again resumes the job."""
 
-    exit_code = 4
+    exit_code = EXIT_REFUSED
 
 
-class SliceError(ValueError):
-    """One slice cannot be scored. `code` is a key of SLICE_CODES; there is no other text."""
+class SliceError(Exception):
+    """One slice cannot be scored.
+
+    `code` is a key of SLICE_CODES. There is no other text: messages of libraries repeat header
+    values and member names, and neither may leave the hospital.
+    """
 
     def __init__(self, code: str) -> None:
         assert code in SLICE_CODES, code
@@ -65,8 +104,49 @@ class SliceError(ValueError):
         return SLICE_CODES[self.code]
 
 
+_WIRE: Final = re.compile(r"^cctmn\.errors\.(\w+): (.*)$", re.MULTILINE)
+
+
+def to_wire(error: CctmnError) -> str:
+    """Return the error as one line of text, for another process to read with from_wire.
+
+    This is the line that ends a traceback, because a traceback is all that Ray hands on.
+    """
+    message = str(error).replace("\n", " ")
+    return f"{CctmnError.__module__}.{type(error).__name__}: {message}"
+
+
+def from_wire(text: str) -> CctmnError | None:
+    """Return the first CctmnError in a text, a line of to_wire or a traceback; None without one."""
+    for name, message in _WIRE.findall(text):
+        kind = globals().get(name)
+        if kind is ObjectError:
+            return _object_error(message)
+        if isinstance(kind, type) and issubclass(kind, CctmnError):
+            error: CctmnError = kind(message)
+            return error
+    return None
+
+
+def _object_error(message: str) -> CctmnError:
+    for code, (reason, _) in OBJECT_CODES.items():
+        where, found, hint = message.rpartition(f": {reason}; ")
+        if found:
+            return ObjectError(code, where, hint)
+    return CctmnError(message)
+
+
+# Why one object cannot be read, and the usual hint.
+OBJECT_CODES: Final[dict[str, tuple[str, str]]] = {
+    "not_found": ("not found", "check the name"),
+    "permission_denied": ("permission denied", "ask for the right to read it"),
+    "not_regular_file": ("not a regular file", "give a file"),
+    "truncated": ("shorter than expected", "copy it again"),
+}
+
+# Why one slice cannot be scored.
 SLICE_CODES: Final[dict[str, str]] = {
-    # the object
+    # --- The object
     "not_found": "The object is no longer where the inventory saw it.",
     "permission_denied": "The object may not be read with the rights of this job.",
     "not_regular_file": "The entry is a link, device, socket or pipe, not a regular file.",
@@ -74,7 +154,7 @@ SLICE_CODES: Final[dict[str, str]] = {
     "unsupported_format": "The content is none of DICOM, PNG, JPEG, TIFF, zip or tar.",
     "too_large": "The object or its image exceeds the size limit.",
     "too_small": "The image is smaller than the smallest side that can be scored.",
-    # the archive
+    # --- The archive
     "archive_empty": "The archive holds no regular file.",
     "archive_encrypted": "The member is encrypted.",
     "archive_truncated": "The archive ends too early; members after the cut are lost.",
@@ -83,7 +163,7 @@ SLICE_CODES: Final[dict[str, str]] = {
     "crc_error": "The member does not match its checksum.",
     "unsafe_member": "The member is a link, device or sparse file and is not followed.",
     "unsupported_compression": "The member's compression method is not supported.",
-    # the container of the image
+    # --- The file format of the image
     "corrupt": "The content breaks the rules of its own format.",
     "truncated": "The content ends before the image does.",
     "decode_error": "The compressed image cannot be decoded.",
@@ -92,22 +172,22 @@ SLICE_CODES: Final[dict[str, str]] = {
     "no_pixel_data": "The DICOM data set holds no image.",
     "invalid_header": "A required attribute of the image is missing or contradicts another.",
     "pixel_length_mismatch": "The pixel data do not have the length that the header implies.",
-    "unsupported_transfer_syntax": "No decoder is at hand for the transfer syntax.",
+    "unsupported_transfer_syntax": "There is no decoder for the transfer syntax.",
     "unsupported_bits": "The sample depth or type is not supported.",
     "ambiguous_depth": "An image of more than 8 bits without full range has no known scale.",
-    # what the image is
+    # --- The kind of image
     "not_ct_sop_class": "The SOP class is not a CT image.",
     "wrong_modality": "The modality is not CT.",
     "localizer": "The image is a localizer (scout).",
     "derived_map": "The image is a derived map or projection, not a CT slice.",
     "not_axial": "The image plane is not axial.",
     "color": "The image is in colour.",
-    # its values
+    # --- The values of the image
     "invalid_rescale": "The rescale slope or intercept is zero, not finite or out of range.",
     "missing_rescale": "The rescale attributes are missing, so stored values are not HU.",
     "implausible_hu": "The HU values are not those of a CT slice of a body.",
     "constant_image": "The image has fewer than 8 grey levels.",
-    # the lesion mask of a labelled slice
+    # --- The lesion mask of a labelled slice
     "mask_unreadable": "The mask is not a whole PNG of 8-bit grey values or palette indices.",
     "mask_size": "The mask does not have the size of its image.",
     "mask_value": "The mask holds a value other than 0, 1, 2 (GGO) and 3 (consolidation).",

@@ -27,7 +27,15 @@ from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from cctmn import store
-from cctmn.errors import ConfigError, InputError, PreflightError, ResumeError
+from cctmn.errors import (
+    EXIT_OK,
+    EXIT_REFUSED,
+    EXIT_STOPPED,
+    ConfigError,
+    InputError,
+    PreflightError,
+    ResumeError,
+)
 from cctmn.reporter import RUN_ID_VARIABLE
 
 DEFAULT_ADDRESS: Final = "http://127.0.0.1:8265"
@@ -36,8 +44,6 @@ ANSWER_S: Final = 120.0  # of one that is there; it may be busy unpacking an upl
 LOST_S: Final = 60.0  # without a word from a job that is followed
 PAUSE_S: Final = 1.0
 STOP_WAIT_S: Final = 30  # Ray's 3 s are too short to give up the lock and end tidily
-EXIT_STOPPED: Final = 130
-EXIT_NEVER_RAN: Final = PreflightError.exit_code
 
 # What the nodes need to reach the same storage; keys are not passed on unless they are given.
 PASSED_ON: Final = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
@@ -225,7 +231,7 @@ class Jobs:
         if status == "STOPPED":
             code = EXIT_STOPPED
         elif code is None:  # neither did the script run to an end: its node died, or its upload
-            code = 0 if status == "SUCCEEDED" else EXIT_NEVER_RAN
+            code = EXIT_OK if status == "SUCCEEDED" else EXIT_REFUSED
         elif code < 0:
             code = 128 - code  # by a signal, as a shell counts
         # the end of the log is in the message of a script that ran, and in the log

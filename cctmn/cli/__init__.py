@@ -20,7 +20,7 @@ from cctmn.cli.models import models
 from cctmn.cli.score import demo, doctor, score
 from cctmn.cli.submit import submit
 from cctmn.cli.train import phantom, train
-from cctmn.errors import CctmnError, ConfigError, SliceError
+from cctmn.errors import EXIT_USAGE, CctmnError, SliceError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -39,8 +39,8 @@ def main(run: Callable[[], object] = cli) -> None:
         run()
     except CctmnError as error:
         _refuse(str(error), code=error.exit_code)
-    except SliceError as error:
-        _refuse(error.sentence, code=ConfigError.exit_code)
+    except SliceError as error:  # a slice of a labelled set that broke after it was checked
+        _refuse(f"slice: {error.sentence} Check the data set.", code=EXIT_USAGE)
 
 
 def _refuse(text: str, *, code: int) -> NoReturn:

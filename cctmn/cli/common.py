@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 
 import click
 
+from cctmn.errors import EXIT_STOPPED
 from cctmn.reporter import run_id
 
-EXIT_STOPPED = 130
 # Off a terminal, transient lines cannot overwrite each other, so most of them are dropped.
 LOG_PERIOD_S = 30.0
 

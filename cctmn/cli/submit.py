@@ -11,8 +11,7 @@ import sys
 
 import click
 
-from cctmn.cli.common import EXIT_STOPPED
-from cctmn.errors import ConfigError
+from cctmn.errors import EXIT_STOPPED, ConfigError
 
 
 @click.command()

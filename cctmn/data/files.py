@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from cctmn import store
-from cctmn.errors import DataError, InputError, SliceError
+from cctmn.errors import DataError, InputError
 from cctmn.store import ObjectInfo
 
 IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
@@ -25,7 +25,7 @@ def list_images(folder: str, *, suffixes: tuple[str, ...], hint: str) -> dict[st
     base = store.to_uri(folder).rstrip("/")
     images = {}
     try:
-        for info in store.list_objects(base):
+        for info in store.list_objects(base, hint=hint):
             name = store.relative(info.uri, base)
             if not name and info.error_code:  # the folder itself
                 reason = info.error_code.replace("_", " ")
@@ -33,9 +33,8 @@ def list_images(folder: str, *, suffixes: tuple[str, ...], hint: str) -> dict[st
             hidden = any(part.startswith(".") for part in name.split("/"))
             if name and not hidden and (info.error_code or name.lower().endswith(suffixes)):
                 images[name] = info
-    except InputError as error:  # its advice is for the scorer's INPUT
-        text = str(error).replace(base, folder).replace("check INPUT", hint)
-        raise DataError(text) from None
+    except InputError as error:
+        raise DataError(str(error)) from None
     if not images:
         raise DataError(f"{folder}: holds no {' '.join(suffixes)} image; {hint}")
     return images
@@ -51,9 +50,7 @@ def stem(name: str) -> str:
 def read_text(place: str) -> str:
     """The text of a list or table, a path or URI."""
     try:
-        return store.read_all(store.to_uri(place)).decode("utf-8-sig")  # Excel writes a BOM
-    except SliceError as error:
-        reason = error.code.replace("_", " ")
-        raise DataError(f"{place}: {reason}; give a text file") from None
+        # Excel writes a BOM.
+        return store.read_all(store.to_uri(place), hint="give a text file").decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{place}: not UTF-8 text; save it as UTF-8") from None

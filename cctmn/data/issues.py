@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final, Protocol, TypeVar
 
-from cctmn.errors import DataError, SliceError
+from cctmn.errors import DataError, ObjectError, SliceError
 
 NAMED: Final = 5  # names a line; the count tells the rest
 
@@ -82,7 +82,7 @@ def sift(
     def code_of(sample: S) -> str:
         try:
             return "ok" if read(sample) else "empty"
-        except SliceError as error:
+        except (ObjectError, SliceError) as error:
             return error.code
 
     # Storage that does not answer raises through map, which then cancels what has not begun.

@@ -25,7 +25,7 @@ from cctmn import store
 from cctmn.classes import COVIDX_CLASSES
 from cctmn.data.issues import few
 from cctmn.data.slices import class_index, parse_name, read_split
-from cctmn.errors import DataError, SliceError
+from cctmn.errors import DataError
 from cctmn.schema import LABELS
 
 KEYS: Final = ("name", "uri", "slice_id")  # by what labels find their predictions
@@ -81,11 +81,7 @@ def to_bytes(table: pa.Table, *, parquet: bool) -> bytes:
 
 def read_table(place: str) -> tuple[pa.Table, str]:
     """Every column of a labels table or split file, and the sha256 of the file."""
-    try:
-        data = store.read_all(store.to_uri(place))
-    except SliceError as error:
-        reason = error.code.replace("_", " ")
-        raise DataError(f"{place}: {reason}; give a labels table") from None
+    data = store.read_all(store.to_uri(place), hint="give a labels table")
     suffix = place.lower().rpartition(".")[2]
     if suffix == "txt":
         table, _ = covidx_ct(place)

@@ -23,7 +23,7 @@ from scipy import ndimage
 from cctmn import store
 from cctmn.data.files import list_images, read_text, stem
 from cctmn.data.issues import Problems, few, sift, usable
-from cctmn.errors import DataError, InputError, SliceError, StoreError
+from cctmn.errors import DataError, InputError, ObjectError, SliceError, StoreError
 from cctmn.model.card import LESION_MODES
 from cctmn.read.decode import open_image, sniff
 from cctmn.read.intensity import InputContract, Slice, to_input
@@ -115,7 +115,7 @@ def read_lesions(
 ) -> LesionSlice:
     """Decode the image just as scoring does, and its mask into lesions; there may be none.
 
-    Raises SliceError if the image, or the mask that belongs to it, is broken.
+    Raises SliceError if the image or its mask is broken, ObjectError if the image cannot be read.
     """
     slice_, lesions, labels_M = _read(sample, lesion_classes)
     pixels = to_input(slice_, contract).pixels
@@ -189,7 +189,7 @@ def _read_mask(uri: str) -> npt.NDArray[np.uint8]:
         return np.asarray(Image.open(io.BytesIO(data), formats=["PNG"]))
     except (StoreError, InputError):  # of the storage, not of the mask
         raise
-    except SliceError as error:
+    except (ObjectError, SliceError) as error:
         other_size = error.code in ("too_small", "too_large")
         raise SliceError("mask_size" if other_size else "mask_unreadable") from None
     except Exception:  # noqa: BLE001 - the slice boundary; libraries' texts may hold names

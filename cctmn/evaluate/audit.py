@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from cctmn import store
 from cctmn.data.labels import identities
-from cctmn.errors import DataError, SliceError
+from cctmn.errors import DataError, ObjectError, SliceError
 from cctmn.read.decode import open_image
 
 THREADS: Final = 16  # reads in flight: latency bounds them, as it does an index
@@ -158,7 +158,7 @@ def _hash(uri: str) -> tuple[str, str]:
     """SHA-256 of the bytes, and of the pixels with their shape and unit; "" if unreadable."""
     try:
         data = store.read_all(uri)
-    except SliceError:
+    except ObjectError:
         return "", ""
     file = hashlib.sha256(data).hexdigest()
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cctmn import store
-from cctmn.errors import ModelError, SliceError
+from cctmn.errors import ModelError, ObjectError
 
 FORMAT: Final = 1
 SHIPPED: Final = "cctmn:"  # cctmn:demo is the model `demo` that comes with cctmn
@@ -288,9 +288,8 @@ def _read(folder: Path | str, name: str) -> bytes:
         uri = (ASSETS / uri.removeprefix(SHIPPED)).as_uri()
     try:
         return store.read_all(store.join(uri, name))
-    except SliceError as error:
-        reason = error.code.replace("_", " ")
-        raise ModelError(f"{folder}: {name} {reason}; give a folder with {CARD}") from None
+    except ObjectError as error:
+        raise ModelError(f"{folder}: {name} {error.reason}; give a folder with {CARD}") from None
 
 
 def _checked(raw: Any, cls: type[Card] | type[Arch]) -> dict[str, Any]:

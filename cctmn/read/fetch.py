@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cctmn import store
-from cctmn.errors import SliceError
+from cctmn.errors import ObjectError, SliceError
 from cctmn.read import archive
 
 GAP_BYTES = 4096  # a hole this small costs less than another request
@@ -87,9 +87,9 @@ def _windows(gets: Sequence[_Get]) -> Iterator[list[_Get]]:
 def _run(get: _Get) -> list[tuple[list[Row], bytes | SliceError]]:
     try:
         raw = _read(get)
-    except SliceError as error:
+    except (ObjectError, SliceError) as error:
         if len(get.members) == 1:
-            return [(get.members[0], error)]
+            return [(get.members[0], SliceError(error.code))]
         # one bad neighbour must not take the others along: each for itself
         alone = [_Get(m[0]["offset"], m[0]["packed_size"], [m]) for m in get.members]
         return [result for single in alone for result in _run(single)]

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cctmn import store
-from cctmn.errors import InputError, SliceError
+from cctmn.errors import InputError, ObjectError, SliceError
 from cctmn.read import archive, decode
 from cctmn.read.archive import Member
 from cctmn.read.ranges import RangeFile
@@ -143,10 +143,7 @@ def _listed(text: str, root: str | None) -> Iterator[ObjectInfo]:
 
 
 def _manifest(text: str) -> Iterator[str]:
-    try:
-        data = store.read_all(store.to_uri(text))
-    except SliceError as error:
-        raise InputError(f"{text}: {error.sentence}") from None
+    data = store.read_all(store.to_uri(text), hint="check INPUT")
     if text.lower().endswith(".parquet"):
         try:
             uris = pq.read_table(io.BytesIO(data), columns=["uri"])["uri"].to_pylist()
@@ -181,7 +178,7 @@ def _rows(info: ObjectInfo, *, key: bytes) -> list[_Row]:
             raise SliceError("too_large")
         file = RangeFile(info.uri, size=info.size, window=HEAD_BYTES, head=head)
         frames = decode.frame_count(cast(BinaryIO, file), kind=kind, head=head)
-    except SliceError as error:
+    except (ObjectError, SliceError) as error:
         return [_error_row(info, error.code, key=key, size=info.size)]
     return _frame_rows(info, frames, key=key, kind=kind, size=info.size, packed_size=info.size)
 
@@ -242,7 +239,7 @@ def _archive_rows(info: ObjectInfo, container: str, *, key: bytes) -> list[_Row]
             for member in archive.tar_members(file, packed_size=info.size):
                 rows += add(member, lambda member=member: _tar_look(file, member))  # type: ignore[misc]
             trailing = container != "tar" and archive.has_trailing_data(file)
-    except SliceError as error:
+    except (ObjectError, SliceError) as error:
         rows.append(_error_row(info, error.code, key=key, container=container))
     return [row._replace(flags=("trailing_data",)) for row in rows] if trailing else rows
 
@@ -272,7 +269,7 @@ def _member_rows(
         head, file = look()
         kind = columns["kind"] = _kind(head)
         frames = decode.frame_count(cast(BinaryIO, file), kind=kind, head=head)
-    except SliceError as error:
+    except (ObjectError, SliceError) as error:
         return [_error_row(info, error.code, key=key, **columns)]
     return _frame_rows(info, frames, key=key, **columns)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from cctmn import store
-from cctmn.errors import CctmnError, DataError
+from cctmn.errors import DataError
 from cctmn.report.figures import Figure, figure
 
 FORMAT: Final = 1
@@ -44,8 +44,6 @@ class Metrics:
         """What `build` makes of a section; one line of DataError if the section is malformed."""
         try:
             return build()
-        except CctmnError:
-            raise
         except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
             raise DataError(f"{self.uri}: `{name}` is malformed ({error!r}); {AGAIN}") from error
 

@@ -9,10 +9,9 @@ nothing would overlap.
 from __future__ import annotations
 
 import logging
-import re
 import time
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 
@@ -130,7 +129,8 @@ def execute(todo: str, *, out: str, source: Source, key: bytes, plan: Plan) -> N
     except ExecutionTimeoutError:
         raise Stalled from None
     except ray.exceptions.RayError as error:
-        raise _of_ours(error) from None
+        # Only the text of a worker's error survives the way.
+        raise errors.from_wire(str(error)) or error from None
 
 
 def _configure(context: Any) -> None:
@@ -143,12 +143,3 @@ def _configure(context: Any) -> None:
     context.execution_no_progress_timeout_s = STALL_S
     context.actor_init_retry_on_errors = True
     context.actor_init_max_retries = ACTOR_START_ATTEMPTS
-
-
-def _of_ours(error: Exception) -> Exception:
-    """The failure of ours that a worker raised, or Ray's own; only its text survives the way."""
-    for name, message in re.findall(r"^cctmn\.errors\.(\w+): (.*)$", str(error), re.MULTILINE):
-        kind = getattr(errors, name)
-        if issubclass(kind, errors.CctmnError):
-            return cast(Exception, kind(message))
-    return error

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from cctmn import config, folder, runtime, store, tables, versions
 from cctmn.config import ScoreConfig
-from cctmn.errors import ConfigError, PreflightError, ResumeError
+from cctmn.errors import EXIT_ERROR_RATE, EXIT_OK, ConfigError, PreflightError, ResumeError
 from cctmn.read import inventory
 from cctmn.reporter import Reporter, run_id, silent
 from cctmn.score import pipeline, prepare, resume
@@ -27,7 +27,6 @@ from cctmn.score.progress import Progress
 from cctmn.score.scorer import Source
 
 FORMAT = 1  # of the output folder
-EXIT_OK, EXIT_ERROR_ROWS = 0, 3
 GPU_BATCH, CPU_BATCH = 16, 4  # slices per forward pass
 BLOCK_ROWS = (4, 128)  # least and most slices per commit: what a kill may cost
 SLICES_PER_ACTOR = 16  # at least: a process takes about as long to start as these to score
@@ -80,7 +79,7 @@ class Summary:
     @property
     def exit_code(self) -> int:
         """0, or 3 with too many error rows."""
-        return EXIT_ERROR_ROWS if self.error_rate > self.max_error_rate else EXIT_OK
+        return EXIT_ERROR_RATE if self.error_rate > self.max_error_rate else EXIT_OK
 
 
 def score(job: Job, *, address: str | None = None, report: Reporter = silent) -> Summary:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from cctmn.errors import SliceError, StoreError
+from cctmn.errors import ObjectError, StoreError
 from cctmn.store.protocols import ObjectInfo, Traits, Version
-from cctmn.store.uri import WILDCARDS, to_path, to_uri
+from cctmn.store.uri import WILDCARDS, display, to_path, to_uri
 
 if TYPE_CHECKING:
     import pyarrow.fs as pafs
@@ -44,7 +44,7 @@ def read_range(uri: str, *, start: int, length: int | None) -> bytes:
             file.seek(start)
             return file.read(-1 if length is None else length)
     except OSError as error:
-        _raise(error)
+        _raise(error, uri)
 
 
 def read_version(uri: str) -> Version:
@@ -54,7 +54,7 @@ def read_version(uri: str) -> Version:
             status = os.fstat(file.fileno())
             return Version(file.read(), _etag(status), time.time() - status.st_mtime)
     except OSError as error:
-        _raise(error)
+        _raise(error, uri)
 
 
 def put(uri: str, data: bytes, *, private: bool) -> None:
@@ -135,13 +135,14 @@ def _etag(status: os.stat_result) -> str:
     return f"{status.st_size:x}-{status.st_mtime_ns:x}"
 
 
-def _raise(error: OSError) -> NoReturn:
+def _raise(error: OSError, uri: str) -> NoReturn:
+    where = display(uri)
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise SliceError("not_found") from None
+        raise ObjectError("not_found", where) from None
     if isinstance(error, PermissionError):
-        raise SliceError("permission_denied") from None
+        raise ObjectError("permission_denied", where) from None
     if isinstance(error, IsADirectoryError):
-        raise SliceError("not_regular_file") from None
+        raise ObjectError("not_regular_file", where) from None
     raise StoreError(
-        f"the disk did not answer ({error.strerror}); run the same command again to go on"
+        f"{where}: the disk did not answer ({error.strerror}); run the same command again to resume"
     ) from None

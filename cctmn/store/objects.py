@@ -1,8 +1,8 @@
 """Objects by URI: list, read, write and delete, on every kind of storage that is registered.
 
 This is the only place that looks at a URI's scheme to pick the storage. What is wrong with one
-object is a SliceError; storage that does not answer after its retries is a StoreError, after which
-the job can be resumed.
+object is an ObjectError; storage that does not answer after its retries is a StoreError, after
+which the job can be resumed.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from cctmn.errors import InputError, SliceError, StoreError
+from cctmn.errors import InputError, ObjectError, StoreError
 from cctmn.store import local, s3
 from cctmn.store.protocols import ObjectInfo, Sink, Source, Traits, Version
-from cctmn.store.uri import scheme
+from cctmn.store.uri import display, scheme
 
 if TYPE_CHECKING:
     import pyarrow.fs as pafs
@@ -37,18 +37,19 @@ def unregister(name: str) -> None:
     _SINKS.pop(name, None)
 
 
-def list_objects(text: str) -> Iterator[ObjectInfo]:
+def list_objects(text: str, *, hint: str = "check INPUT") -> Iterator[ObjectInfo]:
     """Yield every object below a folder, prefix or glob, or the object itself, sorted by URI.
 
     Nothing is left out: hidden files are listed, and a linked folder, a pipe or an unreadable
-    folder is listed with its code. Raises InputError if nothing is there.
+    folder is listed with its code. Raises InputError if nothing is there; `hint` is what its
+    message tells the user to do.
     """
     empty = True
     for info in find_objects(text):
         empty = False
         yield info
     if empty:
-        raise InputError(f"{text}: no such file, folder, prefix or match; check INPUT")
+        raise InputError(f"{display(text)}: no such file, folder, prefix or match; {hint}")
 
 
 def find_objects(text: str) -> Iterator[ObjectInfo]:
@@ -56,9 +57,12 @@ def find_objects(text: str) -> Iterator[ObjectInfo]:
     return _source(text).list_objects(text)
 
 
-def read_all(uri: str) -> bytes:
-    """Return the whole object."""
-    return read_range(uri, start=0, length=None)
+def read_all(uri: str, *, hint: str = "") -> bytes:
+    """Return the whole object. Raises ObjectError, whose message ends with `hint`."""
+    try:
+        return read_range(uri, start=0, length=None)
+    except ObjectError as error:
+        raise ObjectError(error.code, error.where, hint) from None
 
 
 def read_range(uri: str, *, start: int, length: int | None) -> bytes:
@@ -72,20 +76,20 @@ def read_version(uri: str) -> Version | None:
     """Return the whole object with its ETag and age, or None where there is none."""
     try:
         return _source(uri).read_version(uri)
-    except SliceError as error:
+    except ObjectError as error:
         if error.code == "not_found":
             return None
-        raise StoreError(f"{uri}: {error.sentence}") from None
+        raise StoreError(str(error)) from None
 
 
 def read_optional(uri: str) -> bytes | None:
     """Return the whole object, or None where there is none."""
     try:
         return read_all(uri)
-    except SliceError as error:
+    except ObjectError as error:
         if error.code == "not_found":
             return None
-        raise StoreError(f"{uri}: {error.sentence}") from None
+        raise StoreError(str(error)) from None
 
 
 def put(uri: str, data: bytes, *, private: bool = False) -> None:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from cctmn.errors import InputError, SliceError, StoreError
+from cctmn.errors import InputError, ObjectError, StoreError
 from cctmn.store.protocols import ObjectInfo, Traits, Version
 from cctmn.store.uri import WILDCARDS
 
@@ -32,6 +32,10 @@ BACKOFF_S = 0.2
 # More than the fetch threads of one process.
 POOL_CONNECTIONS = 64
 
+# Error codes of S3 and of other servers.
+MISSING = frozenset({"NoSuchKey", "404"})
+CUT = frozenset({"InvalidRange", "416"})
+
 T = TypeVar("T")
 
 # Every listing of S3 costs money.
@@ -45,7 +49,7 @@ def list_objects(text: str) -> Iterator[ObjectInfo]:
     prefix, is_glob = key[:first_wildcard], first_wildcard < len(key)
     pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     iterator = iter(pages)
-    while page := _retry(lambda: next(iterator, None), where=f"s3://{bucket}/{prefix}"):
+    while page := _retry(lambda: next(iterator, None), f"s3://{bucket}/{prefix}", is_object=False):
         for entry in page.get("Contents", []):
             name = entry["Key"]
             below = name == key or name.startswith(key.rstrip("/") + "/") or not key
@@ -58,7 +62,7 @@ def list_objects(text: str) -> Iterator[ObjectInfo]:
 
 def read_range(uri: str, *, start: int, length: int | None) -> bytes:
     """Return bytes [start, start + length) of the object."""
-    return _retry(lambda: _get(uri, start, length))
+    return _retry(lambda: _get(uri, start, length), uri)
 
 
 def read_version(uri: str) -> Version:
@@ -73,13 +77,13 @@ def read_version(uri: str) -> Version:
         age_s = (now - answer["LastModified"]).total_seconds()
         return Version(answer["Body"].read(), answer["ETag"], age_s)
 
-    return _retry(get)
+    return _retry(get, uri)
 
 
 def put(uri: str, data: bytes, *, private: bool) -> None:  # noqa: ARG001  (part of Sink)
     """Write a whole object; who may read it is decided by the bucket's policy, not by `private`."""
     bucket, key = _split(uri)
-    _retry(lambda: _client().put_object(Bucket=bucket, Key=key, Body=data))
+    _retry(lambda: _client().put_object(Bucket=bucket, Key=key, Body=data), uri, is_object=False)
 
 
 def put_if_absent(uri: str, data: bytes) -> str | None:
@@ -99,7 +103,7 @@ def put_if_match(uri: str, data: bytes, *, etag: str) -> str | None:
 def delete(uri: str) -> None:
     """Remove an object; a missing one is not an error."""
     bucket, key = _split(uri)
-    _retry(lambda: _client().delete_object(Bucket=bucket, Key=key))
+    _retry(lambda: _client().delete_object(Bucket=bucket, Key=key), uri, is_object=False)
 
 
 def make_folder(uri: str) -> None:
@@ -181,11 +185,15 @@ def _put_if(uri: str, data: bytes, **condition: Any) -> str | None:
             # A conflict of two writes at the same time is raised here too, and is retried.
             raise
 
-    return _retry(put, where=uri)
+    return _retry(put, uri, is_object=False)
 
 
-def _retry(call: Callable[[], T], *, where: str = "") -> T:
-    """Run a boto3 call; with `where` (a listing) a refusal is the user's, else the object's."""
+def _retry(call: Callable[[], T], uri: str, *, is_object: bool = True) -> T:
+    """Run a boto3 call, and again where it fails for a moment.
+
+    Raises ObjectError where the server refuses one object to read, and InputError where it refuses
+    a bucket, a listing or a write (not `is_object`). StoreError: it did not answer.
+    """
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     reason = ""
@@ -196,22 +204,20 @@ def _retry(call: Callable[[], T], *, where: str = "") -> T:
             return call()
         except NoCredentialsError:
             raise InputError(
-                "S3: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a role"
+                f"{uri}: no credentials for S3; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "or use a role"
             ) from None
         except ClientError as error:
             reason = str(error.response.get("Error", {}).get("Code", "unknown"))
-            if reason in {"NoSuchBucket", "NoSuchKey", "404", "InvalidRange", "416"}:
-                if where or reason == "NoSuchBucket":
-                    raise InputError(f"{where or 'S3'}: {reason}; check the bucket") from None
-                code = "not_found" if reason in {"NoSuchKey", "404"} else "truncated"
-                raise SliceError(code) from None
+            if reason == "NoSuchBucket" or (reason in MISSING | CUT and not is_object):
+                raise InputError(f"{uri}: {reason}; check the bucket") from None
+            if reason in MISSING | CUT:
+                raise ObjectError("not_found" if reason in MISSING else "truncated", uri) from None
         except BotoCoreError as error:
             reason = type(error).__name__
     # Refused on every attempt, so it is not one of the brief refusals.
     if reason in {"AccessDenied", "403"}:
-        if where:
-            raise InputError(f"{where}: access denied; check the rights of this role")
-        raise SliceError("permission_denied")
-    raise StoreError(
-        f"{where or 'S3'} did not answer ({reason}); run the same command again to go on"
-    )
+        if is_object:
+            raise ObjectError("permission_denied", uri)
+        raise InputError(f"{uri}: access denied; check the rights of this role")
+    raise StoreError(f"{uri}: S3 did not answer ({reason}); run the same command again to resume")

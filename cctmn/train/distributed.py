@@ -82,11 +82,10 @@ def fit(spec: Spec, *, workers: int, use_gpu: bool) -> str:
     with _interruptible():
         try:
             result = trainer.fit()
-        except ray.train.TrainingFailedError:
+        except ray.train.TrainingFailedError as error:
             if (failed := store.read_optional(store.join(spec.out, FAILED))) is None:
                 raise
-            name, message = json.loads(failed)
-            raise getattr(errors, name)(message) from None
+            raise errors.from_wire(failed.decode()) or error from None
     return store.join(spec.out, CHECKPOINTS, Path(result.checkpoint.path).name)
 
 
@@ -115,8 +114,7 @@ def _worker(config: dict[str, Any]) -> None:
     spec: Spec = config["spec"]
     failed = store.join(spec.out, FAILED)
     if (before := store.read_optional(failed)) is not None:
-        name, message = json.loads(before)
-        raise getattr(errors, name)(message)
+        raise errors.from_wire(before.decode()) or AssertionError(before)
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     world = World(context.get_world_rank(), context.get_world_size(), device)
@@ -135,7 +133,7 @@ def _worker(config: dict[str, Any]) -> None:
         )
     except CctmnError as error:
         if not isinstance(error, StoreError):  # storage may be back at the next attempt
-            store.put(failed, json.dumps([type(error).__name__, str(error)]).encode())
+            store.put(failed, errors.to_wire(error).encode())
         raise
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from cctmn.data import labels
 from cctmn.data.labels import covidx_ct, identities, keys_of, read_labels, read_table
-from cctmn.errors import DataError
+from cctmn.errors import DataError, ObjectError
 from cctmn.schema import LABELS
 from tests.conftest import S3Server
 
@@ -138,7 +138,7 @@ def test_identities_are_one_for_two_names():
 def test_files_that_are_no_tables(tmp_path, name, content, said):
     with pytest.raises(DataError, match=said):
         read_labels(text(tmp_path, name, content), classes=CLASSES)
-    with pytest.raises(DataError, match="not found; give a labels table"):
+    with pytest.raises(ObjectError, match="not found; give a labels table"):
         read_labels(str(tmp_path / "none.csv"), classes=CLASSES)
     (tmp_path / "latin.csv").write_bytes(b"uri,label\n\xe5.png,covid\n")
     with pytest.raises(DataError, match="not UTF-8 text"):

@@ -21,7 +21,7 @@ from cctmn.data.lesions import (
     open_lesions,
     read_lesions,
 )
-from cctmn.errors import DataError, SliceError, StoreError
+from cctmn.errors import DataError, ObjectError, SliceError, StoreError
 from cctmn.read.decode import open_image
 from cctmn.read.intensity import InputContract, to_input
 from tests.conftest import S3Server
@@ -164,7 +164,7 @@ def test_what_is_no_lesion_set(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="not UTF-8"):
         open_lesions(folder, names=str(tmp_path / "names.txt"))
-    with pytest.raises(DataError, match="nowhere: not found; give a text file"):
+    with pytest.raises(ObjectError, match="nowhere: not found; give a text file"):
         open_lesions(folder, names=str(tmp_path / "nowhere"))
     (tmp_path / "imgs" / "1_2.jpg").write_bytes(b"another of this name")
     with pytest.raises(DataError, match="2 images 1_2; keep one"):

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pyarrow.fs as pafs
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cctmn.errors import SliceError
+from cctmn.errors import ObjectError
 from cctmn.store import ObjectInfo, Traits, Version
 
 traits: Final = Traits(file_locks=False, whole_writes=True, list_period_s=0.02)
@@ -44,7 +44,7 @@ def read_version(uri: str) -> Version:
     try:
         data = _files.cat_file(_path(uri))
     except FileNotFoundError:
-        raise SliceError("not_found") from None
+        raise ObjectError("not_found", uri) from None
     return Version(data, _etag(data), time.time() - _files.modified(_path(uri)).timestamp())
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cctmn import store
-from cctmn.errors import InputError, SliceError, StoreError
+from cctmn.errors import InputError, ObjectError, StoreError
 from cctmn.read.ranges import RangeFile
 from cctmn.store import s3 as s3_module
 from tests.conftest import S3Server
@@ -91,7 +91,7 @@ def test_a_missing_object_is_a_code_and_a_dead_server_is_not(
 ) -> None:
     s3.bucket("missing")
     for uri in ("s3://missing/x", (tmp_path / "x").as_uri()):
-        with pytest.raises(SliceError, match="not_found"):
+        with pytest.raises(ObjectError, match="x: not found; check the name"):
             store.read_all(uri)
         assert store.read_optional(uri) is None
     with socket.socket() as nobody:
