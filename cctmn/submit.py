@@ -1,9 +1,8 @@
-"""Jobs of a cluster: submit, follow and stop them through Ray's Jobs API.
+"""Submit jobs to a Ray cluster, follow them and stop them, through Ray's Jobs API.
 
-In: a script of jobs/ with its arguments, the address of a dashboard. Out: a job whose id comes from
-its OUT, so that two of them cannot write there at once; its log; its exit code. Ray gives an id
-once only, which decides between two that submit in the same moment: both have counted the same
-earlier attempts, so both ask for the same id.
+The id of a job is computed from its OUT, so that two jobs cannot write there at the same time. Ray
+accepts each id once. This also decides between two users who submit at the same moment: both have
+counted the same earlier attempts, so both ask for the same id.
 """
 
 from __future__ import annotations
@@ -39,15 +38,19 @@ from cctmn.errors import (
 from cctmn.reporter import RUN_ID_VARIABLE
 
 DEFAULT_ADDRESS: Final = "http://127.0.0.1:8265"
-CONNECT_S: Final = 5.0  # for a first answer of the dashboard
-ANSWER_S: Final = 120.0  # of one that is there; it may be busy unpacking an upload
-LOST_S: Final = 60.0  # without a word from a job that is followed
+# The dashboard must accept a connection within this time.
+CONNECT_S: Final = 5.0
+# Each answer must come within this time; the dashboard may be busy unpacking an upload.
+ANSWER_S: Final = 120.0
+# Following a job ends after this time without an answer.
+LOST_S: Final = 60.0
 PAUSE_S: Final = 1.0
-STOP_WAIT_S: Final = 30  # Ray's 3 s are too short to give up the lock and end tidily
+# A stopped job has this time to release its lock; Ray's own 3 s are too short.
+STOP_WAIT_S: Final = 30
 
-# What the nodes need to reach the same storage; keys are not passed on unless they are given.
+# Variables that the nodes need to reach the same storage. Keys are not among them.
 PASSED_ON: Final = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
-# As .gitignore writes it; a slash in front holds a name to the top of the folder.
+# Patterns as in .gitignore: a slash in front matches at the top of the folder only.
 EXCLUDED: Final = (
     ".git",
     ".venv",
@@ -60,8 +63,8 @@ EXCLUDED: Final = (
     ".pytest_cache",
     ".ruff_cache",
 )
-OUT_OPTION: Final = re.compile(r"(?:--out=|-q*o=?)(?P<value>.+)", re.DOTALL)
-CHATTY: Final = (
+# Loggers of Ray's client; their errors are reported in one line here.
+CLIENT_LOGGERS: Final = (
     "dashboard.modules.dashboard_sdk",
     "dashboard.modules.job.sdk",
     "_private.authentication.http_token_authentication",
@@ -76,27 +79,34 @@ Write = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Order:
-    """What to run, with what, and where its code comes from."""
+    """A job to submit: its script, arguments and environment, and where its code comes from."""
 
     script: str
     args: Sequence[str] = ()
+    # The output folder that the script is given, or None if it has none.
+    out: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
-    working_dir: str | None = None  # None: the checkout that holds the script
-    upload: bool = True  # False: the cluster's image has cctmn, and the script is a path in it
+    # The folder to upload; None uploads the checkout that holds the script.
+    working_dir: str | None = None
+    # If False, cctmn is in the cluster's image, and the script is a path in it.
+    upload: bool = True
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a job stands or ended."""
+class JobStatus:
+    """The state of a job: Ray's `status`, and the exit code once the job has ended."""
 
     id: str
-    status: str  # Ray's word for it
-    exit_code: int | None  # None while it runs
+    status: str
+    exit_code: int | None
     message: str = ""
 
 
 def address_of(given: str | None) -> str:
-    """URL of the dashboard: the one given, that of the environment, or of this machine."""
+    """Return the URL of the dashboard: as given, else from the environment, else local.
+
+    Raises ConfigError if it is not the address of a dashboard.
+    """
     name, address = "--address", given
     for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         if address is None and os.environ.get(variable):
@@ -107,58 +117,49 @@ def address_of(given: str | None) -> str:
         address = f"http://{address}"
     if not address.startswith(("http://", "https://")):
         raise ConfigError(
-            f"{name} {address}: not a dashboard; give --address http://HEAD:8265 (ray:// and the "
-            "port of the cluster itself take no jobs)"
+            f"{name} {address}: not a dashboard; give --address http://HEAD:8265 (jobs are not "
+            "accepted at ray:// or at the port of the cluster itself)"
         )
     return address.rstrip("/")
 
 
-def out_of(args: Sequence[str]) -> str | None:
-    """The OUT among the arguments of a script, in one spelling; None if it has none."""
-    out = None
-    for number, arg in enumerate(args):
-        if arg == "--":
-            break
-        if arg in ("-o", "--out") or re.fullmatch("-q+o", arg):
-            out = args[number + 1] if number + 1 < len(args) else None
-        elif match := OUT_OPTION.fullmatch(arg):
-            out = match["value"]
+def base_id(out: str | None) -> str:
+    """Return the id of all jobs with this OUT, without the number of the attempt.
+
+    A job without OUT gets a random id. Raises ConfigError if OUT is not a place that all nodes
+    share.
+    """
     if out is None:
-        return None
+        return f"cctmn-{secrets.token_hex(6)}"
     if not store.is_absolute(out):
         raise ConfigError(
-            f"OUT {out}: a job's own folder goes away with it; give s3://... or the absolute path "
-            "of a folder that all nodes share"
+            f"OUT {out}: a relative path is lost when the job ends; give s3://... or the absolute "
+            "path of a folder that all nodes share"
         )
-    return store.to_uri(out).rstrip("/")
-
-
-def base_id(args: Sequence[str]) -> str:
-    """The id of all jobs with this OUT, without the number of the attempt."""
-    out = out_of(args)
-    name = secrets.token_hex(6) if out is None else hashlib.sha256(out.encode()).hexdigest()[:12]
-    return f"cctmn-{name}"
+    uri = store.to_uri(out).rstrip("/")
+    return f"cctmn-{hashlib.sha256(uri.encode()).hexdigest()[:12]}"
 
 
 def runtime_env(order: Order) -> tuple[dict[str, Any], str]:
-    """Ray's runtime environment for the job, and the script as the job finds it."""
+    """Return Ray's runtime environment for the job, and the script's path inside it."""
     env = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
     for name in PASSED_ON:
         value = os.environ.get(name)
-        if value and urlsplit(value).username is None:  # http://user:password@host is a secret
+        # A URL like http://user:password@host is a secret.
+        if value and urlsplit(value).username is None:
             env[name] = value
-    made: dict[str, Any] = {"env_vars": env | dict(order.env)}
+    environment: dict[str, Any] = {"env_vars": env | dict(order.env)}
     if not order.upload:
-        return made, order.script
-    folder, script = _local(order)
-    made["working_dir"] = folder
+        return environment, order.script
+    folder, script = _upload(order)
+    environment["working_dir"] = folder
     if "://" not in folder:
-        made["excludes"] = list(EXCLUDED)
-    return made, script
+        environment["excludes"] = list(EXCLUDED)
+    return environment, script
 
 
-def _local(order: Order) -> tuple[str, str]:
-    """The folder to upload, and the script below it."""
+def _upload(order: Order) -> tuple[str, str]:
+    """Return the folder to upload, and the script's path below it."""
     if order.working_dir is not None and "://" in order.working_dir:
         return order.working_dir, order.script
     script = Path(order.script).absolute()
@@ -171,7 +172,8 @@ def _local(order: Order) -> tuple[str, str]:
         folder = above[0] if above else script.parent
     if not script.is_file():
         raise InputError(
-            f"{order.script}: no such script; with --no-upload it is a path in the cluster's image"
+            f"{order.script}: no such script; give the path of a script, or add --no-upload if "
+            "the cluster's image holds it"
         )
     return str(folder), script.relative_to(folder).as_posix()
 
@@ -180,34 +182,39 @@ class Jobs:
     """The jobs of one cluster."""
 
     def __init__(self, address: str) -> None:
-        """Raises PreflightError, within CONNECT_S, if no dashboard answers there or it refuses."""
+        """Connect, or raise PreflightError within CONNECT_S if no dashboard answers or it refuses."""
         self._address = address
-        if _knock(address) in (401, 403) and (
+        if _probe(address) in (401, 403) and (
             os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
         ):
-            os.environ.setdefault("RAY_AUTH_MODE", "token")  # a token given is one to be used
-        os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray heeds this before any argument
+            # The user has given a token, so use it.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        # Ray prefers this variable to any argument.
+        os.environ["RAY_API_SERVER_ADDRESS"] = address
         from ray.job_submission import JobSubmissionClient
 
-        for name in CHATTY:  # each sets its own level; what they raise, we say in one line
+        # Each of these loggers sets its own level, so one level for all is not enough.
+        for name in CLIENT_LOGGERS:
             logging.getLogger(f"ray.{name}").setLevel(logging.CRITICAL)
         self._client: Any = self._ask(lambda: JobSubmissionClient(address))
-        # Ray's client waits for ever; what it is given here it hands to `requests`
+        # Ray's client sets no timeout; keyword arguments passed here reach `requests`. The method
+        # is private: tests/test_cli_submit.py fails when Ray changes it.
         self._client._do_request = functools.partial(
             self._client._do_request, timeout=(CONNECT_S, ANSWER_S)
         )
 
     def submit(self, order: Order) -> str:
-        """Submit and return the id. Raises ResumeError while a job with the same OUT lives."""
+        """Submit the job and return its id. Raises ResumeError while a job with this OUT runs."""
         env, script = runtime_env(order)
-        base = base_id(order.args)
+        base = base_id(order.out)
         attempts = self._attempts(base)
         for job in attempts.values():
             if job.status not in ENDED:
-                raise self._taken(job.submission_id, str(job.status))
+                raise self._busy(job.submission_id, str(job.status))
         number = 1 + max(attempts, default=0)
         submission_id = base if number == 1 else f"{base}-{number}"
-        env["env_vars"].setdefault(RUN_ID_VARIABLE, submission_id)  # in its log lines and metrics
+        # The id appears in the job's log lines and metrics.
+        env["env_vars"].setdefault(RUN_ID_VARIABLE, submission_id)
         try:
             self._ask(
                 lambda: self._client.submit_job(
@@ -218,58 +225,60 @@ class Jobs:
             )
         except PreflightError:
             if submission_id in {job.submission_id for job in self._attempts(base).values()}:
-                raise self._taken(submission_id, "submitted a moment ago") from None
+                raise self._busy(submission_id, "submitted a moment ago") from None
             raise
         return submission_id
 
-    def outcome(self, submission_id: str) -> Outcome:
-        """How the job stands. Raises InputError if the cluster does not know it."""
+    def status(self, submission_id: str) -> JobStatus:
+        """Return the state of the job. Raises InputError if the cluster does not know it."""
         info = self._ask(lambda: self._client.get_job_info(submission_id), job=submission_id)
         status, code = str(info.status), info.driver_exit_code
         if status not in ENDED:
-            return Outcome(submission_id, status, None)
+            return JobStatus(submission_id, status, None)
         if status == "STOPPED":
             code = EXIT_STOPPED
-        elif code is None:  # neither did the script run to an end: its node died, or its upload
+        elif code is None:
+            # The script did not run to its end: its node died, or its upload failed.
             code = EXIT_OK if status == "SUCCEEDED" else EXIT_REFUSED
         elif code < 0:
-            code = 128 - code  # by a signal, as a shell counts
-        # the end of the log is in the message of a script that ran, and in the log
+            # A signal ended the script; shells count it from 128 too.
+            code = 128 - code
+        # Of a script that ran, the message repeats the end of the log.
         message = "" if info.driver_exit_code is not None else _line(info.message or "")
-        return Outcome(submission_id, status, code, message)
+        return JobStatus(submission_id, status, code, message)
 
-    def follow(self, submission_id: str, *, write: Write) -> Outcome:
-        """Hand the log to `write`, from its beginning, until the job ends."""
-        self.outcome(submission_id)
+    def follow(self, submission_id: str, *, write: Write) -> JobStatus:
+        """Pass the log to `write`, from its beginning, until the job ends; return its state."""
+        self.status(submission_id)
         asyncio.run(self._tail(submission_id, write))
-        return self.outcome(submission_id)
+        return self.status(submission_id)
 
-    def stop(self, submission_id: str) -> Outcome:
-        """Stop the job, and wait until it has ended; one that has already ended stays as it is."""
-        self.outcome(submission_id)
+    def stop(self, submission_id: str) -> JobStatus:
+        """Stop the job and wait until it has ended; return its state."""
+        self.status(submission_id)
         self._ask(lambda: self._client.stop_job(submission_id), job=submission_id)
         end = time.monotonic() + 2 * STOP_WAIT_S
-        while (now := self.outcome(submission_id)).exit_code is None and time.monotonic() < end:
+        while (now := self.status(submission_id)).exit_code is None and time.monotonic() < end:
             time.sleep(PAUSE_S)
         return now
 
     def _attempts(self, base: str) -> dict[int, Any]:
-        """Jobs with this OUT that the cluster knows, by their number."""
-        found = {}
+        """Return the jobs with this OUT that the cluster knows, by the number of the attempt."""
+        attempts = {}
         for job in self._ask(self._client.list_jobs):
             if match := re.fullmatch(rf"{base}(?:-(\d+))?", job.submission_id or ""):
-                found[int(match[1] or 1)] = job
-        return found
+                attempts[int(match[1] or 1)] = job
+        return attempts
 
-    def _taken(self, submission_id: str, status: str) -> ResumeError:
+    def _busy(self, submission_id: str, status: str) -> ResumeError:
         where = "" if self._address == DEFAULT_ADDRESS else f" --address {self._address}"
         return ResumeError(
-            f"job {submission_id} ({status}) writes to this OUT; follow it with `cctmn submit"
-            f"{where} --follow {submission_id}`, stop it with `--stop {submission_id}`"
+            f"OUT: job {submission_id} ({status}) writes to it; follow that job with `cctmn submit"
+            f"{where} --follow {submission_id}`, or stop it with `--stop {submission_id}`"
         )
 
     async def _tail(self, submission_id: str, write: Write) -> None:
-        """The log's text as it comes; after a broken connection, what is new in it."""
+        """Write the log as it comes; after a broken connection, only its new part."""
         import aiohttp
 
         seen, heard = 0, time.monotonic()
@@ -281,51 +290,57 @@ class Jobs:
                         write(new)
                     position += len(text)
                     seen, heard = max(seen, position), time.monotonic()
-                if self.outcome(submission_id).exit_code is not None:
+                if self.status(submission_id).exit_code is not None:
                     return
-                heard = time.monotonic()  # it is there, and has not started yet
+                # The job exists and has not started yet.
+                heard = time.monotonic()
             except (RuntimeError, OSError, aiohttp.ClientError, PreflightError) as error:
                 if time.monotonic() - heard > LOST_S:
                     raise PreflightError(
-                        f"{self._address}: lost sight of job {submission_id}, which may run on "
-                        f"({_line(str(error))}); come back with --follow {submission_id}"
+                        f"{self._address}: the connection to job {submission_id} is lost "
+                        f"({_line(str(error))}); the job may still run: follow it again with "
+                        f"--follow {submission_id}"
                     ) from None
             await asyncio.sleep(PAUSE_S)
 
     def _ask(self, call: Callable[[], T], *, job: str | None = None) -> T:
-        """Call Ray's client; its failures in one line of ours."""
+        """Call Ray's client and turn its failures into PreflightError or InputError."""
         import requests
         from ray.exceptions import AuthenticationError
 
         try:
             return call()
         except AuthenticationError:
+            problem = "rejected the" if _has_token() else "requires an"
             raise PreflightError(
-                f"{self._address}: the cluster asks for a token, and "
-                f"{'there is none' if not _has_token() else 'this is not it'}; set RAY_AUTH_MODE="
+                f"{self._address}: the cluster {problem} authentication token; set RAY_AUTH_MODE="
                 "token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
             ) from None
         except (OSError, requests.RequestException) as error:
             raise PreflightError(
-                f"{self._address}: the dashboard does not answer ({type(error).__name__}); see "
+                f"{self._address}: the dashboard does not answer ({type(error).__name__}); check "
                 "that the cluster runs"
             ) from None
         except (RuntimeError, ValueError) as error:
             text = str(error)
             if job is not None and "status code 404" in text:
-                raise InputError(f"{job}: {self._address} knows no such job") from None
-            raise PreflightError(f"{self._address}: {_line(text)}") from None
+                raise InputError(
+                    f"{job}: no such job at {self._address}; check the id and --address"
+                ) from None
+            raise PreflightError(
+                f"{self._address}: {_line(text)}; check the cluster's dashboard"
+            ) from None
 
 
 def _has_token() -> bool:
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         return False
-    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
+    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(given) or (Path.home() / ".ray" / "auth_token").is_file()
 
 
-def _knock(address: str) -> int:
-    """HTTP status of the dashboard; Ray itself would wait for it without an end."""
+def _probe(address: str) -> int:
+    """Return the HTTP status of the dashboard; Ray's own client would wait for it for ever."""
     try:
         with urllib.request.urlopen(f"{address}/api/version", timeout=CONNECT_S) as answer:  # noqa: S310  (http, see address_of)
             json.load(answer)["ray_version"]
@@ -337,12 +352,12 @@ def _knock(address: str) -> int:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = _line(str(getattr(error, "reason", error)))
     raise PreflightError(
-        f"{address}: no Ray dashboard there ({reason}); give --address http://HEAD:8265, and see "
-        "that the cluster was started with its dashboard (ray[default])"
+        f"{address}: no Ray dashboard answers ({reason}); give --address http://HEAD:8265, and "
+        "check that the cluster was started with its dashboard (ray[default])"
     )
 
 
 def _line(text: str) -> str:
-    """The line of a message that says most: of a traceback the last, else the first."""
+    """Return the most useful line of a message: the last of a traceback, else the first."""
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
     return lines[-1] if "Traceback" in text else lines[0]

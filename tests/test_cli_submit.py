@@ -1,18 +1,25 @@
-"""`cctmn submit` without a cluster: what is refused, what travels, how a log is shown."""
+"""`cctmn submit` without a cluster: its refusals, the job's environment, the printed log."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from cctmn.cli import submit as command
-from cctmn.errors import ConfigError
-from cctmn.submit import Order, address_of, base_id, out_of, runtime_env
+from cctmn.cli import cli
+from cctmn.errors import ConfigError, PreflightError
+from cctmn.submit import Jobs, Order, address_of, base_id, runtime_env
 from tests.conftest import REPO
 from tests.test_cli import call, one_line
+
+# The package has the command `submit`, which hides the module of that name.
+module = importlib.import_module("cctmn.cli.submit")
 
 
 @pytest.mark.parametrize(
@@ -25,7 +32,7 @@ from tests.test_cli import call, one_line
         (["submit", "--address", "127.0.0.1:1", "jobs/score.py"], 4, "127.0.0.1:1"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(
+def test_an_error_of_the_user_is_one_line(
     args: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(REPO)
@@ -34,17 +41,33 @@ def test_what_a_user_can_mend_is_one_line(
     assert time.monotonic() - began < 10
 
 
-def test_the_id_comes_from_the_output() -> None:
-    ids = {
-        base_id(["in", *words])
-        for words in (["-o", "s3://b/out"], ["--out", "s3://b/out/"], ["-os3://b/out"])
-    }
-    assert len(ids) == 1
-    assert base_id(["in", "-o", "s3://b/other"]) not in ids
-    assert base_id(["in"]) != base_id(["in"])  # without an output none is in the way
-    assert out_of(["x", "--", "-o", "s3://no"]) is None
-    with pytest.raises(ConfigError, match="goes away with it"):
-        base_id(["in", "-o", "here"])
+@pytest.mark.parametrize(
+    ("script", "args", "out"),
+    [
+        ("jobs/score.py", ["in", "-o", "s3://b/out"], "s3://b/out"),
+        ("jobs/score.py", ["in", "--out", "s3://b/out/", "-m", "-o"], "s3://b/out/"),
+        ("jobs/score.py", ["in", "-qos3://b/out"], "s3://b/out"),
+        ("jobs/score.py", ["--set", "-o", "in"], None),
+        ("jobs/score.py", ["x", "--", "-o", "s3://no"], None),
+        ("jobs/score.py", [], None),
+        ("jobs/train_detector.py", ["--data", "x", "-o", "/out"], "/out"),
+        ("mine/own.py", ["--steps", "3", "-q", "--out=/out", "x"], "/out"),
+        ("mine/own.py", ["--steps", "3"], None),
+    ],
+)
+def test_out_is_found_as_the_command_of_the_script_finds_it(
+    script: str, args: list[str], out: str | None
+) -> None:
+    assert module.out_of(script, args, group=cli) == out
+
+
+def test_the_id_comes_from_out() -> None:
+    assert base_id("s3://b/out") == base_id("s3://b/out/") != base_id("s3://b/other")
+    assert base_id("/out") == base_id("file:///out")
+    # Jobs without OUT do not stand in each other's way.
+    assert base_id(None) != base_id(None)
+    with pytest.raises(ConfigError, match="OUT here: a relative path is lost"):
+        base_id("here")
 
 
 def test_endpoint_and_region_travel_and_keys_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,17 +94,51 @@ def test_the_address_is_of_a_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
     assert address_of(None) == "http://other:1"
 
 
-def test_a_log_is_shown_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
-    import sys
-
-    module = sys.modules["cctmn.cli.submit"]
-    assert command is module.submit
+def test_a_log_is_printed_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
     line = json.dumps({"time": "t", "level": "info", "run": "r", "text": "12/20  60 %"})
-    shown = module._Shown(err=False)
-    shown(line[:9])
-    shown(line[9:] + "\nplain\nlast")
-    shown.close()
+    printer = module._LogPrinter(err=False)
+    printer(line[:9])
+    printer(line[9:] + "\nplain\nlast")
+    printer.close()
     assert capsys.readouterr().out == f"{line}\nplain\nlast\n"
     assert module._text_of(line) == "12/20  60 %"
     assert module._text_of("plain") == "plain"
     assert module._text_of("[1]") == "[1]"
+
+
+@pytest.fixture
+def silent_dashboard() -> Iterator[str]:
+    """A dashboard that says its version and leaves every other request without an answer."""
+    release = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path != "/api/version":
+                release.wait(30)
+                return
+            body = json.dumps({"version": "4", "ray_version": "2.50.0", "ray_commit": ""}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    release.set()
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_dashboard_that_falls_silent_does_not_hold_the_command(
+    silent_dashboard: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The timeout goes through a private method of Ray's client: this fails when Ray changes it."""
+    monkeypatch.setattr("cctmn.submit.ANSWER_S", 0.2)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    jobs = Jobs(silent_dashboard)
+    with pytest.raises(PreflightError, match=r"does not answer \(ReadTimeout\)"):
+        jobs.status("x")
