@@ -182,7 +182,7 @@ class Jobs:
     """The jobs of one cluster."""
 
     def __init__(self, address: str) -> None:
-        """Connect, or raise PreflightError within CONNECT_S if no dashboard answers or it refuses."""
+        """Connect; raises PreflightError within CONNECT_S if the dashboard is silent or refuses."""
         self._address = address
         if _probe(address) in (401, 403) and (
             os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")

@@ -114,8 +114,7 @@ def test_house_style(path: Path) -> None:
     assert len(lines) <= 400, f"{len(lines)} lines"
     if path.name != "__init__.py":
         docstring = ast.get_docstring(ast.parse(path.read_text()))
-        assert docstring, "a module says what goes in, what comes out and why it exists"
-        assert len(docstring.splitlines()) <= 8
+        assert docstring, "a module says why it exists"
 
 
 def test_rooms_are_known() -> None:
