@@ -1,136 +1,272 @@
-"""Configuration: frozen dataclasses filled from defaults, a TOML file and --set a.b=c.
+"""The settings and presets of a scoring or training run.
 
-In: a dataclass, a file, a list of assignments. Out: an instance whose every key is known and whose
-every value has the type of its default; anything else is a ConfigError. `fingerprint` condenses
-what changes a job's answers, so that a folder is never continued with something else.
+Settings are frozen dataclasses. `load` fills them from their defaults, then from a preset, from
+TOML files and from `--set key=value`, and refuses what is not valid with a ConfigError. `SETTINGS`
+and `describe` list every setting, for `--help`, `cctmn settings`, the documentation and errors.
+This module imports nothing heavy, so that a mistyped setting is reported before torch or Ray loads.
+
+Reads: TOML files, `cctmn/assets/presets/<stage>/*.toml`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from cctmn.classes import COVIDX_CLASSES
 from cctmn.errors import ConfigError
+from cctmn.settings import describe, flatten, nearest, parse, replace, setting, to_text
 
 C = TypeVar("C")
-PRESETS = Path(__file__).parent / "assets" / "presets"
-
-
-def _knob(
-    default: Any, text: str, *, low: float | None = None, among: tuple[str, ...] | None = None
-) -> Any:
-    """A field with its line of help and the least value, or the values, that make sense."""
-    return field(default=default, metadata={"help": text, "low": low, "among": among})
-
-
-DEVICES = ("auto", "cpu", "gpu")
+PRESETS: Final = Path(__file__).parent / "assets" / "presets"
+DEVICES: Final = ("auto", "cpu", "gpu")
+BACKBONES: Final = ("resnet18", "resnet34", "resnet50")
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """What a scoring run may be told; 0 means: chosen from the machine and the work."""
+    """Settings of `cctmn score`. Where 0 is the default, cctmn chooses from machine and work."""
 
-    actors: int = _knob(0, "most scorer processes; 0 = one a GPU, or one a CPU core", low=0)
-    gpus: float = _knob(
-        -1.0, "GPUs a scorer takes, parts too; 0 = CPU, -1 = one where the cluster has any", low=-1
+    actors: int = setting(
+        0,
+        "Largest number of scorer processes; 0 = one per GPU, or one per CPU core.",
+        unit="processes",
+        low=0,
     )
-    batch_size: int = _knob(0, "slices per forward pass; 0 = 16 on a GPU, 4 on a CPU", low=0)
-    block_rows: int = _knob(0, "slices per block of work and commit; 0 = 4 to 128", low=0)
-    fetch_threads: int = _knob(16, "reads in flight per fetch task", low=1)
-    max_error_rate: float = _knob(0.01, "share of error rows above which the exit code is 3", low=0)
-    ranked_boxes: bool = _knob(False, "write the N boxes that the classifier saw (large)")
-    masks: bool = _knob(False, "write the mask of each lesion, as COCO's run lengths (large)")
+    gpus: float = setting(
+        -1.0,
+        "GPUs per scorer (fractions allowed); 0 = run on the CPU; -1 = one GPU if the cluster has "
+        "any, otherwise the CPU.",
+        unit="GPUs",
+        low=-1,
+    )
+    batch_size: int = setting(
+        0, "Slices per forward pass; 0 = 16 on a GPU, 4 on a CPU.", unit="slices", low=0
+    )
+    block_rows: int = setting(
+        0,
+        "Slices per block of work, which is also what one commit writes; 0 = 4 to 128, depending "
+        "on the number of slices.",
+        unit="slices",
+        low=0,
+    )
+    fetch_threads: int = setting(
+        16, "Concurrent reads from storage per fetch task.", unit="threads", low=1
+    )
+    max_error_rate: float = setting(
+        0.01, "Fraction of error rows above which the exit code is 3.", low=0, high=1
+    )
+    ranked_boxes: bool = setting(
+        False, "Also write the N ranked boxes that the classifier received (large)."
+    )
+    masks: bool = setting(False, "Also write the mask of each lesion, as COCO run lengths (large).")
 
 
 @dataclass(frozen=True)
 class Optim:
-    """How weights move and for how long: Adam as in the paper."""
+    """Settings of the optimiser, which is Adam as in the paper, and of the training's length."""
 
-    epochs: int = _knob(100, "passes over the training slices", low=1)
-    steps: int = _knob(0, "optimiser steps after which to stop earlier; 0 = none", low=0)
-    batch_size: int = _knob(1, "slices per optimiser step, over all workers", low=1)
-    lr: float = _knob(1e-5, "learning rate", low=0)
-    weight_decay: float = _knob(1e-3, "of Adam, added to the gradient", low=0)
-    schedule: str = _knob("constant", "learning rate over the steps", among=("constant", "cosine"))
-    warmup: int = _knob(0, "steps in which the learning rate rises to lr", low=0)
-    clip_norm: float = _knob(0.0, "largest norm of the gradient; 0 = not clipped", low=0)
-    seed: int = _knob(0, "of new weights, order and sampling", low=0)
+    epochs: int = setting(100, "Passes over the training slices.", unit="epochs", low=1)
+    steps: int = setting(
+        0, "Stop after this many optimiser steps; 0 = train all epochs.", unit="steps", low=0
+    )
+    batch_size: int = setting(
+        1, "Slices per optimiser step, summed over all workers.", unit="slices", low=1
+    )
+    lr: float = setting(1e-5, "Learning rate.", low=0)
+    weight_decay: float = setting(1e-3, "Adam's weight decay, added to the gradient.", low=0)
+    schedule: str = setting(
+        "constant", "How the learning rate changes over the steps.", choices=("constant", "cosine")
+    )
+    warmup: int = setting(0, "Steps over which the learning rate rises to lr.", unit="steps", low=0)
+    clip_norm: float = setting(
+        0.0, "Largest norm of the gradient; 0 = the gradient is not clipped.", low=0
+    )
+    seed: int = setting(
+        0, "Seed of new weights, of the order of slices and of the sampling of boxes.", low=0
+    )
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """On what training runs; nothing here changes what is learned but by rounding.
+    """Settings of the machines. They do not change what is learned, except for rounding.
 
-    The exception: several slices per forward pass share one loss and, in stage 1, batch norm.
+    One exception: slices that share a forward pass share one loss and, in stage 1, the statistics
+    of batch norm, so `micro_batch` does change the result.
     """
 
-    workers: int = _knob(0, "processes; 0 = one a GPU, or one a CPU core", low=0)
-    device: str = _knob(
-        "auto", "gpu where they start with the job; auto = those that are there", among=DEVICES
+    workers: int = setting(
+        0, "Training processes; 0 = one per GPU, or one per CPU core.", unit="processes", low=0
     )
-    threads: int = _knob(0, "CPU threads a worker; 0 = its share of the cores", low=0)
-    micro_batch: int = _knob(0, "slices per forward pass; 0 = 1 on a CPU, all on a GPU", low=0)
-    loaders: int = _knob(0, "processes that read ahead for a worker; 0 = none", low=0)
-    precision: str = _knob(
-        "auto", "auto = bfloat16 where a GPU has it", among=("auto", "float32", "bfloat16")
+    device: str = setting(
+        "auto",
+        "auto = GPUs if the cluster has any now; gpu = ask for GPUs, also on a cluster that starts "
+        "them only on demand; cpu = no GPU.",
+        choices=DEVICES,
     )
-    checkpoint_s: float = _knob(20.0, "least seconds between checkpoints; they end epochs", low=0)
-    retries: int = _knob(3, "restarts from the last checkpoint after a worker died", low=0)
+    threads: int = setting(
+        0, "CPU threads per worker; 0 = divide the cores evenly.", unit="threads", low=0
+    )
+    micro_batch: int = setting(
+        0, "Slices per forward pass; 0 = 1 on a CPU, all on a GPU.", unit="slices", low=0
+    )
+    loaders: int = setting(
+        0, "Processes per worker that load slices ahead; 0 = none.", unit="processes", low=0
+    )
+    precision: str = setting(
+        "auto",
+        "Number format of the forward pass; auto = bfloat16 on a GPU that supports it, otherwise "
+        "float32.",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    checkpoint_s: float = setting(
+        20.0,
+        "Shortest time between two checkpoints; a checkpoint is written at the end of an epoch.",
+        unit="seconds",
+        low=0,
+    )
+    retries: int = setting(
+        3, "Restarts from the last checkpoint after a worker died.", unit="restarts", low=0
+    )
 
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """Stage 1; the defaults are the paper's (both lesion classes, full model)."""
+    """Settings of `cctmn train detector` (stage 1). The defaults are the paper's full model."""
 
-    backbone: str = _knob("resnet50", "trunk", among=("resnet18", "resnet34", "resnet50"))
-    truncation: int = _knob(
-        0, "residual layers dropped from the end of resnet18 or resnet34", low=0
+    backbone: str = setting("resnet50", "Backbone network.", choices=BACKBONES)
+    truncation: int = setting(
+        0,
+        "Residual layers dropped from the end of resnet18 or resnet34: 0, 1 or 2. A resnet50 keeps "
+        "all.",
+        unit="layers",
+        low=0,
     )
-    lesions: str = _knob("both", "lesion classes", among=("both", "ggo", "merge"))
-    variant: str = _knob("full", "heads = RPN and RoI heads alone", among=("full", "heads"))
-    init: str = _knob("imagenet", "weights of the trunk: imagenet, none, or a torchvision .pth")
-    valid_fraction: float = _knob(0.1, "of the patients, where no validation set is given", low=0)
-    half: bool = _knob(False, "write the final model in float16, half the size")
-    note: str = _knob("", "a line for the model's card")
+    lesions: str = setting(
+        "both",
+        "Lesion classes: both = GGO and consolidation, merge = one class for both, ggo = GGO only.",
+        choices=("both", "merge", "ggo"),
+    )
+    variant: str = setting(
+        "full",
+        "full = train all weights; heads = only RPN and RoI heads.",
+        choices=("full", "heads"),
+    )
+    init: str = setting(
+        "imagenet",
+        "Initial backbone weights: imagenet, none, or the path of a torchvision .pth file.",
+    )
+    valid_fraction: float = setting(
+        0.1,
+        "Fraction of the patients kept for validation if no validation set is given.",
+        low=0,
+        high=1,
+    )
+    half: bool = setting(False, "Write the final model in float16, half the size.")
+    note: str = setting("", "A note to put on the model's card.")
     optim: Optim = Optim()
     hardware: Hardware = Hardware()
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """Stage 2; the defaults are the paper's best variant."""
+    """Settings of `cctmn train classifier` (stage 2). The defaults are the paper's best variant."""
 
-    classes: tuple[str, ...] = _knob(COVIDX_CLASSES, "image classes, in the order of the logits")
-    variant: str = _knob(
-        "s+bn", "s = module S; s+bn = and batch-norm weights; all", among=("s", "s+bn", "all")
+    classes: tuple[str, ...] = setting(COVIDX_CLASSES, "Image classes, in the order of the logits.")
+    variant: str = setting(
+        "s+bn",
+        "Weights to train: s = module S; s+bn = module S and batch norm; all = every weight.",
+        choices=("s", "s+bn", "all"),
     )
-    loss: str = _knob("bce", "bce = a sigmoid a class", among=("bce", "cross-entropy"))
-    ranked: int = _knob(0, "N, boxes that module S sees; 0 = by backbone", low=0)
-    hidden: int = _knob(0, "F, width of module S; 0 = by backbone", low=0)
-    masks: bool = _knob(False, "keep the detector's mask head, so that lesions have areas")
-    cached: bool = _knob(True, "variant s: compute the ranked boxes once, not every epoch")
-    valid_fraction: float = _knob(0.1, "of the patients, where no validation set is given", low=0)
-    half: bool = _knob(False, "write the final model in float16, half the size")
-    note: str = _knob("", "a line for the model's card")
+    loss: str = setting(
+        "bce",
+        "bce = binary cross-entropy with one sigmoid per class; cross-entropy = softmax.",
+        choices=("bce", "cross-entropy"),
+    )
+    ranked: int = setting(
+        0, "N, the number of boxes that module S receives; 0 = by backbone.", unit="boxes", low=0
+    )
+    hidden: int = setting(0, "F, the width of module S; 0 = by backbone.", unit="features", low=0)
+    masks: bool = setting(
+        False, "Keep the detector's mask head, so that the classifier reports lesion areas."
+    )
+    cached: bool = setting(
+        True, "With variant s, compute the ranked boxes once instead of in every epoch."
+    )
+    valid_fraction: float = setting(
+        0.1,
+        "Fraction of the patients kept for validation if no validation set is given.",
+        low=0,
+        high=1,
+    )
+    half: bool = setting(False, "Write the final model in float16, half the size.")
+    note: str = setting("", "A note to put on the model's card.")
     optim: Optim = Optim(epochs=50, batch_size=8)
     hardware: Hardware = Hardware()
 
 
+# The commands that have settings, by the name that `cctmn settings` takes.
+SETTINGS: Final[Mapping[str, type[Any]]] = {
+    "score": ScoreConfig,
+    "detector": DetectorConfig,
+    "classifier": ClassifierConfig,
+}
+
+
+def markdown(name: str) -> str:
+    """Return the settings and presets of `score`, `detector` or `classifier` as Markdown tables."""
+    lines = ["| Setting | Default | Allowed | Unit | Meaning |", "|---|---|---|---|---|"]
+    for one in describe(SETTINGS[name]):
+        allowed = one.allowed.replace(" | ", ", ")
+        default = to_text(one.default)
+        unit = one.unit or "-"
+        lines.append(f"| `{one.key}` | `{default}` | {allowed} | {unit} | {one.help} |")
+    if about := preset_summaries(name):
+        lines += ["", "| Preset | Use |", "|---|---|"]
+        lines += [f"| `{preset}` | {text} |" for preset, text in about.items()]
+    return "\n".join(lines) + "\n"
+
+
 def presets(stage: str) -> dict[str, Path]:
-    """The presets that come with cctmn for a stage, by name."""
+    """Return the presets that come with cctmn for a stage, by name; scoring has none."""
     return {path.stem: path for path in sorted((PRESETS / stage).glob("*.toml"))}
 
 
-def load(cls: type[C], *, files: Sequence[Path] = (), sets: Sequence[str] = ()) -> C:
-    """An instance of the dataclass from its defaults, then TOML files, then `key=value`s."""
+def preset_summaries(stage: str) -> dict[str, str]:
+    """Return what each preset of a stage is for: the comment in the first line of its file."""
+    return {
+        name: path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        for name, path in presets(stage).items()
+    }
+
+
+def preset_file(stage: str, name: str) -> Path:
+    """Return the file of a preset. Raises ConfigError, with the nearest name, if there is none."""
+    known = presets(stage)
+    if name not in known:
+        raise ConfigError(
+            f"--preset {name}: there is no such preset for the {stage}"
+            f"{nearest(name, known)}; choose from {', '.join(known)}"
+        )
+    return known[name]
+
+
+def load(
+    cls: type[C], *, preset: str | None = None, files: Sequence[Path] = (), sets: Sequence[str] = ()
+) -> C:
+    """Fill the dataclass from its defaults, then a preset, then TOML files, then `key=value`s.
+
+    The later source wins. Raises ConfigError for a preset, file, key or value that is not valid.
+    """
+    name = _name_of(cls)
     settings = cls()
+    if preset is not None:
+        files = [preset_file(name, preset), *files]
     for file in files:
         try:
             values = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -138,64 +274,19 @@ def load(cls: type[C], *, files: Sequence[Path] = (), sets: Sequence[str] = ()) 
             raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file}: not a TOML file ({error})") from None
-        settings = _fill(settings, values, where="")
-    values = {}
+        for key, value in flatten(values):
+            settings = replace(settings, key, value, command=name, where=f"{file}: ")
     for text in sets:
-        path, equals, value = text.partition("=")
+        key, equals, written = text.partition("=")
         if not equals:
             raise ConfigError(f"--set {text}: write it as key=value")
-        target = values
-        *parents, last = path.strip().split(".")
-        for parent in parents:
-            target = target.setdefault(parent, {})
-        target[last] = _parse(value.strip())
-    return _fill(settings, values, where="")
+        value = parse(written.strip())
+        settings = replace(settings, key.strip(), value, command=name, where="--set ")
+    return settings
 
 
-def _parse(text: str) -> Any:
-    try:
-        return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
-        return text  # a bare word
-
-
-def _fill(settings: C, values: Mapping[str, Any], *, where: str) -> C:
-    """`settings` with these values in place of its own."""
-    assert dataclasses.is_dataclass(settings)
-    assert not isinstance(settings, type)
-    known = {f.name: f for f in dataclasses.fields(settings)}
-    for name in values:
-        if name not in known:
-            raise ConfigError(f"{where}{name}: no such setting; there are {', '.join(known)}")
-    checked = {
-        name: _check(known[name], value, getattr(settings, name), where=where)
-        for name, value in values.items()
-    }
-    return dataclasses.replace(settings, **checked)
-
-
-def _check(known: dataclasses.Field[Any], value: Any, before: Any, *, where: str) -> Any:
-    name = f"{where}{known.name}"
-    if dataclasses.is_dataclass(before):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{name}: is a table; write {name}.key=value")
-        return _fill(before, value, where=f"{name}.")
-    wanted = type(before)
-    if wanted is float and type(value) is int:
-        value = float(value)
-    if wanted is tuple:
-        value = tuple(value.split(",")) if isinstance(value, str) else value
-        if not isinstance(value, list | tuple) or not all(type(item) is str for item in value):
-            raise ConfigError(f"{name}: {value!r} is no list of names; write {name}=one,two")
-        return tuple(value)
-    if type(value) is not wanted:
-        raise ConfigError(f"{name}: {value!r} is not of type {wanted.__name__}")
-    low, among = known.metadata.get("low"), known.metadata.get("among")
-    if low is not None and not value >= low:
-        raise ConfigError(f"{name}: {value!r} is below {low}")
-    if among is not None and value not in among:
-        raise ConfigError(f"{name}: {value!r} is not one of {', '.join(among)}")
-    return value
+def _name_of(cls: type[Any]) -> str:
+    return next(name for name, known in SETTINGS.items() if known is cls)
 
 
 def fingerprint(answers: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ LEVELS = {
     "model": 5,
     "store": 6,
     "config": 6,
+    "settings": 6,
     "folder": 5,
     "lease": 5,
     "tables": 5,
@@ -39,7 +40,7 @@ LEVELS = {
     "reporter": 7,
     "versions": 7,
 }
-SIBLINGS_ALLOWED = {("jobs", "cli"), ("folder", "lease")}
+SIBLINGS_ALLOWED = {("jobs", "cli"), ("config", "settings"), ("folder", "lease")}
 
 # package -> the files or folders that alone may import it
 HOMES = {
