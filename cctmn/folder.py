@@ -1,7 +1,7 @@
-"""What every output folder keeps: one writer at a time, and one job only.
+"""Rules of every output folder: it has one writer at a time, and belongs to one job.
 
-In: the URI of an output folder and the settings that change its answers. Out: a lock that dies with
-its process, a refusal that names what differs, and JSON files of the right mode.
+The lock disappears with its process. A job with other settings is refused, and the message names
+the differences.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from cctmn.reporter import Reporter, silent
 
 @contextlib.contextmanager
 def only_writer(out: str, *, report: Reporter = silent) -> Iterator[None]:
-    """Hold OUT for this process; a kill leaves no lock behind: not the kernel's on local disk, and
-    on S3 one that gives way.
+    """Hold the folder for this process during the block.
+
+    A killed process leaves no lock: on disk the kernel releases it, elsewhere its lease ends.
+    Raises ResumeError if another process writes there, StoreError if the folder cannot be written.
     """
     if not store.traits(out).file_locks:
         with lease.held(store.join(out, "private", "lock"), report=report):

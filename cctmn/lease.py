@@ -1,9 +1,9 @@
-"""A lease on an output folder of S3: one writer, also after one that died without a word.
+"""A lock with a lease for storage without file locks: an output folder has one writer at a time.
 
-In: the URI of a lock object. Out: a `with` block that holds it. The object is written on condition
-that there is none, refreshed on condition that it is still ours, and given to the next writer, on
-condition that it is still the old one, when its holder has been silent for LEASE_S. A holder that
-loses it is interrupted, for two writers double rows.
+The lock is an object. A writer creates it on condition that there is none, and refreshes it on
+condition that nobody has replaced it. A holder that has not refreshed it for LEASE_S is taken for
+dead, and the next writer replaces its lock. A holder that loses its lock is interrupted, because
+two writers would write rows twice.
 """
 
 from __future__ import annotations
@@ -25,27 +25,36 @@ from cctmn.errors import CctmnError, ResumeError
 from cctmn.reporter import Reporter, silent
 from cctmn.store import Version
 
-REFRESH_S = 20.0  # a PUT each; four may fail before the lease ends
-LEASE_S = 90.0  # of silence, after which a holder is taken for dead
-GIVE_UP = 0.9  # of LEASE_S: a holder that cannot refresh stops before another may start
-STOP_S = 5.0  # for a PUT under way; S3 that is silent must not hold up the end
-# Not SIGINT or SIGTERM: a job in the background may ignore the one, and Ray answers the other.
+# Each refresh is one PUT; four may fail before the lease ends.
+REFRESH_S = 20.0
+# A holder that was silent for this long is taken for dead.
+LEASE_S = 90.0
+# A holder that cannot refresh stops at this fraction of LEASE_S, before another may start.
+GIVE_UP = 0.9
+# At the end, a PUT in progress has this time; storage that is silent must not delay the end.
+STOP_S = 5.0
+# Not SIGINT, which a job in the background may ignore, and not SIGTERM, which Ray handles.
 INTERRUPT = signal.SIGUSR1
-TAKES = 4  # each failed one means that another was quicker
+# Attempts to write the lock; each failed one means that another writer was quicker.
+ACQUIRE_ATTEMPTS = 4
 
 
 @contextlib.contextmanager
 def held(uri: str, *, report: Reporter = silent) -> Iterator[None]:
-    """Hold the lock; raises ResumeError if another does, or if it is lost in the meantime."""
+    """Hold the lock during the block.
+
+    Raises ResumeError if another writer holds it, or if it is lost during the block.
+    """
     lease = _Lease(uri, report=report)
-    lease.take()
+    lease.acquire()
     try:
         try:
             yield
         finally:
             lease.stop()
     except KeyboardInterrupt:
-        if lease.lost:  # this interrupt was ours
+        # The lease itself has caused this interrupt.
+        if lease.lost:
             raise ResumeError(lease.lost) from None
         raise
     finally:
@@ -58,81 +67,88 @@ class _Lease:
     """The lock object as this process sees it."""
 
     def __init__(self, uri: str, *, report: Reporter) -> None:
-        self.lost = ""  # why, once it is
+        # The message of the ResumeError, once the lock is lost.
+        self.lost = ""
         self._uri, self._report = uri, report
-        self._conditional = True  # until the server shows that it cannot
+        # Whether the server knows conditional writes; True until it shows otherwise.
+        self._conditional = True
         self._etag = ""
         self._stop = threading.Event()
         self._main = threading.current_thread() is threading.main_thread()
-        self._before: Any = signal.SIG_DFL  # the handler of INTERRUPT
-        self._alarm = threading.Timer(0, self._lose, [""])  # a real one comes with the lock
+        self._previous_handler: Any = signal.SIG_DFL
+        self._deadline: threading.Timer | None = None
         self._thread = threading.Thread(target=self._refresh, name="lease", daemon=True)
         self._holder = {
             "owner": secrets.token_hex(16),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "machine": _machine(),
-            "born": _born(os.getpid()),
+            "born": _process_start_ticks(os.getpid()),
             "submission": _submission(),
             "started": _now(),
         }
 
-    def take(self) -> None:
-        """Become the holder. Raises ResumeError, which names who is."""
+    def acquire(self) -> None:
+        """Become the holder. Raises ResumeError, which names the present holder."""
         began = time.monotonic()
-        for _ in range(TAKES):
-            there = store.read_version(self._uri)
-            if there is not None and self._is_ours(there):  # an answer was lost on the way
-                self._etag = there.etag
+        # 1. Write the lock, unless a living holder has one.
+        for _ in range(ACQUIRE_ATTEMPTS):
+            current = store.read_version(self._uri)
+            if current is not None and self._is_own(current):
+                # The write was done, and its answer was lost.
+                self._etag = current.etag
                 break
-            if there is not None and not _is_dead(there):
-                raise ResumeError(self._refusal(there))
-            if (etag := self._write(there)) is not None:
+            if current is not None and not _is_dead(current):
+                raise ResumeError(self._refusal(current))
+            if (etag := self._write(current)) is not None:
                 self._etag = etag
                 break
         else:
-            raise ResumeError(f"{self._place}: others are about to write here; use another OUT")
+            raise ResumeError(f"{self._out}: other jobs are starting here too; use another OUT")
+        # 2. Find out whether the server ignores conditions: then this replaces the own lock.
         if self._conditional and (etag := self._write(None)) is not None:
-            self._etag = etag  # it wrote over what was there, so it ignores conditions
-            self._simple()
+            self._etag = etag
+            self._use_unconditional_writes()
+        # 3. Keep the lock.
         if self._main:
-            self._before = signal.signal(INTERRUPT, _interrupt)
-        self._arm(began)
+            self._previous_handler = signal.signal(INTERRUPT, _interrupt)
+        self._start_deadline(began)
         self._thread.start()
 
     def stop(self) -> None:
-        """End the refreshing; after this nothing of it interrupts."""
+        """End the refreshing; after this, the lease interrupts nothing."""
         self._stop.set()
-        self._alarm.cancel()
+        if self._deadline is not None:
+            self._deadline.cancel()
         self._thread.join(STOP_S)
         if self._main:
-            signal.signal(INTERRUPT, self._before)
+            signal.signal(INTERRUPT, self._previous_handler)
 
     def release(self) -> None:
-        """Give the lock up, if it is still ours; a failure leaves it to its lease."""
+        """Delete the lock if this process still holds it; if that fails, its lease will end."""
         if self.lost:
             return
         with contextlib.suppress(CctmnError):
-            there = store.read_version(self._uri)
-            if there is not None and self._is_ours(there):
+            current = store.read_version(self._uri)
+            if current is not None and self._is_own(current):
                 store.delete(self._uri)
 
     @property
-    def _place(self) -> str:
+    def _out(self) -> str:
         return self._uri.removesuffix("/private/lock")
 
-    def _refusal(self, there: Version) -> str:
-        left = max(1, round(LEASE_S - there.age_s))
+    def _refusal(self, current: Version) -> str:
+        left = max(1, round(LEASE_S - current.age_s))
         return (
-            f"{self._place}: {_who(there)} is writing here (last seen {there.age_s:.0f} s ago); "
-            f"wait for it or use another OUT; if it is dead, this lock gives way in {left} s"
+            f"{self._out}: {_name(current)} is writing here (last seen {current.age_s:.0f} s ago); "
+            f"wait for it or use another OUT; if it has died, its lock expires in {left} s"
         )
 
-    def _is_ours(self, there: Version) -> bool:
-        return _parsed(there).get("owner") == self._holder["owner"]
+    def _is_own(self, current: Version) -> bool:
+        return _holder(current).get("owner") == self._holder["owner"]
 
     def _write(self, over: Version | None) -> str | None:
-        """Write our name over this version, or over nothing; the ETag if that was so."""
+        """Replace this version of the lock, or create it. Returns the ETag, None if it changed."""
         body = json.dumps(self._holder | {"refreshed": _now()}).encode()
         try:
             if self._conditional and over is None:
@@ -140,92 +156,103 @@ class _Lease:
             if self._conditional and over is not None:
                 return store.put_if_match(self._uri, body, etag=over.etag)
         except NotImplementedError:
-            self._simple()
+            self._use_unconditional_writes()
         store.put(self._uri, body)
-        there = store.read_version(self._uri)
-        return there.etag if there is not None and self._is_ours(there) else None
+        current = store.read_version(self._uri)
+        return current.etag if current is not None and self._is_own(current) else None
 
-    def _simple(self) -> None:
+    def _use_unconditional_writes(self) -> None:
         self._conditional = False
         self._report(
-            f"{self._place}: this server has no conditional writes, so two writers that start in "
-            "the same moment are not kept apart; start one"
+            f"{self._out}: this storage does not know conditional writes, so two jobs that start "
+            "at the same moment are not kept apart; start only one"
         )
 
     def _refresh(self) -> None:
         while not self._stop.wait(REFRESH_S):
             began = time.monotonic()
-            with contextlib.suppress(CctmnError):  # S3 stumbles: the alarm runs on
-                if not self._refreshed():
+            # If storage fails for a moment, the deadline stays where it was.
+            with contextlib.suppress(CctmnError):
+                if not self._refresh_once():
                     return
-                self._arm(began)
+                self._start_deadline(began)
 
-    def _refreshed(self) -> bool:
+    def _refresh_once(self) -> bool:
+        """Refresh the lock. Returns False if it is lost, or was not written."""
         if self._conditional:
             etag = self._write(Version(b"", self._etag, 0.0))
             if etag is not None:
                 self._etag = etag
                 return True
-        there = store.read_version(self._uri)
-        if there is None or not self._is_ours(there):
-            self._lose("is gone" if there is None else f"has gone to {_who(there)}")
+        current = store.read_version(self._uri)
+        if current is None or not self._is_own(current):
+            self._mark_lost(
+                "was deleted" if current is None else f"is now held by {_name(current)}"
+            )
             return False
-        self._etag = there.etag
-        return self._conditional or self._write(there) is not None
+        self._etag = current.etag
+        return self._conditional or self._write(current) is not None
 
-    def _arm(self, began: float) -> None:
-        """Set the alarm anew, to ring where nothing was refreshed after `began`."""
-        self._alarm.cancel()
+    def _start_deadline(self, began: float) -> None:
+        """Give the lock up unless it is refreshed again; it was last refreshed at `began`."""
+        if self._deadline is not None:
+            self._deadline.cancel()
         left = max(0.0, GIVE_UP * LEASE_S - (time.monotonic() - began))
-        self._alarm = threading.Timer(left, self._lose, ["could not be refreshed in time"])
-        self._alarm.daemon = True
+        self._deadline = threading.Timer(left, self._mark_lost, ["could not be refreshed in time"])
+        self._deadline.daemon = True
         if not self._stop.is_set():
-            self._alarm.start()
+            self._deadline.start()
 
-    def _lose(self, why: str) -> None:
+    def _mark_lost(self, why: str) -> None:
         if self._stop.is_set() or self.lost:
             return
         self.lost = (
-            f"{self._place}: the lock of this job {why}, so it has stopped; "
-            "see that nobody else writes here and run the same command again"
+            f"{self._out}: the lock of this job {why}, so the job has stopped; "
+            "check that no other job writes here and run the same command again to resume"
         )
+        # Outside the main thread the error is raised when the block ends.
         if not self._main:
-            return  # it is raised when the block ends
+            return
         signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
 
 
 def _interrupt(*_: object) -> None:
-    """As Ctrl-C does, which all that runs in the block is made for."""
+    """Raise KeyboardInterrupt: the code in the block already handles Ctrl-C."""
     raise KeyboardInterrupt
 
 
-def _parsed(there: Version) -> dict[str, Any]:
+def _holder(current: Version) -> dict[str, Any]:
+    """Return the fields that the holder has written into its lock."""
     try:
-        holder = json.loads(there.data)
+        holder = json.loads(current.data)
     except ValueError:
         return {}
     return holder if isinstance(holder, dict) else {}
 
 
-def _who(there: Version) -> str:
-    holder = _parsed(there)
-    process = f"process {holder.get('pid', '?')} on {holder.get('host', 'a host unknown')}"
+def _name(current: Version) -> str:
+    """Return the holder of a lock in words."""
+    holder = _holder(current)
+    process = f"process {holder.get('pid', '?')} on {holder.get('host', 'an unknown host')}"
     if submission := holder.get("submission"):
         return f"job {submission} ({process})"
     return process
 
 
-def _is_dead(there: Version) -> bool:
-    """Whether the holder was silent for too long, or is known to have died on this machine."""
-    if there.age_s > LEASE_S:
+def _is_dead(current: Version) -> bool:
+    """Return whether the holder was silent for too long, or has died on this machine."""
+    if current.age_s > LEASE_S:
         return True
-    holder = _parsed(there)
-    here = bool(holder.get("machine")) and holder.get("machine") == _machine()
-    return here and _born(int(holder.get("pid", 0))) != holder.get("born")
+    holder = _holder(current)
+    is_local = bool(holder.get("machine")) and holder.get("machine") == _machine()
+    return is_local and _process_start_ticks(int(holder.get("pid", 0))) != holder.get("born")
 
 
 def _machine() -> str:
-    """What two processes share that see each other's numbers: a boot and a name space of pids."""
+    """Return an id that two processes share if they see each other's process ids.
+
+    It consists of the boot and of the name space of process ids; "" where /proc does not exist.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -233,8 +260,8 @@ def _machine() -> str:
         return ""
 
 
-def _born(pid: int) -> str:
-    """When the process started, in ticks since boot; "" if it runs no more."""
+def _process_start_ticks(pid: int) -> str:
+    """Return when the process started, in ticks since boot; "" if it does not run."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -243,7 +270,7 @@ def _born(pid: int) -> str:
 
 
 def _submission() -> str:
-    """Of a job that came through Ray's Jobs API, its id."""
+    """Return the id of this job in Ray's Jobs API, "" if it was not submitted there."""
     with contextlib.suppress(ValueError, AttributeError):
         config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
         return str(config.get("metadata", {}).get("job_submission_id", ""))

@@ -1,7 +1,6 @@
-"""The only ray.init: a cluster embedded in this process, or one that is there already.
+"""Start Ray in this process or connect to a running cluster. Only this file calls ray.init.
 
-In: an address or none. Out: what the cluster has, and from it how many scorers of which kind. A
-laptop gets more logical CPUs than cores, because scorers that hold every CPU leave none for the
+A laptop gets more logical CPUs than cores: scorers that hold every CPU would leave none for the
 tasks that feed them, and the job would hang.
 """
 
@@ -20,15 +19,19 @@ from typing import Any
 
 from cctmn.errors import PreflightError
 
-SPARE_CPUS = 2.0  # for fetch, decode and write beside the scorers
-MIN_CPUS = 4  # fewer logical CPUs deadlock Ray Data (ray #44687)
-OBJECT_STORE_BYTES = 1 << 30  # 128 slices of 512 x 512 are 32 MiB; dozens of blocks fit
-CONNECT_S = 5.0  # for a first answer of a cluster
+# CPUs for fetching, decoding and writing beside the scorers.
+SPARE_CPUS = 2.0
+# With fewer logical CPUs, Ray Data deadlocks (ray #44687).
+MIN_CPUS = 4
+# A block of 128 slices of 512 x 512 has 32 MiB, so dozens of blocks fit.
+OBJECT_STORE_BYTES = 1 << 30
+# A cluster must accept a connection within this time.
+CONNECT_S = 5.0
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the cluster has in all."""
+    """CPUs and GPUs of the whole cluster."""
 
     cpus: float
     gpus: float
@@ -36,23 +39,28 @@ class Resources:
 
 @contextmanager
 def session(address: str | None = None) -> Iterator[Resources]:
-    """Connect to `address` ("auto" for the cluster of this job), or start Ray here and end it.
+    """Connect to `address` ("auto": the cluster of this job), or start Ray here and stop it again.
 
-    A process that is connected already stays so, before and after.
+    A process that is already connected stays connected. Raises PreflightError if there is no
+    cluster at the address, or Ray does not start.
     """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # a hospital's job tells nobody
+    # A hospital's job must not send usage statistics to anybody.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is None and not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the token is kept in HOME
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its own future default
+        # Ray keeps its token in HOME, which is read only here.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Ray's own future default; without it Ray warns.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # At Ray's own niceness of 15, other busy processes halved a training (0.73 to 0.41 steps/s).
     os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # ray #53727 is noise on every run
+    # Every run would print the harmless error of ray #53727.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     if ray.is_initialized():
         yield resources()
         return
-    # workers' stderr may carry what must not leave, so it stays in Ray's own log files
+    # Workers may print patient data to stderr, so it stays in Ray's own log files.
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         options |= {
@@ -63,14 +71,21 @@ def session(address: str | None = None) -> Iterator[Resources]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address is not None and address != "auto":
-            _knock(address)
+            _probe(address)
         with _muted_stderr():
             ray.init(address=address or "local", **options)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray put its own there
+            # Ray has installed a handler of its own.
+            signal.signal(signal.SIGTERM, on_sigterm)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        place = f"no Ray cluster at {address}" if address else "Ray does not start here"
-        raise PreflightError(f"{place}: {str(error).splitlines()[0]}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if address is None:
+            raise PreflightError(
+                f"Ray: does not start here ({reason}); check memory, disk and /tmp"
+            ) from None
+        raise PreflightError(
+            f"{address}: no Ray cluster answers ({reason}); check --address and the cluster"
+        ) from None
     try:
         yield resources()
     finally:
@@ -78,15 +93,15 @@ def session(address: str | None = None) -> Iterator[Resources]:
 
 
 def resources() -> Resources:
-    """What the cluster has now."""
+    """Return the CPUs and GPUs of the whole cluster, busy ones too."""
     import ray
 
-    have = ray.cluster_resources()
-    return Resources(cpus=have.get("CPU", 0.0), gpus=have.get("GPU", 0.0))
+    total = ray.cluster_resources()
+    return Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
 
 
-def _knock(address: str) -> None:
-    """Raise OSError if nobody listens there; Ray itself would try for minutes."""
+def _probe(address: str) -> None:
+    """Raise OSError if nothing listens at the address; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise ValueError("write it as host:port")
@@ -95,7 +110,7 @@ def _knock(address: str) -> None:
 
 @contextmanager
 def _muted_stderr() -> Iterator[None]:
-    """Keep the C++ core's greeting about its log level off the terminal; Python still raises."""
+    """Hide the C++ core's message about its log level; errors of Python are still raised."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123
@@ -108,10 +123,10 @@ def _muted_stderr() -> Iterator[None]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_workers(resources: Resources) -> int:
-    """Worker processes without a GPU: one a core, with room for what feeds them."""
+    """Return the number of CPU workers: one per core, with CPUs left for what feeds them."""
     return max(1, int(resources.cpus - SPARE_CPUS))

@@ -32,6 +32,25 @@ def shared() -> Path:
 
 
 @dataclass
+class RecordingReporter:
+    """A Reporter that keeps what it is given."""
+
+    lines: list[str] = field(default_factory=list)
+    transient: list[bool] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+    def __call__(self, text: str, *, transient: bool = False, names: str = "") -> None:
+        self.lines.append(text)
+        self.transient.append(transient)
+        self.names.append(names)
+
+
+@pytest.fixture
+def reporter() -> RecordingReporter:
+    return RecordingReporter()
+
+
+@dataclass
 class S3Server:
     """A real S3 server on loopback, which remembers what it sent."""
 

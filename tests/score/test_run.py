@@ -15,7 +15,7 @@ from cctmn.config import ScoreConfig
 from cctmn.errors import CctmnError, ResumeError
 from cctmn.score import run
 from cctmn.score.run import Job
-from tests.conftest import S3Server
+from tests.conftest import RecordingReporter, S3Server
 from tests.makers import dicom, png, stand_in, tarred, zipped
 from tests.score.conftest import answers, manifest, predictions
 
@@ -130,20 +130,17 @@ def test_slices_of_an_input_that_went_away_stay_in_the_books(cluster: str, tmp_p
     assert (summary.counts.ok, summary.counts.codes) == (2, {"not_found": 1})
 
 
-def test_retry_errors_scores_what_was_mended(cluster: str, tmp_path: Path) -> None:
+def test_retry_errors_scores_a_repaired_slice(
+    cluster: str, tmp_path: Path, reporter: RecordingReporter
+) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     (source / "a.png").write_bytes(png(1))
     (source / "b.png").write_bytes(png(2)[:500])
     assert run.score(job(source, out), address=cluster).counts.error == 1
     (source / "b.png").write_bytes(png(2))
-    said: list[str] = []
-
-    def report(text: str, *, transient: bool = False) -> None:
-        said.append(text)
-
-    assert run.score(job(source, out), address=cluster, report=report).scored_now == 0
-    assert any(text.startswith("1 slices have changed") for text in said)
+    assert run.score(job(source, out), address=cluster, report=reporter).scored_now == 0
+    assert any(text.startswith("1 slices have changed") for text in reporter.lines)
     again = run.score(job(source, out, retry_errors=True), address=cluster)
     assert (again.scored_now, again.counts.ok, again.counts.error) == (1, 2, 0)
     assert len(predictions(out)) == 2
@@ -157,11 +154,12 @@ def test_another_model_or_setting_is_refused_and_named(done: Path, archive: Path
 
 
 def test_a_second_writer_is_refused_and_the_first_named(done: Path, archive: Path) -> None:
-    import os
-
     with (done / "private" / "lock").open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ResumeError, match=rf"process {os.getpid()} is writing|is writing"):
+        lock.truncate(0)
+        lock.write("4711")
+        lock.flush()
+        with pytest.raises(ResumeError, match="process 4711 is writing here"):
             run.score(job(archive, done))
 
 
