@@ -1,8 +1,18 @@
-"""Names of classes that several parts of cctmn share, without importing anything heavy."""
+"""Names that the model, the settings and the data share, without importing anything heavy."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 # Image classes of COVIDx-CT, in the order of the logits.
 COVIDX_CLASSES: Final = ("control", "pneumonia", "covid")
+
+# Lesion classes (label 1 and up) for each way to read the masks (method.md, stage 1).
+LESION_MODES: Final[Mapping[str, tuple[str, ...]]] = {
+    "both": ("ggo", "consolidation"),
+    "merge": ("lesion",),
+    "ggo": ("ggo",),
+}
+
+BACKBONES: Final = ("resnet18", "resnet34", "resnet50")

@@ -10,22 +10,19 @@ Reads: TOML files, `cctmn/assets/presets/<stage>/*.toml`.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from cctmn.classes import COVIDX_CLASSES
+from cctmn.classes import BACKBONES, COVIDX_CLASSES, LESION_MODES
 from cctmn.errors import ConfigError
 from cctmn.settings import describe, flatten, nearest, parse, replace, setting, to_text
 
 C = TypeVar("C")
 PRESETS: Final = Path(__file__).parent / "assets" / "presets"
 DEVICES: Final = ("auto", "cpu", "gpu")
-BACKBONES: Final = ("resnet18", "resnet34", "resnet50")
 
 
 @dataclass(frozen=True)
@@ -150,7 +147,7 @@ class DetectorConfig:
     lesions: str = setting(
         "both",
         "Lesion classes: both = GGO and consolidation, merge = one class for both, ggo = GGO only.",
-        choices=("both", "merge", "ggo"),
+        choices=tuple(LESION_MODES),
     )
     variant: str = setting(
         "full",
@@ -287,9 +284,3 @@ def load(
 
 def _name_of(cls: type[Any]) -> str:
     return next(name for name, known in SETTINGS.items() if known is cls)
-
-
-def fingerprint(answers: Mapping[str, Any]) -> str:
-    """SHA-256 of the settings that change answers, in a fixed order."""
-    text = json.dumps(answers, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

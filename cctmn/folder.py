@@ -1,6 +1,6 @@
 """Rules of every output folder: it has one writer at a time, and belongs to one job.
 
-The lock disappears with its process. A job with other settings is refused, and the message names
+The lock disappears with its process. A job of another identity is refused, and the message names
 the differences.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from cctmn import lease, store
 from cctmn.errors import ResumeError, StoreError
+from cctmn.identity import RunIdentity
 from cctmn.reporter import Reporter, silent
 
 
@@ -51,25 +52,15 @@ def only_writer(out: str, *, report: Reporter = silent) -> Iterator[None]:
         os.close(handle)
 
 
-def check_same(uri: str, *, answers: dict[str, Any], name: str) -> None:
-    """Raise ResumeError if the run.json at `uri` was written for other answers."""
+def check_same(uri: str, *, identity: RunIdentity, name: str) -> None:
+    """Raise ResumeError if the run.json at `uri` was written for a run of another identity."""
     run = store.read_optional(uri)
     if run is None:
         return
-    before, now = _flat(json.loads(run)["answers"]), _flat(answers)
-    if differing := sorted(k for k in before | now if before.get(k) != now.get(k)):
-        said = "; ".join(f"{k}: {before.get(k)} there, {now.get(k)} here" for k in differing)
-        raise ResumeError(f"{name}: holds another job's results ({said}); use a new OUT")
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {
-        k: v
-        for name, inner in value.items()
-        for k, v in _flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
+    if differences := identity.differences(RunIdentity.read(json.loads(run))):
+        raise ResumeError(
+            f"{name}: holds another job's results ({'; '.join(differences)}); use a new OUT"
+        )
 
 
 def put_json(uri: str, value: dict[str, Any]) -> None:

@@ -101,8 +101,9 @@ def main(repeats: int, stage: str | None, folder: Path | None) -> None:
         assert folder is not None
         print(json.dumps(list(plain(folder, stage))))
         return
+    from cctmn.classes import LESION_MODES
     from cctmn.model import checkpoint
-    from cctmn.model.card import LESION_MODES, Arch, Card
+    from cctmn.model.card import Arch, Card
     from cctmn.phantom import layouts
 
     with tempfile.TemporaryDirectory() as made:

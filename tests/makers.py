@@ -90,6 +90,6 @@ def stand_in(*, sleep_s: float = 0.0, model_id: str = "standin") -> Source:
         lesion_classes=("lesion",),
         activation="sigmoid",
         input={"size_px": 64, "max_size_px": 128},
-        answers={"model_id": model_id, "classes": ("a", "b")},
+        identity={"model_id": model_id, "classes": ("a", "b")},
         load=functools.partial(StandIn, sleep_s),
     )

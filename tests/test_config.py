@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from cctmn import config
+from cctmn.classes import BACKBONES, LESION_MODES
 from cctmn.config import SETTINGS, ClassifierConfig, DetectorConfig, ScoreConfig
 from cctmn.errors import ConfigError
-from cctmn.model.card import BACKBONES, LESION_MODES
 from cctmn.settings import describe, to_text
 
 
@@ -110,8 +110,3 @@ def test_choices_are_those_of_the_model_card() -> None:
     choices = {one.key: one.choices for one in describe(DetectorConfig)}
     assert choices["backbone"] == BACKBONES
     assert choices["lesions"] == tuple(LESION_MODES)
-
-
-def test_fingerprint_depends_on_content_only() -> None:
-    assert config.fingerprint({"a": 1, "b": 2}) == config.fingerprint({"b": 2, "a": 1})
-    assert config.fingerprint({"a": 1}) != config.fingerprint({"a": 2})

@@ -37,6 +37,7 @@ LEVELS = {
     "errors": 7,
     "schema": 7,
     "classes": 7,
+    "identity": 7,
     "reporter": 7,
     "versions": 7,
 }

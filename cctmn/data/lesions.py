@@ -21,17 +21,16 @@ from PIL import Image
 from scipy import ndimage
 
 from cctmn import store
+from cctmn.classes import LESION_MODES
 from cctmn.data.files import list_images, read_text, stem
 from cctmn.data.issues import Problems, few, sift, usable
 from cctmn.errors import DataError, InputError, ObjectError, SliceError, StoreError
-from cctmn.model.card import LESION_MODES
 from cctmn.read.decode import open_image, sniff
 from cctmn.read.intensity import InputContract, Slice, to_input
 from cctmn.read.picture import open_picture
 from cctmn.store import ObjectInfo
 
 __all__ = [
-    "LESION_MODES",
     "LesionSample",
     "LesionSet",
     "LesionSlice",

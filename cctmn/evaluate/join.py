@@ -25,6 +25,7 @@ from cctmn import store, tables
 from cctmn.data.issues import few
 from cctmn.data.labels import Labels, base_name, keys_of
 from cctmn.errors import ConfigError, DataError
+from cctmn.identity import RunIdentity
 from cctmn.model.card import Card
 
 _LOGIT: Final = re.compile(r"logit_(.+)")
@@ -67,10 +68,10 @@ class Scored:
     @property
     def model(self) -> dict[str, Any]:
         """What the manifest says of the model; folders of older versions say less."""
-        answers = self.manifest.get("answers", {}).get("model", {})
+        scored_by = RunIdentity.read(self.manifest).values.get("model", {})
         described: dict[str, Any] = self.manifest.get("model") or {}
-        told = {k: answers[k] for k in ("activation",) if k in answers} | described
-        return told | {"model_id": self.model_id}
+        known = {k: scored_by[k] for k in ("activation",) if k in scored_by} | described
+        return known | {"model_id": self.model_id}
 
     @property
     def model_id(self) -> str:

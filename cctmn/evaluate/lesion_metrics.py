@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cctmn import store, tables
+from cctmn.classes import LESION_MODES
 from cctmn.data.files import stem
 from cctmn.data.issues import few
 from cctmn.data.labels import base_name
@@ -30,7 +31,6 @@ from cctmn.metrics import bootstrap
 from cctmn.metrics.bootstrap import Figure, Size
 from cctmn.metrics.detection import Instances, Kind, encode
 from cctmn.metrics.froc import Matches
-from cctmn.model.card import LESION_MODES
 from cctmn.read.intensity import InputContract
 from cctmn.reporter import Reporter
 

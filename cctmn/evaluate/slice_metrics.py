@@ -19,6 +19,7 @@ from cctmn.errors import ConfigError
 from cctmn.evaluate import audit, cases, cohorts
 from cctmn.evaluate.join import NO_PREDICTION, Joined, Scored, join, read_scored
 from cctmn.evaluate.options import EvaluationJob, Part, few_patients, file_name, model_of, put_names
+from cctmn.identity import RunIdentity
 from cctmn.metrics import bootstrap, classification, intervals, patients
 from cctmn.metrics.calibration import Binned
 from cctmn.metrics.intervals import Sample
@@ -95,7 +96,8 @@ def evaluate(
 
 def _contract(scored: Scored) -> InputContract:
     """The window that the pictures are looked at in: the model's."""
-    card = scored.manifest.get("answers", {}).get("model", {}).get("input")
+    older = RunIdentity.read(scored.manifest).values.get("model", {})
+    card = (scored.manifest.get("model") or older).get("input") or older.get("input")
     return InputContract() if card is None else InputContract.from_card(card)
 
 

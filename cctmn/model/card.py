@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cctmn import store
+from cctmn.classes import BACKBONES
 from cctmn.errors import ModelError, ObjectError
 
 FORMAT: Final = 1
@@ -25,18 +26,11 @@ ASSETS: Final = Path(__file__).parents[1] / "assets" / "models"
 WEIGHTS: Final = "weights.safetensors"
 CARD: Final = "card.json"
 ACTIVATIONS: Final = ("sigmoid", "softmax")
-# Lesion classes (label 1 and on) by what the masks are read as (method.md, stage 1).
-LESION_MODES: Final[Mapping[str, tuple[str, ...]]] = {
-    "both": ("ggo", "consolidation"),
-    "merge": ("lesion",),
-    "ggo": ("ggo",),
-}
 NAME: Final = re.compile("[a-z][a-z0-9_]*")  # of a class that becomes a column
 
 ADDED: Final = frozenset({"calibration"})  # keys that cards of older versions lack
 CALIBRATION: Final[Mapping[str, tuple[type, ...]]] = {"temperature": (float, int), "top_m": (int,)}
 
-BACKBONES: Final = ("resnet18", "resnet34", "resnet50")
 RANKED: Final[Mapping[str, int]] = {"resnet18": 128, "resnet34": 128, "resnet50": 256}  # N
 HIDDEN: Final[Mapping[str, int]] = {"resnet18": 512, "resnet34": 512, "resnet50": 1024}  # F
 LAST_LAYER: Final = 4  # residual layers of a ResNet

@@ -17,9 +17,9 @@ from typing import Any, Final
 import torch
 
 import cctmn
-from cctmn.classes import COVIDX_CLASSES
+from cctmn.classes import COVIDX_CLASSES, LESION_MODES
 from cctmn.errors import ModelError
-from cctmn.model.card import LAST_LAYER, LESION_MODES, Arch, Card
+from cctmn.model.card import LAST_LAYER, Arch, Card
 from cctmn.model.checkpoint import Net, filled
 from cctmn.model.detector import ANCHOR_SIZES_PX, ASPECT_RATIOS
 from cctmn.model.unpickle import Record, TensorRef, read

@@ -40,7 +40,7 @@ def open_source(folder: str) -> Source:
     card = read_card(folder)
     weights = read_weights(folder, card=card)
     arch = card.arch
-    answers: dict[str, Any] = {
+    identity: dict[str, Any] = {
         "weights_sha256": card.weights_sha256,
         "arch": asdict(arch),
         "input": dict(card.input),
@@ -48,14 +48,14 @@ def open_source(folder: str) -> Source:
         "activation": card.activation,
     }
     if card.temperature != 1:  # so that folders from before a calibration keep their fingerprint
-        answers["temperature"] = card.temperature
+        identity["temperature"] = card.temperature
     return Source(
         model_id=card.model_id,
         image_classes=tuple(arch.image_classes),
         lesion_classes=tuple(arch.lesion_classes),
         activation=card.activation,
         input=dict(card.input),
-        answers=answers,
+        identity=identity,
         load=functools.partial(NetScorer, portable(folder)),
         mask_head=arch.mask_head,
         temperature=card.temperature,

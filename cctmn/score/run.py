@@ -7,7 +7,6 @@ fingerprint is refused.
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections import Counter
@@ -17,9 +16,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from cctmn import config, folder, runtime, store, tables, versions
+from cctmn import folder, runtime, store, tables, versions
 from cctmn.config import ScoreConfig
 from cctmn.errors import EXIT_ERROR_RATE, EXIT_OK, ConfigError, PreflightError, ResumeError
+from cctmn.identity import KEY, RunIdentity
 from cctmn.read import inventory
 from cctmn.reporter import Reporter, run_id, silent
 from cctmn.score import pipeline, prepare, resume
@@ -37,7 +37,7 @@ BLOCKS_PER_ACTOR = 8  # so that the last blocks of a small job still find all ac
 
 @dataclass(frozen=True)
 class Job:
-    """What to score, with what, and where the answers go."""
+    """What to score, with which model and settings, and where the results go."""
 
     inputs: Sequence[str]
     out: str  # path or s3://
@@ -48,17 +48,18 @@ class Job:
     root: str | None = None  # what a manifest's relative URIs are below
 
     @property
-    def answers(self) -> dict[str, Any]:
-        """Everything that changes what a slice's row says; its hash is the fingerprint."""
-        answers = {
+    def identity(self) -> RunIdentity:
+        """Everything that changes the rows of slices."""
+        values = {
             "format": FORMAT,
-            "model": self.source.answers,
+            "model": self.source.identity,
             "ranked_boxes": self.settings.ranked_boxes,
             "reader": prepare.READER_VERSION,
         }
-        if self.settings.masks:  # folders from before this setting keep their fingerprint
-            answers["masks"] = True
-        return dict(json.loads(json.dumps(answers)))  # as run.json will give them back
+        # Without masks the key is absent, so that older folders keep their fingerprint.
+        if self.settings.masks:
+            values["masks"] = True
+        return RunIdentity(values)
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def score(job: Job, *, address: str | None = None, report: Reporter = silent) ->
         folder.put_json(
             store.join(private, "run.json"),
             {
-                "answers": job.answers,
+                KEY: job.identity.as_json(),
                 "inputs": list(job.inputs),
                 "root": job.root,
                 "settings": asdict(job.settings),
@@ -226,8 +227,8 @@ def make_plan(
 
 
 def _open_folder(out: str, job: Job) -> bytes:
-    """The folder's key, new in a new folder. Raises ResumeError if it is of other answers."""
-    folder.check_same(store.join(out, "private", "run.json"), answers=job.answers, name=job.out)
+    """The folder's key, new in a new folder. Raises ResumeError if it belongs to another run."""
+    folder.check_same(store.join(out, "private", "run.json"), identity=job.identity, name=job.out)
     store.make_folder(store.join(out, "predictions"))
     where = store.join(out, "private", "key")
     key = store.read_optional(where)
@@ -266,8 +267,8 @@ def manifest(job: Job, summary: Summary) -> dict[str, Any]:
             "slices": summary.scored_now,
             "elapsed_s": round(summary.elapsed_s, 1),
         },
-        "model": job.source.described,
-        "fingerprint": config.fingerprint(job.answers),
-        "answers": job.answers,
+        "model": job.source.described | {"input": job.source.input},
+        "fingerprint": job.identity.fingerprint(),
+        KEY: job.identity.as_json(),
         "versions": versions.libraries(),
     }

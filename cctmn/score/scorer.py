@@ -36,14 +36,14 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """A model as the job sees it: its answers' names and how to load it in another process."""
+    """A model as the job sees it: its classes, and how to load it in another process."""
 
     model_id: str
     image_classes: tuple[str, ...]  # empty for a detector
     lesion_classes: tuple[str, ...]
     activation: str  # "sigmoid" or "softmax": logits / temperature -> p_*
     input: dict[str, Any]  # the card's input contract
-    answers: dict[str, Any]  # what of the model goes into the fingerprint
+    identity: dict[str, Any]  # the model's part of the run's identity
     load: Callable[[], Scorer]  # runs in the scorer process
     mask_head: bool = False  # lesions have masks, not boxes alone
     temperature: float = 1.0  # the logits are divided by it before the activation

@@ -16,10 +16,11 @@ import torch
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 
+from cctmn.classes import LESION_MODES
 from cctmn.config import ClassifierConfig, DetectorConfig
 from cctmn.errors import ConfigError, ModelError, PreflightError
 from cctmn.model import checkpoint
-from cctmn.model.card import LESION_MODES, Arch, Card
+from cctmn.model.card import Arch, Card
 from cctmn.model.checkpoint import LoadedModel
 from cctmn.model.detector import Detector
 

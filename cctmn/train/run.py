@@ -17,14 +17,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from cctmn import __version__, config, errors, folder, runtime, store, versions
+from cctmn import __version__, errors, folder, runtime, store, versions
+from cctmn.classes import LESION_MODES
 from cctmn.config import ClassifierConfig, DetectorConfig
 from cctmn.data import splits
 from cctmn.data.lesions import LesionSample
 from cctmn.data.slices import SliceSample
 from cctmn.errors import ConfigError
+from cctmn.identity import KEY, RunIdentity
 from cctmn.model import checkpoint
-from cctmn.model.card import LESION_MODES
 from cctmn.model.checkpoint import LoadedModel
 from cctmn.reporter import Reporter, duration, silent
 from cctmn.runtime import Resources
@@ -76,11 +77,11 @@ def train(job: Job, *, address: str | None = None, report: Reporter = silent) ->
     began = time.monotonic()
     start = _start(job)
     train_set, valid_set = _data(job, start=start, report=report)
-    answers = _answers(job, start=start, sets=(train_set, valid_set))
+    identity = _identity(job, start=start, sets=(train_set, valid_set))
     with folder.only_writer(out, report=report):
         run = store.join(out, "private", "run.json")
-        folder.check_same(run, answers=answers, name=job.out)
-        folder.put_json(run, {"answers": answers, "job": asdict(job)})
+        folder.check_same(run, identity=identity, name=job.out)
+        folder.put_json(run, {KEY: identity.as_json(), "job": asdict(job)})
         steps = Steps(len(train_set), job.config.optim)
         manifest_uri = store.join(out, "manifest.json")
         manifest = json.loads(store.read_optional(manifest_uri) or b"{}")
@@ -101,7 +102,7 @@ def train(job: Job, *, address: str | None = None, report: Reporter = silent) ->
                 )
                 with _progress_reported(out, report):
                     written = distributed.fit(spec, workers=workers, use_gpu=use_gpu)
-            manifest = _finish(job, out=out, written=written, answers=answers)
+            manifest = _finish(job, out=out, written=written, identity=identity)
             manifest |= {"epochs": steps.epochs, "steps": steps.total}
             folder.put_json(manifest_uri, manifest)
     return Outcome(
@@ -143,11 +144,11 @@ def _read(job: Job, data: Data, *, start: LoadedModel, report: Reporter) -> Samp
     return datasets.with_classes(data, classes=job.config.classes, card=start.card, report=report)
 
 
-def _answers(job: Job, *, start: LoadedModel, sets: tuple[Samples, Samples]) -> dict[str, Any]:
-    """Everything that changes what is learned; a folder holds one such run.
+def _identity(job: Job, *, start: LoadedModel, sets: tuple[Samples, Samples]) -> RunIdentity:
+    """Everything that changes the trained weights; a folder holds one such run.
 
-    More epochs may be asked of it later, unless the learning rate hangs on their number or the last
-    was cut short.
+    The number of epochs is left out, so that a finished run can be given more of them. It counts
+    if the learning rate depends on it, or if `steps` may end an epoch early.
     """
     settings = asdict(job.config)
     hardware = settings.pop("hardware")
@@ -156,14 +157,14 @@ def _answers(job: Job, *, start: LoadedModel, sets: tuple[Samples, Samples]) -> 
     settings["micro_batch"] = hardware["micro_batch"]
     _, _, card = checkpoint.to_bytes(start.net, card=start.card)
     names = [[(s.name, getattr(s, "label", None)) for s in samples] for samples in sets]
-    answers = {
+    values = {
         "format": FORMAT,
         "stage": job.stage,
         "settings": settings,
         "initial_weights_sha256": card.weights_sha256,
         "data_sha256": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
     }
-    return dict(json.loads(json.dumps(answers)))  # as run.json will give them back
+    return RunIdentity(values)
 
 
 def _workers(job: Job, resources: Resources) -> tuple[int, bool]:
@@ -204,7 +205,7 @@ def _provenance(job: Job, *, counts: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _finish(job: Job, *, out: str, written: str, answers: dict[str, Any]) -> dict[str, Any]:
+def _finish(job: Job, *, out: str, written: str, identity: RunIdentity) -> dict[str, Any]:
     """Copy the last and the best model to where people look for them."""
     for name, here in ((loop.LAST, "last"), (loop.BEST, "model")):
         chosen = checkpoint.load(store.join(written, name))
@@ -214,8 +215,8 @@ def _finish(job: Job, *, out: str, written: str, answers: dict[str, Any]) -> dic
         "stage": job.stage,
         "best_epoch": chosen.card.provenance["epoch"],
         "metrics": chosen.card.provenance["metrics"],
-        "fingerprint": config.fingerprint(answers),
-        "answers": answers,
+        "fingerprint": identity.fingerprint(),
+        KEY: identity.as_json(),
         "versions": versions.libraries(),
     }
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cctmn.classes import LESION_MODES
 from cctmn.data.issues import Problems
 from cctmn.data.lesions import (
-    LESION_MODES,
     LesionSample,
     LesionSlice,
     check_lesions,

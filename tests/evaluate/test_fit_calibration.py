@@ -70,8 +70,8 @@ def test_scoring_divides_by_it_and_the_fingerprint_tells(tmp_path, model):
     out, labels = validation(tmp_path, model)
     calibrate(str(model), out=out, labels=labels)
     source = open_source(str(model))
-    assert "temperature" not in plain.answers
-    assert source.answers == plain.answers | {"temperature": source.temperature}
+    assert "temperature" not in plain.identity
+    assert source.identity == plain.identity | {"temperature": source.temperature}
     assert source.described["calibration"]["temperature"] == source.temperature
     row = dict.fromkeys(PREPARED.names) | {"error_code": "", "flags": [], "t_decode_ms": 0.0}
     row |= {"pixels": bytes(range(64)) * 64, "input_rows": 64, "input_cols": 64}

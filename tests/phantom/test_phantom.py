@@ -13,11 +13,10 @@ import pydicom
 import pytest
 from PIL import Image
 
-from cctmn.classes import COVIDX_CLASSES
+from cctmn.classes import COVIDX_CLASSES, LESION_MODES
 from cctmn.data.lesions import check_lesions, open_lesions
 from cctmn.data.slices import check_slices, open_slices
 from cctmn.errors import ConfigError
-from cctmn.model.card import LESION_MODES
 from cctmn.phantom import draw, layouts
 from cctmn.read.decode import open_image
 from cctmn.read.intensity import InputContract, to_input

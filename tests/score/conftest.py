@@ -38,7 +38,7 @@ def predictions(out: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def answers(row: dict[str, Any]) -> dict[str, Any]:
+def results(row: dict[str, Any]) -> dict[str, Any]:
     """What a row says of the slice, without its keys and times."""
     return {k: v for k, v in row.items() if not k.endswith(("_key", "_ms")) and k != "slice_id"}
 

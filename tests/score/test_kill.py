@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from cctmn.phantom import files as phantom
-from tests.score.conftest import answers, manifest, predictions
+from tests.score.conftest import manifest, predictions, results
 
 PATIENTS, SLICES = 4, 6
 TIMEOUT_S = 120
@@ -88,7 +88,7 @@ def equal_rows(out: Path, whole: Path) -> None:
     assert ours.keys() == theirs.keys()
     assert len(ours) == PATIENTS * SLICES
     for name, row in theirs.items():
-        assert answers(ours[name]) == answers(row)
+        assert results(ours[name]) == results(row)
 
 
 def test_killed_at_five_moments_then_run_again(

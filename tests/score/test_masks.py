@@ -78,6 +78,6 @@ def test_a_model_without_a_mask_head_is_refused_before_anything(tmp_path: Path):
 
 def test_folders_from_before_keep_their_fingerprint():
     job = run.Job(["x"], out="out", source=stand_in())
-    assert "masks" not in job.answers
+    assert "masks" not in job.identity.values
     asked = dataclasses.replace(job, settings=ScoreConfig(masks=True))
-    assert asked.answers == job.answers | {"masks": True}
+    assert asked.identity.values == {**job.identity.values, "masks": True}

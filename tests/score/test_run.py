@@ -17,7 +17,7 @@ from cctmn.score import run
 from cctmn.score.run import Job
 from tests.conftest import RecordingReporter, S3Server
 from tests.makers import dicom, png, stand_in, tarred, zipped
-from tests.score.conftest import answers, manifest, predictions
+from tests.score.conftest import manifest, predictions, results
 
 SOURCE = stand_in()
 
@@ -177,8 +177,8 @@ def test_unfinished_and_doubled_files_are_mended(
     (out / "predictions" / "second-writer.parquet").write_bytes(data)
     summary = run.score(job(archive, out), address=cluster)
     assert summary.counts.inventory == 16
-    assert {k: answers(v) for k, v in predictions(out).items()} == {
-        k: answers(v) for k, v in whole.items()
+    assert {k: results(v) for k, v in predictions(out).items()} == {
+        k: results(v) for k, v in whole.items()
     }
 
 
@@ -240,7 +240,7 @@ def test_the_same_slices_anywhere_give_the_same_rows(
             names[row["slice_id"]] = row["member"] or row["uri"].rsplit("/", 1)[1]
     by_slice: dict[str, list[object]] = {}
     for row in tables.rows("s3://forms-out/x/predictions"):
-        by_slice.setdefault(names[row["slice_id"]], []).append(answers(row))
+        by_slice.setdefault(names[row["slice_id"]], []).append(results(row))
     assert by_slice.keys() == slices.keys()
     for name, rows in by_slice.items():
         assert len(rows) == 8

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cctmn.classes import COVIDX_CLASSES
+from cctmn.classes import COVIDX_CLASSES, LESION_MODES
 from cctmn.model import checkpoint
-from cctmn.model.card import LESION_MODES, Arch, Card, input_contract
+from cctmn.model.card import Arch, Card, input_contract
 from cctmn.model.classifier import Classifier
 from cctmn.model.detector import Detector
 from cctmn.phantom.draw import BACKGROUND, CLEAN_LUNG, CONSOLIDATION, GGO
