@@ -1,8 +1,8 @@
-"""The main job on made-up data: a synthetic DICOM archive, the model that ships, its figures.
+"""The demo: the main job on a synthetic DICOM archive, with the model that comes with cctmn.
 
-In: a folder. Out: DIR/archive.zip and its truth, DIR/out, a table of what was found beside what is
-there, and the report. Every step is the real one; the patients are phantoms, and so were those that
-the model learned from.
+It writes DIR/archive.zip with its truth, DIR/out and the report, and compares the predictions with
+the truth. Every step is the real one. The patients are phantoms, and so were those that the model
+was trained on.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from cctmn.score.run import Job
 
 MODEL = f"{SHIPPED}demo"
 PATIENTS, SLICES = 4, 8
-RESAMPLES = 500  # of four patients there are not many more
-SEED = 7  # of patients that training never saw
-HARD = "Hard are the ends of a lesion, where a slice shows little of it."
-WARNING = "Phantoms, and a model that learned on phantoms: no medical device, nothing about people."
+# Four patients allow few different resamples.
+RESAMPLES = 500
+# Patients that training did not see.
+SEED = 7
+HARD = "The hard slices are the ends of a lesion, where little of it is visible."
+WARNING = "Phantoms, and a model trained on phantoms: not a medical device."
 
 
 def prepare(folder: Path, *, report: Reporter) -> Job:
@@ -38,8 +40,8 @@ def prepare(folder: Path, *, report: Reporter) -> Job:
     return Job(inputs=[str(archive)], out=str(folder / "out"), source=models.open_source(MODEL))
 
 
-def found(folder: Path) -> str:
-    """The predictions beside the truth, one line a slice, and how many agree."""
+def comparison(folder: Path) -> str:
+    """Return the predictions beside the truth, one line per slice, and how many agree."""
     with layouts.truth_path(folder / "archive.zip").open(encoding="utf-8") as file:
         truth = {row["member"]: row for row in csv.DictReader(file)}
     out = (folder / "out").absolute().as_uri()
@@ -50,7 +52,7 @@ def found(folder: Path) -> str:
     }
     rows = {members[row["slice_id"]]: row for row in tables.rows(f"{out}/predictions")}
     lines = [
-        "patient   z_mm  truth      lesion px  found      p_control  p_pneumonia  p_covid  lesions"
+        "patient   z_mm  truth      lesion px  predicted  p_control  p_pneumonia  p_covid  lesions"
     ]
     right = 0
     for member, true in truth.items():
@@ -62,7 +64,7 @@ def found(folder: Path) -> str:
             f"{row['pred_class']:<9}  {row['p_control']:>9.3f}  {row['p_pneumonia']:>11.3f}  "
             f"{row['p_covid']:>7.3f}  {row['num_lesions']:>7}"
         )
-    lines.append(f"{right} of {len(truth)} slices have the class they show. {HARD}")
+    lines.append(f"{right} of {len(truth)} slices are classified correctly. {HARD}")
     return "\n".join([*lines, WARNING])
 
 

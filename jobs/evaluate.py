@@ -1,8 +1,8 @@
-"""`cctmn evaluate` on the cluster that holds the predictions; the same function, the same options.
+"""Run `cctmn evaluate` on the cluster that runs this job.
 
-In: what `cctmn evaluate` takes. Out: what it writes. Submit it from a checkout with
-    ray job submit --working-dir . -- python jobs/evaluate.py s3://out --labels s3://labels.parquet
-OUT and LABELS must be where the job can read them; it needs one process and no GPU.
+The options and the output are those of the command. Submit it from a checkout with
+    cctmn submit --address http://HEAD:8265 jobs/evaluate.py -- s3://out --labels s3://labels.parquet
+SCORED and LABELS must be where the job can read them; it needs one process and no GPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""`cctmn score` on the cluster that runs this job; the same function, the same options.
+"""Run `cctmn score` on the cluster that runs this job.
 
-In: what `cctmn score` takes. Out: what it writes. Submit it from a checkout with
-    ray job submit --working-dir . -- python jobs/score.py s3://in -o s3://out -m s3://model
+The options and the output are those of the command. Submit it from a checkout with
+    cctmn submit --address http://HEAD:8265 jobs/score.py -- s3://in -o s3://out -m s3://model
 INPUT, OUT and MODEL must be where every node can read them.
 """
 

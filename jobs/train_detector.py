@@ -1,7 +1,7 @@
-"""`cctmn train detector` on the cluster that runs this job; the same function, the same options.
+"""Run `cctmn train detector` on the cluster that runs this job.
 
-In: what the command takes. Out: what it writes. Submit it from a checkout with
-    ray job submit --working-dir . -- python jobs/train_detector.py --data s3://cncb -o s3://out
+The options and the output are those of the command. Submit it from a checkout with
+    cctmn submit --address http://HEAD:8265 jobs/train_detector.py -- --data s3://cncb -o s3://out
 DATA, OUT and MODEL must be where every node can read them.
 """
 

@@ -148,10 +148,10 @@ def test_the_demo_runs_twice_and_compares_with_the_truth(cctmn: Command, tmp_pat
     done = cctmn("demo", "-o", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
     assert "32 slices = 32 ok + 0 error + 0 pending" in done.stderr
-    right = re.search(r"^(\d+) of 32 slices have the class they show", done.stdout, re.MULTILINE)
+    right = re.search(r"^(\d+) of 32 slices are classified correctly", done.stdout, re.MULTILINE)
     assert right
     assert int(right[1]) >= 25
-    assert "no medical device" in done.stdout
+    assert "not a medical device" in done.stdout
     report = (tmp_path / "demo/evaluation/report.html").read_text()
     assert "data:image/png" in report
     assert "Only 4 patients" in report

@@ -1,8 +1,8 @@
-"""The command line: parse, call one function, exit with its code.
+"""The command line: each command parses its options, calls one function and exits with its code.
 
-stdout is data, stderr is talk. Exit codes: 0 all scored, 1 a bug, 2 usage or configuration,
-3 finished with error rows above --max-error-rate, 4 model, storage or cluster refused, 130 stopped.
-Heavy packages are imported by the commands that need them, so that --help is quick.
+stdout carries data and stderr carries messages. The exit codes are listed in `cctmn.errors`. Heavy
+packages are imported inside the commands that need them, so that `--help` and a mistyped setting
+end at once.
 """
 
 from __future__ import annotations
@@ -14,27 +14,56 @@ from typing import NoReturn
 import click
 
 from cctmn import __version__
-from cctmn.cli.common import log, logs_json
+from cctmn.cli.common import NearestGroup, log, logs_json
 from cctmn.cli.evaluate import evaluate, labels, report
 from cctmn.cli.models import models
 from cctmn.cli.score import demo, doctor, score
+from cctmn.cli.settings import settings
 from cctmn.cli.submit import submit
 from cctmn.cli.train import phantom, train
 from cctmn.errors import EXIT_USAGE, CctmnError, SliceError
 
+EPILOG = """\b
+Example:
+  cctmn doctor /data/ct -m model
+  cctmn score /data/ct -o out -m model
+  cctmn evaluate out --labels labels.csv
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__)
+\b
+Completion of commands and options, for bash (also zsh_source, fish_source):
+  eval "$(_CCTMN_COMPLETE=bash_source cctmn)"
+"""
+
+
+@click.group(
+    cls=NearestGroup,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, "-V", "--version")
 def cli() -> None:
     """Score chest-CT archives with a lesion detector and a classifier on its ranked boxes."""
 
 
-for command in (score, doctor, demo, labels, evaluate, report, train, phantom, models, submit):
+# In the order of the work.
+for command in (
+    doctor,
+    score,
+    evaluate,
+    report,
+    labels,
+    train,
+    models,
+    settings,
+    submit,
+    demo,
+    phantom,
+):
     cli.add_command(command)
 
 
 def main(run: Callable[[], object] = cli) -> None:
-    """Entry point: what a user can mend is one line and its exit code, a bug a traceback."""
+    """Run the command line: a user's mistake is one line and an exit code, a bug a traceback."""
     try:
         run()
     except CctmnError as error:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import difflib
 import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -23,6 +23,24 @@ from cctmn.reporter import run_id
 
 # Off a terminal, transient lines cannot overwrite each other, so most of them are dropped.
 LOG_PERIOD_S = 30.0
+
+
+class NearestGroup(click.Group):
+    """A click group that lists its commands as added, and names the nearest to an unknown one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the commands in the order in which they were added."""
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the first argument names."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], self.commands, n=1)
+            question = f"did you mean {near[0]}? " if near else ""
+            ctx.fail(f"No such command {args[0]!r}; {question}known: {', '.join(self.commands)}")
+        return super().resolve_command(ctx, args)
 
 
 class TerminalReporter:
@@ -63,11 +81,6 @@ def log(text: str, *, level: str = "info") -> None:
         at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         entry = {"time": at, "level": level, "run": run_id(), "text": line}
         click.echo(json.dumps(entry, ensure_ascii=False), err=True)
-
-
-def files_of(options: dict[str, Any]) -> list[Path]:
-    """Return the settings file that --config names, as a list of zero or one path."""
-    return [] if options["config"] is None else [options["config"]]
 
 
 def tree_text(value: dict[str, Any], indent: str = "") -> str:

@@ -1,7 +1,4 @@
-"""Commands that evaluate: `labels` before it, `evaluate`, and `report`, which draws again.
-
-In: predictions, labels, a folder for the figures. Out: tables of labels, metrics.json, report.html.
-"""
+"""Commands that evaluate: `labels` prepares tables, `evaluate` computes, `report` draws again."""
 
 from __future__ import annotations
 
@@ -13,10 +10,11 @@ from typing import Any
 
 import click
 
-from cctmn.cli.common import TerminalReporter, tree_text
+from cctmn.classes import JOIN_KEYS
+from cctmn.cli.common import NearestGroup, TerminalReporter, tree_text
 from cctmn.errors import ConfigError
 
-KEYS = ("name", "uri", "slice_id")
+# Metrics that the command prints, by the beginning of their ids.
 HEADLINE = (
     "slice.accuracy",
     "slice.f1_weighted",
@@ -27,20 +25,34 @@ HEADLINE = (
 )
 
 
-@click.group()
+@click.group(cls=NearestGroup)
 def labels() -> None:
-    """Make tables of labels, and find what two of them share."""
+    """Make tables of labels and compare them."""
 
 
-@labels.command("covidx-ct")
+@labels.command(
+    "covidx-ct",
+    epilog="""\b
+Example:
+  cctmn labels covidx-ct train_COVIDx_CT-1.txt --exclude train_split_classification.txt \\
+      -o labels.parquet
+""",
+)
 @click.argument("split", metavar="SPLIT")
-@click.option("--exclude", metavar="LIST", help="Names to leave out, one a line.")
-@click.option("-o", "--out", metavar="FILE", help=".csv or .parquet, local or s3://; else stdout.")
+@click.option("--exclude", metavar="LIST", help="File of names to leave out, one per line.")
+@click.option(
+    "-o",
+    "--out",
+    "--output",
+    metavar="FILE",
+    help=".csv or .parquet, local or s3://; without it, CSV on stdout.",
+)
 def labels_covidx_ct(split: str, *, exclude: str | None, out: str | None) -> None:
-    """COVIDx-CT's SPLIT file as a table of labels, which `score` takes as a manifest.
+    """Convert a split file of COVIDx-CT to a table of labels.
 
-    Columns: uri (the file's name), label, patient, scan, box of the body. LIST may carry the class
-    digits of the author's lists: 0_1_2_3.png is Normal_1_2_3.png.
+    `score` takes the table as a manifest, `train classifier` as DATA, `evaluate` as LABELS. The
+    columns are uri (the name of the file), label, patient, scan and the box of the body. LIST may
+    have the class digits of the author's lists: 0_1_2_3.png is Normal_1_2_3.png.
     """
     from cctmn import store
     from cctmn.data import labels as tables
@@ -65,15 +77,29 @@ def labels_covidx_ct(split: str, *, exclude: str | None, out: str | None) -> Non
         )
 
 
-@labels.command("audit")
+@labels.command(
+    "audit",
+    epilog="""\b
+Example:
+  cctmn labels audit train.csv test.csv --names
+""",
+)
 @click.argument("sets", nargs=-1, required=True, metavar="SET SET...")
 @click.option("--hash", "hashes", is_flag=True, help="Compare files and decoded pixels too.")
-@click.option("--root", default="", metavar="ROOT", help="What relative uris are below, to hash.")
+@click.option(
+    "--root",
+    default="",
+    metavar="ROOT",
+    help="Base folder or prefix for relative URIs, with --hash.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
-@click.option("--names", is_flag=True, help="Print what is shared, a line each, as CSV.")
-def labels_audit(sets: tuple[str, ...], *, hashes: bool, root: str, **options: Any) -> None:
-    """The same patient, scan, slice, file or picture in two SETs.
+@click.option("--names", is_flag=True, help="Print each shared item on a line of CSV.")
+def labels_audit(
+    sets: tuple[str, ...], *, hashes: bool, root: str, as_json: bool, names: bool
+) -> None:
+    """Find what two SETs share.
 
+    Patients, scans and slices are compared, with --hash also files and pictures.
     SET is a table of labels (.csv, .parquet) or a split file of COVIDx-CT (.txt).
     """
     from cctmn.data.labels import read_table
@@ -85,82 +111,138 @@ def labels_audit(sets: tuple[str, ...], *, hashes: bool, root: str, **options: A
         audit.read_set(read_table(place)[0], name=place, root=root, hashes=hashes) for place in sets
     ]
     overlaps = audit.compare(read)
-    found = audit.summary(read, overlaps)
-    if options["names"]:
+    counts = audit.summary(read, overlaps)
+    if names:
         columns = audit.named(overlaps)
         text = io.StringIO()
         lines = csv.writer(text, lineterminator="\n")
         lines.writerow(columns)
         lines.writerows(zip(*columns.values(), strict=True))
         click.echo(text.getvalue(), nl=False)
-    elif options["as_json"]:
-        click.echo(json.dumps(found, indent=2))
+    elif as_json:
+        click.echo(json.dumps(counts, indent=2))
     else:
-        for one in found["sets"]:
+        for one in counts["sets"]:
             click.echo(tree_text(one).replace("\n", "  "))
-        for pair in found["pairs"]:
+        for pair in counts["pairs"]:
             shared = ", ".join(f"{pair[k]:,} {k}" for k in audit.KINDS if pair[k] is not None)
             click.echo(f"{pair['a']} and {pair['b']} share {shared}")
 
 
-@click.command()
-@click.argument("out", metavar="OUT")
-@click.option("--labels", metavar="LABELS", help=".csv, .parquet, or a split .txt.")
+@click.command(
+    epilog="""\b
+Example:
+  cctmn evaluate out --labels labels.parquet --by sex,scanner
+  cctmn evaluate out --masks cncb --mask-split test.txt -o lesions
+"""
+)
+@click.argument("scored", metavar="SCORED")
+@click.option("--labels", metavar="LABELS", help=".csv, .parquet, or a split file (.txt).")
 @click.option("--masks", metavar="DATA", help="Slices with lesion masks: imgs/ and masks/.")
-@click.option("--mask-split", metavar="FILE", help="List of names that selects from those.")
-@click.option("-o", "--to", metavar="DIR", help="Where figures go [OUT/evaluation].")
-@click.option("--key", type=click.Choice(KEYS), default="name", show_default=True)
-@click.option("--root", metavar="ROOT", help="What relative uris of LABELS are below.")
-@click.option("-m", "--model", metavar="MODEL", help="The model that scored OUT; its card counts.")
-@click.option("--against", metavar="OUT2", help="Another model's output, compared in pairs.")
-@click.option("--training", metavar="SET", help="What was trained on: is it in LABELS too?")
-@click.option("--by", multiple=True, metavar="COL[,COL]", help="Cohorts by columns; repeatable.")
-@click.option("--resamples", type=click.IntRange(min=100), default=2000, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--no-gallery", is_flag=True, help="No pictures of slices in the report.")
+@click.option("--mask-split", metavar="FILE", help="List of names that selects from DATA.")
+@click.option(
+    "-o",
+    "--out",
+    "--output",
+    metavar="DIR",
+    help="Folder for the metrics and the report [SCORED/evaluation].",
+)
+@click.option("--to", "older_out", metavar="DIR", hidden=True, help="Older name of --out.")
+@click.option(
+    "--key",
+    type=click.Choice(JOIN_KEYS),
+    default="name",
+    show_default=True,
+    help="Column that joins labels and predictions.",
+)
+@click.option("--root", metavar="ROOT", help="Base folder or prefix for relative URIs in LABELS.")
+@click.option(
+    "-m", "--model", metavar="MODEL", help="The model that scored SCORED; its card is used."
+)
+@click.option("--against", metavar="SCORED2", help="Output of another model, compared in pairs.")
+@click.option(
+    "--training", metavar="SET", help="Labels of the training set; reports overlap with LABELS."
+)
+@click.option(
+    "--by", multiple=True, metavar="COL[,COL]", help="Columns that define cohorts; repeatable."
+)
+@click.option(
+    "--resamples",
+    type=click.IntRange(min=100),
+    default=2000,
+    show_default=True,
+    help="Number of bootstrap resamples.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the bootstrap.")
+@click.option("--no-gallery", is_flag=True, help="Leave pictures of slices out of the report.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json.")
 @click.option("-q", "--quiet", is_flag=True, help="Suppress progress messages.")
-def evaluate(out: str, *, labels: str | None, to: str | None, **options: Any) -> None:
-    """Figures with intervals of the predictions in OUT: DIR/metrics.json and DIR/report.html.
+def evaluate(
+    scored: str,
+    *,
+    labels: str | None,
+    masks: str | None,
+    mask_split: str | None,
+    out: str | None,
+    older_out: str | None,
+    key: str,
+    root: str | None,
+    model: str | None,
+    against: str | None,
+    training: str | None,
+    by: tuple[str, ...],
+    resamples: int,
+    seed: int,
+    no_gallery: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Compute metrics with intervals from predictions and labels.
 
-    LABELS needs a column label and one of uri (or path), name, slice_id; patient makes the
-    intervals honest. Names are found through OUT/private, a slice_id without it. With --masks
-    lesions are compared too: boxes, and masks if they were scored with --set masks=true.
+    SCORED is the output folder of `cctmn score`. DIR gets metrics.json and report.html. LABELS
+    needs a column label and one of uri (or path), name, slice_id; with a column patient the
+    intervals account for several slices per patient. Joining by name or uri needs SCORED/private.
+    --masks compares lesions too: boxes, and masks if they were scored with --set masks=true.
     """
     from cctmn.evaluate import run
     from cctmn.evaluate.options import EvaluationJob
     from cctmn.metrics.intervals import Resampling
     from cctmn.report import render
 
-    reporter = TerminalReporter(quiet=options["quiet"])
+    reporter = TerminalReporter(quiet=quiet)
     job = EvaluationJob(
-        out=out,
+        out=scored,
         labels=labels,
-        masks=options["masks"],
-        mask_split=options["mask_split"],
-        to=to or f"{out.rstrip('/')}/evaluation",
-        key=options["key"],
-        root=options["root"],
-        model=options["model"],
-        against=options["against"],
-        training=options["training"],
-        by=tuple(tuple(part.strip() for part in text.split(",")) for text in options["by"]),
-        resampling=Resampling(options["resamples"], options["seed"]),
-        gallery=not options["no_gallery"],
+        masks=masks,
+        mask_split=mask_split,
+        to=out or older_out or f"{scored.rstrip('/')}/evaluation",
+        key=key,
+        root=root,
+        model=model,
+        against=against,
+        training=training,
+        by=tuple(tuple(part.strip() for part in text.split(",")) for text in by),
+        resampling=Resampling(resamples, seed),
+        gallery=not no_gallery,
     )
     metrics = run.evaluate(job, report=reporter)
     written = render.write(job.to)
     reporter(_headline(metrics))
     reporter(f"report: {written}")
-    if options["as_json"]:
+    if as_json:
         click.echo(json.dumps(metrics, indent=2))
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Example:
+  cctmn report out/evaluation --open
+"""
+)
 @click.argument("folder", metavar="DIR")
-@click.option("--open", "show", is_flag=True, help="Show it in the browser.")
+@click.option("--open", "show", is_flag=True, help="Open the report in the browser.")
 def report(folder: str, *, show: bool) -> None:
-    """Draw DIR/report.html again from DIR/metrics.json."""
+    """Draw DIR/report.html from DIR/metrics.json."""
     from cctmn.report import render
 
     written = render.write(folder)

@@ -1,7 +1,4 @@
-"""Commands that score: `score`, `doctor` before it, `demo` on made-up data.
-
-In: INPUT, OUT, MODEL and settings. Out: rows, a plan or a report; the exit code of the run.
-"""
+"""Commands that score: `doctor` checks first, `score` runs the job, `demo` uses phantoms."""
 
 from __future__ import annotations
 
@@ -12,72 +9,133 @@ from typing import Any
 
 import click
 
-from cctmn.cli.common import TerminalReporter, files_of, resumable, tree_text
+from cctmn import config
+from cctmn.cli.common import TerminalReporter, resumable, tree_text
+from cctmn.cli.settings import settings_epilog
 from cctmn.errors import ConfigError
 
 
-@click.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("-o", "--out", required=True, metavar="OUT", help="Output folder, local or s3://.")
+@click.command(
+    epilog=settings_epilog(
+        "score",
+        "cctmn score /data/ct -o out -m model\n"
+        "cctmn score s3://bucket/archive -o s3://bucket/out -m cctmn:demo --limit 100",
+    )
+)
+@click.argument("inputs", nargs=-1, metavar="INPUT...")
+@click.option("-i", "--input", "more_inputs", multiple=True, metavar="INPUT", help="Same as INPUT.")
+@click.option(
+    "-o",
+    "--out",
+    "--output",
+    required=True,
+    metavar="OUT",
+    help="Output folder, local or s3://.",
+)
 @click.option("-m", "--model", metavar="MODEL", help="Model folder, local or s3://.")
-@click.option("--root", metavar="ROOT", help="Where relative uris of a manifest are below.")
+@click.option(
+    "--root", metavar="ROOT", help="Base folder or prefix for relative URIs in a manifest."
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Score at most N more slices.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
-@click.option("--retry-errors", is_flag=True, help="Score again what ended as an error row.")
-@click.option("--max-error-rate", type=float, help="Share of error rows for exit code 3 [0.01].")
-@click.option("--config", type=click.Path(path_type=Path), help="TOML file with settings.")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="One setting; repeatable.")
-@click.option("--address", metavar="A", help="Ray cluster to use; without it Ray starts here.")
+@click.option("--retry-errors", is_flag=True, help="Score the slices of error rows again.")
+@click.option(
+    "--max-error-rate",
+    type=float,
+    help="Exit with code 3 if the proportion of error rows is higher [0.01].",
+)
+@click.option(
+    "--device",
+    type=click.Choice(config.DEVICES),
+    default="auto",
+    show_default=True,
+    help="cpu: same as --set gpus=0; gpu: same as --set gpus=1.",
+)
+@click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), help="TOML file with settings."
+)
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting; repeatable.")
+@click.option("--address", metavar="A", help="Ray cluster to use; without it, Ray starts here.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest or plan as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Suppress progress messages.")
-def score(inputs: tuple[str, ...], out: str, model: str | None, **options: Any) -> None:
-    """Score every slice below INPUT into OUT, one Parquet row each.
+def score(
+    inputs: tuple[str, ...],
+    *,
+    more_inputs: tuple[str, ...],
+    out: str,
+    model: str | None,
+    root: str | None,
+    limit: int | None,
+    dry_run: bool,
+    retry_errors: bool,
+    max_error_rate: float | None,
+    device: str,
+    config_file: Path | None,
+    sets: tuple[str, ...],
+    address: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Score every slice of INPUT into OUT, one Parquet row each.
 
-    INPUT is a file, folder, glob, archive, s3://bucket/prefix or manifest (.csv, .parquet with a
-    column uri). The same command again goes on where it stopped.
-
-    Settings for --set and --config (0 = chosen by cctmn): actors, batch_size, block_rows,
-    fetch_threads, masks, max_error_rate, ranked_boxes.
+    INPUT is a file, folder, glob, archive, s3://bucket/prefix, or a manifest: a .csv or .parquet
+    file with a column uri. Run the same command again to resume.
     """
-    from cctmn import config
+    # Settings first: a mistake in them must not cost the import of Ray.
+    changed = [] if device == "auto" else [f"gpus={float(device == 'gpu')}"]
+    changed += sets
+    if max_error_rate is not None:
+        changed.append(f"max_error_rate={float(max_error_rate)}")
+    files = [] if config_file is None else [config_file]
+    settings = config.load(config.ScoreConfig, files=files, sets=changed)
+    inputs = (*inputs, *more_inputs)
+    if not inputs:
+        raise ConfigError("no INPUT: name a file, folder, archive, s3:// prefix or manifest")
+    if model is None and not dry_run:
+        raise ConfigError("no model: give -m MODEL (see `cctmn models import`)")
+
     from cctmn.score import run
 
-    reporter = TerminalReporter(quiet=options["quiet"])
-    sets = list(options["sets"])
-    if options["max_error_rate"] is not None:
-        sets.append(f"max_error_rate={float(options['max_error_rate'])}")
-    settings = config.load(config.ScoreConfig, files=files_of(options), sets=sets)
-    if options["dry_run"]:
-        plan = run.dry_run(inputs, out=out, root=options["root"], report=reporter)
-        click.echo(json.dumps(plan, indent=2) if options["as_json"] else _plan_text(plan))
+    reporter = TerminalReporter(quiet=quiet)
+    if dry_run:
+        plan = run.dry_run(inputs, out=out, root=root, report=reporter)
+        click.echo(json.dumps(plan, indent=2) if as_json else _plan_text(plan))
         return
-    if model is None:
-        raise ConfigError("no model: give -m MODEL (see `cctmn models import`)")
     from cctmn.score.models import open_source
 
+    assert model is not None
     job = run.Job(
         inputs=inputs,
         out=out,
         source=open_source(model),
         settings=settings,
-        limit=options["limit"],
-        retry_errors=options["retry_errors"],
-        root=options["root"],
+        limit=limit,
+        retry_errors=retry_errors,
+        root=root,
     )
     with resumable(out):
-        summary = run.score(job, address=options["address"], report=reporter)
+        summary = run.score(job, address=address, report=reporter)
     reporter(_summary_text(summary, out))
-    if options["as_json"]:
+    if as_json:
         click.echo(json.dumps(run.manifest(job, summary), indent=2))
     sys.exit(summary.exit_code)
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Example:
+  cctmn doctor /data/ct -m model
+"""
+)
 @click.argument("inputs", nargs=-1, metavar="[INPUT...]")
 @click.option("-m", "--model", metavar="MODEL", help="Model folder, local or s3://.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def doctor(inputs: tuple[str, ...], model: str | None, *, as_json: bool) -> None:
-    """Look at versions, devices, MODEL and a sample of INPUT before a job; write nothing."""
+def doctor(inputs: tuple[str, ...], *, model: str | None, as_json: bool) -> None:
+    """Check the machine, MODEL and INPUT before a job.
+
+    A sample of the slices is decoded. Nothing is written. The exit code is 4 if a job could not
+    start.
+    """
     from cctmn.score.doctor import examine
 
     report = examine(inputs, model=model)
@@ -85,11 +143,24 @@ def doctor(inputs: tuple[str, ...], model: str | None, *, as_json: bool) -> None
     sys.exit(4 if report["problems"] else 0)
 
 
-@click.command()
-@click.option("-o", "--out", default="demo", show_default=True, type=click.Path(path_type=Path))
+@click.command(
+    epilog="""\b
+Example:
+  cctmn demo -o demo
+"""
+)
+@click.option(
+    "-o",
+    "--out",
+    "--output",
+    default="demo",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder to write.",
+)
 def demo(out: Path) -> None:
-    """Make a synthetic DICOM archive, score it with the model that ships, evaluate and report."""
-    from cctmn.demo import found, prepare, report
+    """Score and report a synthetic archive with the demo model."""
+    from cctmn.demo import comparison, prepare, report
     from cctmn.score import run
 
     reporter = TerminalReporter(quiet=False)
@@ -97,7 +168,7 @@ def demo(out: Path) -> None:
     with resumable(str(out)):
         summary = run.score(job, report=reporter)
     reporter(_summary_text(summary, job.out))
-    click.echo(found(out))
+    click.echo(comparison(out))
     reporter(f"report: {report(out, report=reporter)}")
     sys.exit(summary.exit_code)
 

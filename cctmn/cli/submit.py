@@ -1,4 +1,4 @@
-"""`cctmn submit`: run a script of jobs/ on a cluster, print its log, and exit with its code."""
+"""`cctmn submit`: run a script of jobs/ on a Ray cluster and follow its log."""
 
 from __future__ import annotations
 
@@ -13,23 +13,32 @@ import click
 from cctmn.errors import EXIT_STOPPED, ConfigError
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Example:
+  cctmn submit --address http://HEAD:8265 jobs/score.py -- s3://in -o s3://out -m s3://model
+"""
+)
 @click.argument("script", required=False)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGS...]")
 @click.option(
-    "--address", metavar="URL", help="Dashboard [RAY_API_SERVER_ADDRESS, else port 8265 here]."
+    "--address",
+    metavar="URL",
+    help="Dashboard of the cluster [RAY_API_SERVER_ADDRESS, else port 8265 here].",
 )
 @click.option(
-    "--env", "env", multiple=True, metavar="KEY=VALUE", help="Variable for the job; repeatable."
+    "--env", multiple=True, metavar="KEY=VALUE", help="Environment of the job; repeatable."
 )
-@click.option("--working-dir", metavar="DIR", help="Folder to upload [the checkout of SCRIPT].")
-@click.option("--no-upload", is_flag=True, help="SCRIPT and cctmn are in the cluster's image.")
-@click.option("--no-wait", is_flag=True, help="Print the job's id and do not wait.")
+@click.option(
+    "--working-dir", metavar="DIR", help="Folder to upload [the checkout that holds SCRIPT]."
+)
+@click.option(
+    "--no-upload", is_flag=True, help="Upload nothing: the cluster's image has SCRIPT and cctmn."
+)
+@click.option("--no-wait", is_flag=True, help="Print the job's id and return at once.")
 @click.option("--follow", "follow_id", metavar="ID", help="Follow a job that was submitted before.")
 @click.option("--stop", "stop_id", metavar="ID", help="Stop a job; submitting it again resumes it.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print the result as JSON; the log goes to stderr."
-)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON; log to stderr.")
 def submit(
     script: str | None,
     args: tuple[str, ...],
@@ -43,14 +52,12 @@ def submit(
     stop_id: str | None,
     as_json: bool,
 ) -> None:
-    """Run SCRIPT on a Ray cluster through its Jobs API, and follow it.
+    """Run SCRIPT on a Ray cluster and follow its log.
 
-    Example: cctmn submit jobs/score.py -- s3://in -o s3://out -m s3://model
-
-    One job at a time writes to an OUT: while it runs, a second one is refused. The endpoint and
-    region of the AWS_* variables go with the job, keys do not; values of --env can be read by all
-    users of the cluster. For a cluster with tokens, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN. The
-    exit code is the job's.
+    One job at a time can write to an OUT; a second one is refused. The job gets the endpoint and
+    region of the AWS_* variables, but no keys. All users of the cluster can read what --env gives.
+    For a cluster with tokens, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN. Ctrl-C leaves the job
+    running. The exit code is the job's.
     """
     from cctmn.submit import Jobs, JobStatus, Order, address_of
 

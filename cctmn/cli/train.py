@@ -1,7 +1,4 @@
-"""Commands that train: both stages, and `phantom`, which makes slices to train on.
-
-In: labelled slices and settings. Out: a model folder and the record of its training.
-"""
+"""Commands that train both stages, and `phantom`, which makes synthetic slices to train on."""
 
 from __future__ import annotations
 
@@ -9,34 +6,65 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import click
 
-from cctmn.cli.common import TerminalReporter, files_of, resumable
-from cctmn.errors import ConfigError
+from cctmn import config
+from cctmn.cli.common import NearestGroup, TerminalReporter, resumable
+from cctmn.cli.settings import settings_epilog
 
 
-@click.group()
+class TrainOptions(TypedDict):
+    """The options of both stages, as click passes them."""
+
+    data: str
+    split: str | None
+    valid: str | None
+    valid_split: str | None
+    out: str
+    model: str | None
+    preset: str | None
+    config_file: Path | None
+    sets: tuple[str, ...]
+    address: str | None
+    as_json: bool
+    quiet: bool
+
+
+@click.group(cls=NearestGroup)
 def train() -> None:
     """Train a lesion detector, then a classifier on its ranked boxes."""
 
 
 def _train_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What both stages take."""
+    """Add the options that both stages take."""
     for option in reversed(
         (
             click.option("--data", required=True, metavar="DATA", help="Labelled slices."),
             click.option("--split", metavar="FILE", help="List of names that selects from DATA."),
-            click.option("--valid", metavar="DATA", help="Validation slices, laid out alike."),
-            click.option("--valid-split", metavar="FILE", help="List that selects from those."),
-            click.option("-o", "--out", required=True, metavar="OUT", help="Local or s3://."),
+            click.option("--valid", metavar="DATA", help="Validation slices, in the same layout."),
+            click.option(
+                "--valid-split", metavar="FILE", help="List that selects from the validation DATA."
+            ),
+            click.option(
+                "-o", "--out", "--output", required=True, metavar="OUT", help="Local or s3://."
+            ),
             click.option("-m", "--model", metavar="MODEL", help="Model to start from."),
-            click.option("--preset", metavar="NAME", help="Settings that come with cctmn."),
-            click.option("--config", type=click.Path(path_type=Path), help="TOML file."),
-            click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Repeatable."),
-            click.option("--address", metavar="A", help="Ray cluster; else Ray starts here."),
-            click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON."),
+            click.option("--preset", metavar="NAME", help="A preset of settings; see below."),
+            click.option(
+                "--config",
+                "config_file",
+                type=click.Path(path_type=Path),
+                help="TOML file with settings.",
+            ),
+            click.option(
+                "--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting; repeatable."
+            ),
+            click.option(
+                "--address", metavar="A", help="Ray cluster to use; without it, Ray starts here."
+            ),
+            click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
             click.option("-q", "--quiet", is_flag=True, help="Suppress progress messages."),
         )
     ):
@@ -44,50 +72,62 @@ def _train_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@train.command("detector")
+@train.command(
+    "detector",
+    epilog=settings_epilog(
+        "detector",
+        "cctmn train detector --preset paper-resnet50 --data cncb --split train.txt -o det",
+    ),
+)
 @_train_options
-def train_detector(**options: Any) -> None:
-    """Stage 1: Mask R-CNN on CNCB-like DATA (a folder with imgs/ and masks/).
+def train_detector(**options: Unpack[TrainOptions]) -> None:
+    """Train stage 1: a Mask R-CNN on slices with lesion masks.
 
-    --split and --valid-split are lists of image names; without --valid and --valid-split some
-    patients are kept aside. The same command again goes on from the last checkpoint.
+    DATA is a folder with imgs/ and masks/, as CNCB has them. --split and --valid-split are lists of
+    image names. Without --valid and --valid-split, some patients are kept for validation. Run the
+    same command again to resume from the last checkpoint.
     """
     from cctmn.config import DetectorConfig
 
-    _train(DetectorConfig, "detector", options)
+    _train(DetectorConfig, options)
 
 
-@train.command("classifier")
+@train.command(
+    "classifier",
+    epilog=settings_epilog(
+        "classifier",
+        "cctmn train classifier --preset paper --data covidx --split train_COVIDx_CT-1.txt \\\n"
+        "      -m det/model -o cls",
+    ),
+)
 @_train_options
-def train_classifier(**options: Any) -> None:
-    """Stage 2: the image's class from the ranked boxes of MODEL, a detector, or tune a classifier.
+def train_classifier(**options: Unpack[TrainOptions]) -> None:
+    """Train stage 2: a classifier on the ranked boxes.
 
-    DATA is a folder of CLASS_PATIENT_SCAN_SLICE.png, with --split a COVIDx-CT split file beside it;
-    a folder with one folder per class; or a .csv with path, label and patient.
+    MODEL is a detector, or a classifier to tune. DATA is a folder of CLASS_PATIENT_SCAN_SLICE.png,
+    with --split a COVIDx-CT split file beside it; a folder with one folder per class; or a table
+    with path, label and patient. Run the same command again to resume.
     """
     from cctmn.config import ClassifierConfig
 
-    _train(ClassifierConfig, "classifier", options)
+    _train(ClassifierConfig, options)
 
 
-def _train(cls: type[Any], stage: str, options: dict[str, Any]) -> None:
-    from cctmn import config
+def _train(cls: type[Any], options: TrainOptions) -> None:
+    # Settings first: a mistake in them must not cost the import of torch.
+    files = [] if options["config_file"] is None else [options["config_file"]]
+    settings = config.load(cls, preset=options["preset"], files=files, sets=options["sets"])
+
     from cctmn.train import run
     from cctmn.train.datasets import Data
 
     reporter = TerminalReporter(quiet=options["quiet"])
-    files = files_of(options)
-    if (preset := options["preset"]) is not None:
-        known = config.presets(stage)
-        if preset not in known:
-            raise ConfigError(f"--preset {preset}: there are {', '.join(known)}")
-        files = [known[preset], *files]
     valid = None
     if options["valid"] or options["valid_split"]:
         place = options["valid"] or options["data"]
         valid = Data(place, options["valid_split"], what="validation")
     job = run.Job(
-        config=config.load(cls, files=files, sets=options["sets"]),
+        config=settings,
         data=Data(options["data"], options["split"], what="training"),
         out=options["out"],
         valid=valid,
@@ -101,35 +141,53 @@ def _train(cls: type[Any], stage: str, options: dict[str, Any]) -> None:
 
 
 def _outcome_text(outcome: Any) -> str:
-    figures = "  ".join(
+    metrics = "  ".join(
         f"{name} {value:.3f}" for name, value in outcome.metrics.items() if value is not None
     )
     return (
-        f"best epoch {outcome.best_epoch} of {outcome.epochs}: {figures}\n"
+        f"best epoch {outcome.best_epoch} of {outcome.epochs}: {metrics}\n"
         f"model: {outcome.model} ({outcome.elapsed_s:.0f} s)"
     )
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+Example:
+  cctmn phantom lesions -o lesions --count 40 --seed 6
+"""
+)
 @click.argument("kind", type=click.Choice(["lesions", "slices", "study"]))
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="OUT")
-@click.option("--count", default=40, show_default=True, help="Slices; of a study per patient.")
-@click.option("--patients", default=3, show_default=True, help="Of a study.")
+@click.option(
+    "-o",
+    "--out",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="Folder to write; for a study, the zip file.",
+)
+@click.option(
+    "--count", default=40, show_default=True, help="Number of slices; for a study, per patient."
+)
+@click.option("--patients", default=3, show_default=True, help="Number of patients in a study.")
 @click.option("--seed", default=1, show_default=True, help="Other seeds give other patients.")
-@click.option("--recipe", default="standard", show_default=True, help="standard or other.")
-def phantom(kind: str, out: Path, *, count: int, **options: Any) -> None:
-    """Make synthetic slices with known lesions: no data needed.
+@click.option(
+    "--recipe",
+    default="standard",
+    show_default=True,
+    help="Look of the slices: standard or other.",
+)
+def phantom(kind: str, *, out: Path, count: int, patients: int, seed: int, recipe: str) -> None:
+    """Make synthetic slices with known lesions.
 
     lesions: OUT/imgs and OUT/masks as CNCB has them. slices: pictures and split.txt as COVIDx-CT
     has them. study: OUT is a zip of DICOM files, with the truth in a table beside it.
     """
     from cctmn.phantom import layouts
 
-    seed = options["seed"]
     if kind == "study":
-        patients = options["patients"]
         made = len(layouts.write_archive(out, patients=patients, slices=count, seed=seed))
     else:
         write = {"lesions": layouts.write_lesions, "slices": layouts.write_slices}[kind]
-        made = write(out, count=count, seed=seed, recipe=options["recipe"])
+        made = write(out, count=count, seed=seed, recipe=recipe)
     click.echo(f"{out}: {made} slices", err=True)

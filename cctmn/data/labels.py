@@ -22,15 +22,15 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from cctmn import store
-from cctmn.classes import COVIDX_CLASSES
+from cctmn.classes import COVIDX_CLASSES, JOIN_KEYS
 from cctmn.data.issues import few
 from cctmn.data.slices import class_index, parse_name, read_split
 from cctmn.errors import DataError
 from cctmn.schema import LABELS
 
-KEYS: Final = ("name", "uri", "slice_id")  # by what labels find their predictions
 FORMS: Final = "a labels table is .csv or .parquet; a split file of COVIDx-CT is .txt"
-_NAMED: Final = (*KEYS, "label", "patient", "scan")  # columns that are text, whatever the file says
+# Columns that are text, whatever type the file gives them.
+_NAMED: Final = (*JOIN_KEYS, "label", "patient", "scan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ def read_labels(place: str, *, classes: tuple[str, ...]) -> Labels:
     table, sha256 = read_table(place)
     if "label" not in table.column_names:
         raise DataError(f"{place}: no column label; there are {', '.join(table.column_names)}")
-    if not set(KEYS) & set(table.column_names):
+    if not set(JOIN_KEYS) & set(table.column_names):
         raise DataError(f"{place}: no column to find the slices by; add uri, name or slice_id")
     if not len(table):
         raise DataError(f"{place}: holds no line; write one for each labelled slice")
@@ -129,7 +129,7 @@ def keys_of(table: pa.Table, *, key: str, place: str) -> list[str]:
     """What each line is found by: its file name, URI or slice_id. Raises DataError for doubles."""
     column = "uri" if key == "name" and "name" not in table.column_names else key
     if column not in table.column_names:
-        there = ", ".join(k for k in KEYS if k in table.column_names)
+        there = ", ".join(k for k in JOIN_KEYS if k in table.column_names)
         raise DataError(f"{place}: no column {column} to join by; use --key with one of: {there}")
     keys: list[str] = table[column].to_pylist()
     if key == "name":
