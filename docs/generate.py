@@ -1,0 +1,115 @@
+"""Write the generated parts of the documentation from the code that they describe.
+
+Settings, columns, flags, error codes and exit codes each live in one place in the code. This script
+writes them between the markers `<!-- generated: NAME -->` and `<!-- end -->` of the pages in docs/.
+With --check it writes nothing and fails if a page is out of date.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import click
+
+from cctmn import config, errors, schema
+from cctmn.cli import cli
+from cctmn.schema import Column
+
+DOCS = Path(__file__).parent
+PART = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def columns(table: Sequence[Column]) -> str:
+    """Return the columns of a table as a Markdown table."""
+    lines = ["| column | type | meaning |", "|---|---|---|"]
+    lines += [f"| `{c.name}` | {_type(c)} | {c.doc} |" for c in table]
+    return "\n".join(lines) + "\n"
+
+
+def texts(heading: str, entries: Mapping[str, str]) -> str:
+    """Return names and their sentences as a Markdown table."""
+    lines = [f"| {heading} | meaning |", "|---|---|"]
+    lines += [f"| `{name}` | {text} |" for name, text in entries.items()]
+    return "\n".join(lines) + "\n"
+
+
+def commands() -> str:
+    """Return every command with its arguments and options."""
+    sections = []
+    for name, command in _leaves(cli):
+        usage = " ".join(
+            p.make_metavar(click.Context(command))
+            for p in command.params
+            if isinstance(p, click.Argument)
+        )
+        lines = [f"## cctmn {name}", "", inspect.cleandoc(command.help or "")]
+        lines += ["", f"`cctmn {name} [OPTIONS] {usage}`".replace(" `", "`")]
+        lines += ["", "| option | meaning |", "|---|---|"]
+        for option in command.params:
+            if isinstance(option, click.Option) and not option.hidden:
+                names = ", ".join(f"`{opt}`" for opt in option.opts)
+                lines.append(f"| {names} | {(option.help or '').replace('|', chr(92) + '|')} |")
+        sections.append("\n".join(lines))
+    return "\n\n".join(sections) + "\n"
+
+
+def _leaves(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _leaves(command, f"{prefix}{name} ")
+        else:
+            yield prefix + name, command
+
+
+def _type(column: Column) -> str:
+    if "struct" in str(column.type):
+        return "list of structs"
+    return str(column.type).replace("list<element: ", "list<").replace("list<item: ", "list<")
+
+
+def _predictions() -> str:
+    every = schema.prediction_columns(["CLASS"], ranked_boxes=True, masks=True)
+    return columns([c._replace(doc=c.doc.replace("the class CLASS", "the class")) for c in every])
+
+
+PARTS: Mapping[str, Callable[[], str]] = {
+    "commands": commands,
+    "settings-score": lambda: config.markdown("score"),
+    "settings-detector": lambda: config.markdown("detector"),
+    "settings-classifier": lambda: config.markdown("classifier"),
+    "predictions": _predictions,
+    "lesions": lambda: columns(schema.LESION_COLUMNS),
+    "inventory": lambda: columns(schema.INVENTORY_COLUMNS),
+    "labels": lambda: columns(schema.LABELS_COLUMNS),
+    "flags": lambda: texts("flag", schema.FLAGS),
+    "codes": lambda: texts("code", errors.SLICE_CODES),
+}
+
+
+def generated(page: str) -> str:
+    """Return the text of a page with its generated parts written anew."""
+    return PART.sub(lambda match: match[1] + "\n" + PARTS[match["name"]]() + "\n" + match[3], page)
+
+
+def main(*, check: bool) -> int:
+    """Update the pages, or count those that are out of date."""
+    stale = 0
+    for path in sorted(DOCS.glob("*.md")):
+        before = path.read_text(encoding="utf-8")
+        after = generated(before)
+        if after == before:
+            continue
+        stale += 1
+        if check:
+            sys.stderr.write(f"{path}: out of date; run `make docs`\n")
+        else:
+            path.write_text(after, encoding="utf-8")
+    return stale if check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(check="--check" in sys.argv[1:]))
