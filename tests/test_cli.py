@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
+from cctmn import store
 from cctmn.cli import cli, main
+from cctmn.score.doctor import spread
 from tests.conftest import REPO, S3Server
 from tests.makers import dicom, png, zipped
 
@@ -122,26 +126,61 @@ def test_a_detector_becomes_a_classifier_that_says_it_is_untrained(
     assert (card["kind"], card["trained"]) == ("classifier", False)
 
 
-def test_doctor_tells_what_a_job_would_meet(
+def test_doctor_checks_a_sample_the_model_and_the_storage(
     tmp_path: Path, fresh_model: Path, s3: S3Server
 ) -> None:
     s3.bucket("doctor")
     s3.upload("doctor", "z.zip", zipped({"a": png(1), "b": dicom(1), "c": b"text"}))
-    done = call("doctor", "s3://doctor", "-m", fresh_model, "--json")
+    out = "s3://doctor/out"
+    done = call("doctor", "s3://doctor/z.zip", "-m", fresh_model, "-o", out, "--json")
     assert done.returncode == 0
     report = json.loads(done.stdout)
+    assert list(report)[:2] == ["verdict", "problems"]
+    assert report["verdict"].startswith("Ready: 3 slices, 2 of 3 sampled slices can be scored; ")
     assert report["input"]["would_be_scored"] == 2
     assert report["input"]["refused"]["unsupported_format"]["n"] == 1
     assert report["input"]["refused"]["unsupported_format"]["example"] == "s3://doctor/z.zip::c"
     assert report["model"]["kind"] == "classifier"
     assert report["versions"]["torch"] != "missing"
-    assert "would_be_scored: 2" in call("doctor", "s3://doctor").stdout
+    assert report["storage"]["s3://doctor/z.zip"] == "listing and reading work"
+    assert report["storage"][out] == "listing works; no objects"
+    assert report["job"]["seconds_per_slice_and_scorer"] > 0
+    assert report["job"]["disk_bytes"] > 0
+    assert report["machine"]["cpu_cores"] >= 1
+    assert [info.uri for info in store.list_objects("s3://doctor")] == ["s3://doctor/z.zip"]
+    text = call("doctor", "s3://doctor").stdout
+    assert text.startswith("Ready: 3 slices, ")
+    assert "would_be_scored: 2" in text
 
 
-def test_doctor_names_what_is_wrong(tmp_path: Path, s3: S3Server) -> None:
+def test_doctor_lists_the_problems_after_the_verdict(tmp_path: Path, s3: S3Server) -> None:
     done = call("doctor", "s3://nobucket/x", "-m", tmp_path, "--json")
     assert done.returncode == 4
-    assert [p.split(":")[0] for p in json.loads(done.stdout)["problems"]] == [str(tmp_path), "s3"]
+    report = json.loads(done.stdout)
+    assert report["verdict"] == "Not ready: 2 problems; see below."
+    assert sorted(p.split(":")[0] for p in report["problems"]) == [str(tmp_path), "s3"]
+    assert report["storage"]["s3://nobucket/x"].startswith("not reachable: ")
+
+
+def test_doctor_sees_that_the_disk_is_too_small(
+    tmp_path: Path, fresh_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    (tmp_path / "a.png").write_bytes(png(1))
+    done = call("doctor", tmp_path / "a.png", "-m", fresh_model, "-o", tmp_path / "new" / "out")
+    assert done.returncode == 4
+    assert "0 B free; use another OUT" in done.stdout
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("count", [1, 23, 24, 25, 47, 48, 5000])
+def test_doctor_samples_evenly(count: int) -> None:
+    sample = spread(count, sample=24)
+    assert len(sample) == len(set(sample)) == min(count, 24)
+    gaps = [b - a for a, b in itertools.pairwise(sample)] or [count]
+    assert max(gaps) - min(gaps) <= 1
+    assert 0 <= sample[0] < max(gaps)
+    assert count - max(gaps) <= sample[-1] < count
 
 
 def test_the_demo_runs_twice_and_compares_with_the_truth(cctmn: Command, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.conftest import REPO
 
 # Users' scripts rely on these names. Change the list on purpose, and say so in CHANGELOG.md.
 OPTIONS = {
-    "doctor": "INPUTS --json -m/--model",
+    "doctor": "INPUTS --json -i/--input -m/--model -o/--out/--output",
     "score": "INPUTS --address --config --device --dry-run --json --limit --max-error-rate "
     "--retry-errors --root --set -i/--input -m/--model -o/--out/--output -q/--quiet",
     "evaluate": "SCORED --against --by --json --key --labels --mask-split --masks --no-gallery "

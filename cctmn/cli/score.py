@@ -12,7 +12,7 @@ import click
 from cctmn import config
 from cctmn.cli.common import TerminalReporter, resumable, tree_text
 from cctmn.cli.settings import settings_epilog
-from cctmn.errors import ConfigError
+from cctmn.errors import EXIT_OK, EXIT_REFUSED, ConfigError
 
 
 @click.command(
@@ -124,23 +124,43 @@ def score(
 @click.command(
     epilog="""\b
 Example:
-  cctmn doctor /data/ct -m model
+  cctmn doctor /data/ct -m model -o out
 """
 )
 @click.argument("inputs", nargs=-1, metavar="[INPUT...]")
+@click.option("-i", "--input", "more_inputs", multiple=True, metavar="INPUT", help="Same as INPUT.")
 @click.option("-m", "--model", metavar="MODEL", help="Model folder, local or s3://.")
+@click.option(
+    "-o",
+    "--out",
+    "--output",
+    metavar="OUT",
+    help="Output folder of the job, to check its disk or bucket; nothing is written.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def doctor(inputs: tuple[str, ...], *, model: str | None, as_json: bool) -> None:
+def doctor(
+    inputs: tuple[str, ...],
+    *,
+    more_inputs: tuple[str, ...],
+    model: str | None,
+    out: str | None,
+    as_json: bool,
+) -> None:
     """Check the machine, MODEL and INPUT before a job.
 
-    A sample of the slices is decoded. Nothing is written. The exit code is 4 if a job could not
-    start.
+    The first line is the verdict. A sample, spread evenly over the slices, is decoded and, with
+    MODEL, scored; time and disk of the whole job are estimated from it. Nothing is written. The
+    exit code is 4 if a job could not start.
     """
     from cctmn.score.doctor import examine
 
-    report = examine(inputs, model=model)
-    click.echo(json.dumps(report, indent=2) if as_json else tree_text(report))
-    sys.exit(4 if report["problems"] else 0)
+    report = examine((*inputs, *more_inputs), model=model, out=out)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        click.echo(report.pop("verdict"))
+        click.echo(tree_text(report))
+    sys.exit(EXIT_REFUSED if report["problems"] else EXIT_OK)
 
 
 @click.command(
