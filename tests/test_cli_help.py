@@ -26,9 +26,9 @@ OPTIONS = {
     "report": "FOLDER --open",
     "labels covidx-ct": "SPLIT --exclude -o/--out/--output",
     "labels audit": "SETS --hash --json --names --root",
-    "train detector": "--address --config --data --json --preset --set --split --valid "
+    "train detector": "--address --config --data --json --preset --root --set --split --valid "
     "--valid-split -m/--model -o/--out/--output -q/--quiet",
-    "train classifier": "--address --config --data --json --preset --set --split --valid "
+    "train classifier": "--address --config --data --json --preset --root --set --split --valid "
     "--valid-split -m/--model -o/--out/--output -q/--quiet",
     "models import": "FILE --as-classifier --lesions --seed -o/--out/--output",
     "models show": "FOLDER --json",

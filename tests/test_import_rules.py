@@ -34,6 +34,7 @@ LEVELS = {
     "folder": 5,
     "lease": 5,
     "tables": 5,
+    "user_table": 6,
     "errors": 7,
     "schema": 7,
     "classes": 7,
@@ -41,7 +42,12 @@ LEVELS = {
     "reporter": 7,
     "versions": 7,
 }
-SIBLINGS_ALLOWED = {("jobs", "cli"), ("config", "settings"), ("folder", "lease")}
+SIBLINGS_ALLOWED = {
+    ("jobs", "cli"),
+    ("config", "settings"),
+    ("folder", "lease"),
+    ("user_table", "store"),
+}
 
 # package -> the files or folders that alone may import it
 HOMES = {

@@ -20,6 +20,7 @@ class TrainOptions(TypedDict):
 
     data: str
     split: str | None
+    root: str | None
     valid: str | None
     valid_split: str | None
     out: str
@@ -43,6 +44,11 @@ def _train_options(command: Callable[..., None]) -> Callable[..., None]:
         (
             click.option("--data", required=True, metavar="DATA", help="Labelled slices."),
             click.option("--split", metavar="FILE", help="List of names that selects from DATA."),
+            click.option(
+                "--root",
+                metavar="ROOT",
+                help="Base folder or prefix for relative names in a table.",
+            ),
             click.option("--valid", metavar="DATA", help="Validation slices, in the same layout."),
             click.option(
                 "--valid-split", metavar="FILE", help="List that selects from the validation DATA."
@@ -106,7 +112,8 @@ def train_classifier(**options: Unpack[TrainOptions]) -> None:
 
     MODEL is a detector, or a classifier to tune. DATA is a folder of CLASS_PATIENT_SCAN_SLICE.png,
     with --split a COVIDx-CT split file beside it; a folder with one folder per class; or a table
-    with path, label and patient. Run the same command again to resume.
+    (.csv, .parquet) with label, patient, and one of uri, path, name. Run the same command again to
+    resume.
     """
     from cctmn.config import ClassifierConfig
 
@@ -125,10 +132,10 @@ def _train(cls: type[Any], options: TrainOptions) -> None:
     valid = None
     if options["valid"] or options["valid_split"]:
         place = options["valid"] or options["data"]
-        valid = Data(place, options["valid_split"], what="validation")
+        valid = Data(place, options["valid_split"], what="validation", root=options["root"])
     job = run.Job(
         config=settings,
-        data=Data(options["data"], options["split"], what="training"),
+        data=Data(options["data"], options["split"], what="training", root=options["root"]),
         out=options["out"],
         valid=valid,
         model=options["model"],

@@ -7,7 +7,6 @@ as a manifest. A label that fits no class, or a slice that is listed twice, stop
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 from collections import Counter
@@ -17,7 +16,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
@@ -27,10 +25,9 @@ from cctmn.data.issues import few
 from cctmn.data.slices import class_index, parse_name, read_split
 from cctmn.errors import DataError
 from cctmn.schema import LABELS
+from cctmn.user_table import is_table, read_user_table
 
 FORMS: Final = "a labels table is .csv or .parquet; a split file of COVIDx-CT is .txt"
-# Columns that are text, whatever type the file gives them.
-_NAMED: Final = (*JOIN_KEYS, "label", "patient", "scan")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,27 +77,20 @@ def to_bytes(table: pa.Table, *, parquet: bool) -> bytes:
 
 
 def read_table(place: str) -> tuple[pa.Table, str]:
-    """Every column of a labels table or split file, and the sha256 of the file."""
-    data = store.read_all(store.to_uri(place), hint="give a labels table")
-    suffix = place.lower().rpartition(".")[2]
-    if suffix == "txt":
-        table, _ = covidx_ct(place)
-    elif suffix == "csv":
-        table = _from_csv(data, place)
-    elif suffix == "parquet":
-        try:
-            table = pq.read_table(io.BytesIO(data))
-        except pa.ArrowInvalid:
-            raise DataError(f"{place}: not a Parquet file; write it again") from None
-    else:
+    """Read every column of a labels table or split file, and the SHA-256 of the file.
+
+    A column `path` is renamed to `uri` if there is no `uri`. Raises ObjectError or DataError.
+    """
+    if place.lower().endswith(".txt"):
+        data = store.read_all(store.to_uri(place), hint="give a labels table")
+        return covidx_ct(place)[0], hashlib.sha256(data).hexdigest()
+    if not is_table(place):
         raise DataError(f"{place}: {FORMS}")
+    given = read_user_table(place, hint="give a labels table")
+    table = given.table
     if "path" in table.column_names and "uri" not in table.column_names:
         table = table.rename_columns({"path": "uri"})
-    for i, name in enumerate(table.column_names):
-        if name in _NAMED:
-            text = pc.utf8_trim_whitespace(pc.fill_null(table[name].cast(pa.string()), ""))
-            table = table.set_column(i, name, text)
-    return table, hashlib.sha256(data).hexdigest()
+    return table, given.sha256
 
 
 def read_labels(place: str, *, classes: tuple[str, ...]) -> Labels:
@@ -161,24 +151,3 @@ def identities(table: pa.Table) -> list[str]:
     column = next(c for c in ("uri", "name", "slice_id") if c in table.column_names)
     names = [base_name(text) for text in table[column].to_pylist()]
     return [named.key if (named := parse_name(name)) else name for name in names]
-
-
-def _from_csv(data: bytes, place: str) -> pa.Table:
-    """Every column as text: patient 0012 is not patient 12."""
-    try:
-        text = data.decode("utf-8-sig")
-        header = next(csv.reader(io.StringIO(text, newline=""), skipinitialspace=True), [])
-        if len(set(header)) < len(header):
-            raise DataError(f"{place}: two columns have the same name; rename one")
-        names = [name.strip() for name in header]
-        return pacsv.read_csv(
-            io.BytesIO(text.encode()),
-            read_options=pacsv.ReadOptions(column_names=names, skip_rows=1),
-            convert_options=pacsv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
-            ),
-        )
-    except UnicodeDecodeError:
-        raise DataError(f"{place}: not UTF-8 text; save it as UTF-8") from None
-    except (csv.Error, pa.ArrowInvalid) as error:
-        raise DataError(f"{place}: not a CSV table ({str(error).splitlines()[0]})") from None

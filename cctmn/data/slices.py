@@ -7,8 +7,6 @@ classes themselves; one that fits no class stops the job, since a guess would tr
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from cctmn.errors import DataError
 from cctmn.read.decode import open_image
 from cctmn.read.intensity import InputContract, to_input
 from cctmn.store import ObjectInfo
+from cctmn.user_table import is_table, line_of, read_user_table
 
 LAYOUTS: Final = (
     "give a .csv of path,label,patient; a folder of images with a split file of COVIDx-CT; a folder"
@@ -74,15 +73,20 @@ class Named(NamedTuple):
     key: str
 
 
-def open_slices(data: str, *, split: str | None = None, classes: tuple[str, ...]) -> SliceSet:
-    """Find the slices of a table or folder; a split file selects from the folder.
+def open_slices(
+    data: str, *, split: str | None = None, root: str | None = None, classes: tuple[str, ...]
+) -> SliceSet:
+    """List the slices of a table or folder; a split file selects from the folder.
 
-    Raises DataError if the layout cannot be told, a label is none of the classes, or none is left.
+    Relative names in a table are below `root`, or below the table's own folder. Raises DataError if
+    the layout is not recognised, a label is not one of the classes, or no slice is left.
     """
-    if data.lower().endswith(".csv"):
+    if root is not None and not is_table(data):
+        raise DataError(f"{data}: --root is the folder of a table's slices; leave it out")
+    if is_table(data):
         if split is not None:
             raise DataError(f"{data}: a table selects its slices itself; leave out {split}")
-        found = _from_table(data, classes)
+        found = _from_table(data, classes, root=root)
     else:
         images = list_images(data, suffixes=IMAGE_SUFFIXES, hint=LAYOUTS)
         folders = {name.split("/")[0] for name in images if "/" in name}
@@ -190,27 +194,23 @@ def _from_names(
     return SliceSet(tuple(samples), problems)
 
 
-def _from_table(table: str, classes: tuple[str, ...]) -> SliceSet:
+def _from_table(place: str, classes: tuple[str, ...], *, root: str | None) -> SliceSet:
+    """Read a training list: a column that names the slices, `label`, and perhaps `patient`."""
+    given = read_user_table(place, hint="give a table with uri, label and patient")
+    names, labels = given.slices(), given.column("label")
+    has_patient = "patient" in given.table.column_names
+    patients = given.column("patient") if has_patient else [""] * len(names)
+    base = root or store.parent(place)
     samples: dict[str, SliceSample] = {}
-    rows = csv.DictReader(io.StringIO(read_text(table), newline=""), skipinitialspace=True)
-    try:
-        if missing := {"path", "label"} - set(rows.fieldnames or ()):
-            raise DataError(f"{table}: no column {min(missing)}; write path,label,patient")
-        for row in rows:
-            where = f"{table} line {rows.line_num}"
-            if None in row or None in row.values():
-                raise DataError(f"{where}: not as many fields as the header; mend the line")
-            path, label = row["path"].strip(), row["label"].strip()
-            if not path or not label:
-                raise DataError(f"{where}: no path or no label; fill in both")
-            uri = store.below(store.parent(table), path)
-            if uri in samples:
-                raise DataError(f"{where}: {path} is listed before; keep one line of each slice")
-            index = class_index(label, where=where, classes=classes, numbers=True)
-            patient = row.get("patient", "").strip()
-            samples[uri] = SliceSample(path, uri, index, patient)
-    except csv.Error as error:
-        raise DataError(f"{table}: not a CSV table ({error}); save it again") from None
+    for row, (name, label, patient) in enumerate(zip(names, labels, patients, strict=True)):
+        where = f"{place} line {line_of(row)}"
+        if not label:
+            raise DataError(f"{where}: no label; fill it in")
+        uri = store.below(base, name)
+        if uri in samples:
+            raise DataError(f"{where}: {name} is listed before; keep one line per slice")
+        index = class_index(label, where=where, classes=classes, numbers=True)
+        samples[uri] = SliceSample(name, uri, index, patient)
     return SliceSet(tuple(samples.values()), Problems())
 
 

@@ -7,10 +7,8 @@ row with its code. A slice_id is keyed, so it says nothing to who has not the ke
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import hmac
-import io
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,15 +16,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cctmn import store
-from cctmn.errors import InputError, ObjectError, SliceError
+from cctmn.errors import ObjectError, SliceError
 from cctmn.read import archive, decode
 from cctmn.read.archive import Member
 from cctmn.read.ranges import RangeFile
 from cctmn.schema import INVENTORY
 from cctmn.store import ObjectInfo
+from cctmn.user_table import is_table, read_user_table
 
 INDEX_THREADS = 16  # objects looked at in parallel: latency, not bandwidth, bounds it
 ZIP_THREADS = 4  # members of each; together no more than the connections that store keeps
@@ -129,7 +127,7 @@ def _objects(inputs: Sequence[str], root: str | None) -> Iterator[ObjectInfo]:
 
 
 def _listed(text: str, root: str | None) -> Iterator[ObjectInfo]:
-    if not text.lower().endswith((".csv", ".parquet")):
+    if not is_table(text):
         yield from store.list_objects(text)
         return
 
@@ -138,28 +136,8 @@ def _listed(text: str, root: str | None) -> Iterator[ObjectInfo]:
         return list(store.find_objects(uri)) or [ObjectInfo(uri, 0, "", "not_found")]
 
     # a request for each line, so several at a time
-    for found in _in_order(look, _manifest(text), threads=INDEX_THREADS):
+    for found in _in_order(look, read_user_table(text).slices(), threads=INDEX_THREADS):
         yield from found
-
-
-def _manifest(text: str) -> Iterator[str]:
-    data = store.read_all(store.to_uri(text), hint="check INPUT")
-    if text.lower().endswith(".parquet"):
-        try:
-            uris = pq.read_table(io.BytesIO(data), columns=["uri"])["uri"].to_pylist()
-        except (pa.ArrowInvalid, KeyError, pa.ArrowKeyError):
-            raise InputError(f"{text}: not a Parquet manifest with a column uri") from None
-    else:
-        try:
-            lines = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
-        except (UnicodeDecodeError, csv.Error):
-            raise InputError(f"{text}: not a CSV manifest in UTF-8") from None
-        if not lines or "uri" not in lines[0]:
-            raise InputError(f"{text}: a manifest needs a column uri and at least one line")
-        uris = [line["uri"] for line in lines]
-    if not uris or not all(isinstance(uri, str) and uri for uri in uris):
-        raise InputError(f"{text}: a manifest needs a uri in every line")
-    yield from uris
 
 
 def _rows(info: ObjectInfo, *, key: bytes) -> list[_Row]:

@@ -13,6 +13,7 @@ from cctmn.data import lesions, slices
 from cctmn.data.issues import Problems, Sample
 from cctmn.data.lesions import LesionSample
 from cctmn.data.slices import SliceSample
+from cctmn.errors import DataError
 from cctmn.model.card import Card
 from cctmn.read.intensity import InputContract
 from cctmn.reporter import Reporter
@@ -26,11 +27,14 @@ class Data:
 
     place: str
     split: str | None = None
-    what: str = "slices"  # for the person
+    what: str = "slices"  # for messages
+    root: str | None = None  # base folder or prefix for relative names in a table
 
 
 def with_lesions(data: Data, *, card: Card, report: Reporter) -> tuple[LesionSample, ...]:
     """CNCB-like slices that have a lesion of the model's classes."""
+    if data.root is not None:
+        raise DataError(f"{data.place}: --root is for tables of classified slices; leave it out")
     found = lesions.check_lesions(
         lesions.open_lesions(data.place, names=data.split),
         lesion_classes=card.arch.lesion_classes,
@@ -46,7 +50,7 @@ def with_classes(
 ) -> tuple[SliceSample, ...]:
     """Slices with an image class, in any of the layouts."""
     found = slices.check_slices(
-        slices.open_slices(data.place, split=data.split, classes=classes),
+        slices.open_slices(data.place, split=data.split, root=data.root, classes=classes),
         contract=InputContract.from_card(card.input),
         threads=READ_THREADS,
     )

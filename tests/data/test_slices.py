@@ -226,15 +226,15 @@ def test_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,class\na.png,0\n", "no column label; write path,label,patient"),
-        ("", "no column label"),
-        ("path,label\n", "no slice can be used"),
+        ("path,class\na.png,0\n", "no column label .present: path, class."),
+        ("", "no column uri, path or name"),
+        ("path,label\n", "no row; write one row per slice"),
         ("path,label\na.png,0\nb.png,2\n", "line 3: label '2' is none of the classes.*set the"),
         ("path,label\na.png,lymphoma\n", "line 2: label 'lymphoma' is none of the classes"),
         ("path,label\na.png,²\n", "label '²' is none"),
-        ("path,label\na.png,\n", "line 2: no path or no label"),
-        ("path,label\na,b.png,0\n", "line 2: not as many fields"),
-        ("path,label,patient\na.png,0\n", "line 2: not as many fields"),
+        ("path,label\na.png,\n", "line 2: no label"),
+        ("path,label\na,b.png,0\n", "Expected 2 columns, got 3"),
+        ("path,label,patient\na.png,0\n", "Expected 3 columns, got 2"),
         ("path,label\na.png,0\n./a.png,0\n", "line 3: ./a.png is listed before"),
     ],
 )

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cctmn.errors import InputError
+from cctmn.errors import DataError, InputError
 from cctmn.read import inventory
 from tests.conftest import S3Server
 from tests.makers import dicom, png, tarred, zipped
@@ -122,12 +122,12 @@ def test_manifests(tmp_path: Path, s3: S3Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"name\nx\n", b"uri\n\n", b"uri,x\n,1\n", b"\xff\xfe\x00"]
+    "content", [b"", b"file\nx\n", b"uri\n\n", b"uri,x\n,1\n", b"\xff\xfe\x00"]
 )
 def test_manifests_that_are_none(tmp_path: Path, content: bytes) -> None:
     for name in ("list.csv", "list.parquet"):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(InputError, match=name):
+        with pytest.raises(DataError, match=name):
             rows(tmp_path / name)
 
 

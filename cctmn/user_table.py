@@ -1,0 +1,121 @@
+"""Tables that a user hands in: lists of slices to score, labels, and training lists.
+
+This is the only parser of such tables. It reads CSV and Parquet, local or on S3. One of the columns
+`uri`, `path` and `name` names the slices. Columns with known names are text, whatever type the file
+gives them, because patient 0012 is not patient 12.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from cctmn import store
+from cctmn.errors import DataError
+
+SUFFIXES: Final = (".csv", ".parquet")
+# The columns that can name a slice; the first one present is used.
+SLICE_COLUMNS: Final = ("uri", "path", "name")
+TEXT_COLUMNS: Final = (*SLICE_COLUMNS, "slice_id", "label", "patient", "scan")
+
+
+@dataclass(frozen=True, eq=False)
+class UserTable:
+    """A table as it was handed in; columns of TEXT_COLUMNS are text without outer blanks."""
+
+    place: str  # path or URI, as the user wrote it
+    sha256: str  # of the file
+    table: pa.Table
+
+    def column(self, name: str) -> list[str]:
+        """Return a text column. Raises DataError if it is missing."""
+        if name not in self.table.column_names:
+            present = ", ".join(self.table.column_names) or "none"
+            raise DataError(f"{self.place}: no column {name} (present: {present}); add it")
+        values: list[str] = self.table[name].to_pylist()
+        return values
+
+    def slices(self) -> list[str]:
+        """Return the slice of every row as the table names it.
+
+        Raises DataError if no column names slices, if there is no row, or if a row is empty.
+        """
+        column = next((c for c in SLICE_COLUMNS if c in self.table.column_names), None)
+        if column is None:
+            present = ", ".join(self.table.column_names) or "none"
+            raise DataError(
+                f"{self.place}: no column uri, path or name (present: {present}); add one of them"
+            )
+        values = self.column(column)
+        if not values:
+            raise DataError(f"{self.place}: no row; write one row per slice")
+        if "" in values:
+            line = line_of(values.index(""))
+            raise DataError(f"{self.place} line {line}: no {column}; fill it in")
+        return values
+
+
+def is_table(place: str) -> bool:
+    """Return whether the name is that of a table."""
+    return place.lower().endswith(SUFFIXES)
+
+
+def line_of(row: int) -> int:
+    """Return the line of a CSV file for a row, counted from 0, if no cell holds a line break."""
+    return row + 2
+
+
+def read_user_table(place: str, *, hint: str = "give a .csv or .parquet table") -> UserTable:
+    """Read a table by its suffix.
+
+    Raises ObjectError if it cannot be read, with `hint` as the advice, and DataError if it is not a
+    table or two columns have the same name.
+    """
+    data = store.read_all(store.to_uri(place), hint=hint)
+    table = _parquet(data, place) if place.lower().endswith(".parquet") else _csv(data, place)
+    for i, name in enumerate(table.column_names):
+        if name in TEXT_COLUMNS:
+            text = pc.utf8_trim_whitespace(pc.fill_null(table[name].cast(pa.string()), ""))
+            table = table.set_column(i, name, text)
+    return UserTable(place, hashlib.sha256(data).hexdigest(), table)
+
+
+def _parquet(data: bytes, place: str) -> pa.Table:
+    try:
+        return pq.read_table(io.BytesIO(data))
+    except pa.ArrowInvalid:
+        raise DataError(f"{place}: not a Parquet file; write it again") from None
+
+
+def _csv(data: bytes, place: str) -> pa.Table:
+    """Read every column as text."""
+    try:
+        # Excel writes a byte order mark.
+        text = data.decode("utf-8-sig")
+        header = next(csv.reader(io.StringIO(text, newline=""), skipinitialspace=True), [])
+        names = [name.strip() for name in header]
+        if len(set(names)) < len(names):
+            raise DataError(f"{place}: two columns have the same name; rename one")
+        if not names:
+            return pa.table({})
+        return pacsv.read_csv(
+            io.BytesIO(text.encode()),
+            read_options=pacsv.ReadOptions(column_names=names, skip_rows=1),
+            parse_options=pacsv.ParseOptions(newlines_in_values=True),
+            convert_options=pacsv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+            ),
+        )
+    except UnicodeDecodeError:
+        raise DataError(f"{place}: not UTF-8 text; save it as UTF-8") from None
+    except (csv.Error, pa.ArrowInvalid) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{place}: not a CSV table ({reason}); save it again") from None
