@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cctmn import tables
 from cctmn.evaluate import run as evaluation
-from cctmn.evaluate.options import EvaluationJob
+from cctmn.evaluate.options import EvaluationOptions
 from cctmn.metrics.intervals import Resampling
 from cctmn.model.card import SHIPPED
 from cctmn.phantom import layouts
@@ -77,7 +77,7 @@ def report(folder: Path, *, report: Reporter) -> str:
         table = csv.writer(file)
         table.writerow(("uri", "label", "patient"))
         table.writerows((f"archive.zip::{t['member']}", t["finding"], t["patient"]) for t in truth)
-    job = EvaluationJob(
+    job = EvaluationOptions(
         out=str(folder / "out"),
         labels=str(labels),
         to=str(folder / "evaluation"),

@@ -25,7 +25,7 @@ from PIL import Image
 from cctmn import store, tables
 from cctmn.data import labels
 from cctmn.evaluate import run as evaluation
-from cctmn.evaluate.options import EvaluationJob
+from cctmn.evaluate.options import EvaluationOptions
 from cctmn.metrics.intervals import Resampling
 from cctmn.report import render
 from cctmn.score import run as scoring
@@ -94,7 +94,7 @@ def rerun(
     summary = scoring.score(job)
     step(f"indexed and scored: {summary.counts.ok:,} ok")
     metrics = evaluation.evaluate(
-        EvaluationJob(
+        EvaluationOptions(
             out=str(out),
             labels=str(manifest),
             to=str(folder / "evaluation"),

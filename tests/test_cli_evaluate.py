@@ -59,10 +59,10 @@ def test_evaluate_writes_figures_and_a_report(folder: Path) -> None:
     assert (written / "report.html").read_text() == first
     quiet = call("evaluate", *args, "-o", folder / "e", "--no-gallery", "-q", "--json")
     assert quiet.stderr == ""
-    assert json.loads(quiet.stdout)["figures"] == metrics["figures"]
+    assert json.loads(quiet.stdout)["metrics"] == metrics["metrics"]
     other = call("evaluate", *args, "-o", folder / "e", "--no-gallery", "--seed", 1, "--json")
-    low = json.loads(other.stdout)["figures"]["slice.accuracy"]["low"]
-    assert low != metrics["figures"]["slice.accuracy"]["low"]
+    low = json.loads(other.stdout)["metrics"]["slice.accuracy"]["low"]
+    assert low != metrics["metrics"]["slice.accuracy"]["low"]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_evaluate_writes_figures_and_a_report(folder: Path) -> None:
         (["evaluate", "nowhere", "--labels", "labels.csv"], "holds no predictions"),
         (["evaluate", "out", "--labels", "strange.csv"], "label 'flu' is none of the classes"),
         (["evaluate", "out", "--labels", "columns.csv"], "no column label"),
-        (["evaluate", "out", "--labels", "foreign.csv"], "no label finds a prediction"),
+        (["evaluate", "out", "--labels", "foreign.csv"], "no label has a prediction"),
         (["evaluate", "out", "--labels", "labels.csv", "--key", "slice_id"], "no column slice_id"),
         (["evaluate", "out", "--labels", "labels.csv", "-m", "cctmn:demo"], "give the model that"),
         (["evaluate", "out", "--labels", "labels.csv", "--by", "age"], "no such column"),

@@ -28,5 +28,5 @@ def test_the_chain_loses_and_doubles_nothing(tmp_path: Path) -> None:
         report=said.append,
     )
     assert metrics["accounting"]["evaluated"] == len(lines) - len(lines[::7])
-    assert 0.5 < metrics["figures"]["slice.accuracy"]["value"] < 1
+    assert 0.5 < metrics["metrics"]["slice.accuracy"]["value"] < 1
     assert (tmp_path / "rerun/evaluation/report.html").stat().st_size > 100_000

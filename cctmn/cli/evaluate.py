@@ -205,12 +205,12 @@ def evaluate(
     --masks compares lesions too: boxes, and masks if they were scored with --set masks=true.
     """
     from cctmn.evaluate import run
-    from cctmn.evaluate.options import EvaluationJob
+    from cctmn.evaluate.options import EvaluationOptions
     from cctmn.metrics.intervals import Resampling
     from cctmn.report import render
 
     reporter = TerminalReporter(quiet=quiet)
-    job = EvaluationJob(
+    job = EvaluationOptions(
         out=scored,
         labels=labels,
         masks=masks,
@@ -255,14 +255,14 @@ def _headline(metrics: dict[str, Any]) -> str:
     counts = metrics["accounting"]
     steps = ("indexed", "scored", "labelled", "evaluated")
     lines = [", ".join(f"{counts[step]:,} {step}" for step in steps if step in counts)]
-    for name, figure in metrics["figures"].items():
-        if name.startswith(HEADLINE) and figure["value"] is not None:
-            lines.append(f"  {_percent(figure):<28}  {figure['what']}")
+    for id_, metric in metrics["metrics"].items():
+        if id_.startswith(HEADLINE) and metric["value"] is not None:
+            lines.append(f"  {_percent(metric):<28}  {metric['description']}")
     return "\n".join([*lines, *(f"note: {text}" for text in metrics["warnings"])])
 
 
-def _percent(figure: dict[str, Any]) -> str:
-    said = f"{100 * figure['value']:6.2f} %"
-    if figure["low"] is None:
-        return said
-    return f"{said}  ({100 * figure['low']:.2f} to {100 * figure['high']:.2f})"
+def _percent(metric: dict[str, Any]) -> str:
+    text = f"{100 * metric['value']:6.2f} %"
+    if metric["low"] is None:
+        return text
+    return f"{text}  ({100 * metric['low']:.2f} to {100 * metric['high']:.2f})"

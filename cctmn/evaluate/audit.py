@@ -1,8 +1,10 @@
-"""Leakage: the same patient, scan, file or picture in two sets.
+"""Data leakage: the same patient, scan, file or picture in two sets.
 
-In: tables of labels, one a set, and where they are wanted the hashes of their files. Out: how many
-of each two sets share, with their names, which stay on this machine. A test result on patients that
-were trained on says little, and a set's name does not tell.
+A test result on patients of the training set says little, and the name of a set does not show it.
+
+Reads: one table of labels per set and, if hashes are wanted, the files.
+Writes: how many patients, scans, slices, files and pictures every two sets share, and their names,
+which must stay private.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from cctmn.data.labels import identities
 from cctmn.errors import DataError, ObjectError, SliceError
 from cctmn.read.decode import open_image
 
-THREADS: Final = 16  # reads in flight: latency bounds them, as it does an index
+# Files read at the same time. Latency limits the rate, as it does when indexing.
+THREADS: Final = 16
 KINDS: Final = ("patients", "scans", "slices", "files", "pixels")
 
 
 @dataclass(frozen=True, eq=False)
-class Set:
-    """What a set holds; `files` and `pixels` are None where nobody asked for hashes."""
+class LabelledSet:
+    """The members of a set; `files` and `pixels` are None unless hashes were asked for."""
 
     name: str
     lines: int
@@ -39,48 +42,49 @@ class Set:
     unreadable: tuple[str, ...] = ()
 
     def of(self, kind: str) -> frozenset[str] | None:
-        """The members of a kind of KINDS."""
-        found: frozenset[str] | None = getattr(self, kind)
-        return found
+        """Return the members of a kind of KINDS."""
+        members: frozenset[str] | None = getattr(self, kind)
+        return members
 
 
 @dataclass(frozen=True, eq=False)
 class Overlap:
-    """What two sets share, by kind; None where it was not compared."""
+    """The members that two sets share, by kind; None for a kind that was not compared."""
 
     a: str
     b: str
     shared: dict[str, list[str] | None] = field(default_factory=dict)
 
     def counts(self) -> dict[str, Any]:
-        """How many of each kind; names nobody."""
+        """Return the number of shared members of each kind, without their names."""
         numbers = {k: None if names is None else len(names) for k, names in self.shared.items()}
         return {"a": self.a, "b": self.b, **numbers}
 
 
-def read_set(table: pa.Table, *, name: str, root: str = "", hashes: bool = False) -> Set:
-    """A set from its table of labels; hashes of bytes and of decoded pixels if they are wanted.
+def read_set(table: pa.Table, *, name: str, root: str = "", hashes: bool = False) -> LabelledSet:
+    """Read a set from its table of labels, with hashes of files and of decoded pixels if wanted.
 
-    `root` is what relative URIs are below.
+    `root` is the base folder or prefix for relative URIs. Raises DataError for files that cannot be
+    hashed because the table does not say where they are.
     """
     patients = _column(table, "patient")
     scans = _column(table, "scan")
-    found: dict[str, Any] = {}
+    hashed: dict[str, Any] = {}
     if hashes:
-        found = _hashes(_uris(table, name=name, root=root))
-    return Set(
+        hashed = _hashes(_uris(table, name=name, root=root))
+    return LabelledSet(
         name=name,
         lines=len(table),
         patients=frozenset(patients) - {""},
-        # a scan's number may be the patient's own count
+        # The number of a scan may count within its patient.
         scans=frozenset(f"{p}/{s}" for p, s in zip(patients, scans, strict=True) if s),
         slices=frozenset(identities(table)),
-        **found,
+        **hashed,
     )
 
 
-def compare(sets: Sequence[Set]) -> list[Overlap]:
-    """Every two of the sets."""
+def compare(sets: Sequence[LabelledSet]) -> list[Overlap]:
+    """Compare every two of the sets."""
     overlaps = []
     for a, b in itertools.combinations(sets, 2):
         shared: dict[str, list[str] | None] = {}
@@ -91,20 +95,20 @@ def compare(sets: Sequence[Set]) -> list[Overlap]:
     return overlaps
 
 
-def summary(sets: Sequence[Set], overlaps: Sequence[Overlap]) -> dict[str, Any]:
-    """Counts alone, as metrics.json has them, with a line for each overlap that spoils a test."""
+def summary(sets: Sequence[LabelledSet], overlaps: Sequence[Overlap]) -> dict[str, Any]:
+    """Return the section `audit` of metrics.json: counts, and a warning for each overlap."""
     by_name = {one.name: one for one in sets}
     warnings = []
     for overlap in overlaps:
         kinds = {k: names for k, names in overlap.shared.items() if names}
         if kinds:
-            said = ", ".join(f"{len(names)} {kind}" for kind, names in kinds.items())
-            share = len(overlap.shared["patients"] or ())
+            counts = ", ".join(f"{len(names)} {kind}" for kind, names in kinds.items())
+            num_shared = len(overlap.shared["patients"] or ())
             of_a, of_b = (len(by_name[n].patients) for n in (overlap.a, overlap.b))
             warnings.append(
-                f"{overlap.a} and {overlap.b} share {said}: {share} of the {of_a} patients of the "
-                f"one and of the {of_b} of the other; a result on one is not independent of "
-                "training on the other"
+                f"{overlap.a} and {overlap.b} share {counts}: {num_shared} of the {of_a} patients "
+                f"of the first and of the {of_b} of the second. A result on one is not independent "
+                "of training on the other."
             )
     return {
         "sets": [
@@ -118,7 +122,7 @@ def summary(sets: Sequence[Set], overlaps: Sequence[Overlap]) -> dict[str, Any]:
 
 
 def named(overlaps: Sequence[Overlap]) -> dict[str, list[str]]:
-    """Columns a, b, kind, name of everything that two sets share; it names patients."""
+    """Return the columns a, b, kind, name of all shared members; they identify patients."""
     rows = [
         (overlap.a, overlap.b, kind, name)
         for overlap in overlaps
@@ -139,23 +143,25 @@ def _uris(table: pa.Table, *, name: str, root: str) -> list[str]:
     uris = []
     for uri in table["uri"].to_pylist():
         if "::" in uri:
-            raise DataError(f"{name}: {uri} is in an archive; hashes are of loose files alone")
+            raise DataError(
+                f"{name}: {uri} is in an archive; only loose files can be hashed, leave out --hash"
+            )
         uris.append(store.below(root, uri))
     return uris
 
 
 def _hashes(uris: list[str]) -> dict[str, Any]:
     with ThreadPoolExecutor(THREADS, thread_name_prefix="hash") as pool:
-        found = list(pool.map(_hash, uris))
+        hashes = list(pool.map(_hash, uris))
     return {
-        "files": frozenset(file for file, _ in found if file),
-        "pixels": frozenset(pixels for _, pixels in found if pixels),
-        "unreadable": tuple(u for u, (_, pixels) in zip(uris, found, strict=True) if not pixels),
+        "files": frozenset(file for file, _ in hashes if file),
+        "pixels": frozenset(pixels for _, pixels in hashes if pixels),
+        "unreadable": tuple(u for u, (_, pixels) in zip(uris, hashes, strict=True) if not pixels),
     }
 
 
 def _hash(uri: str) -> tuple[str, str]:
-    """SHA-256 of the bytes, and of the pixels with their shape and unit; "" if unreadable."""
+    """Return the SHA-256 of the file, and of its pixels, shape and unit; "" if unreadable."""
     try:
         data = store.read_all(uri)
     except ObjectError:

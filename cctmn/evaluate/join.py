@@ -1,8 +1,11 @@
-"""Labels and predictions, joined by an explicit key, with every slice that fell out counted.
+"""Labels and predictions, joined by an explicit key, with a count of every slice that drops out.
 
-In: an output folder and labels. Out: aligned arrays, one line a label, and the accounting indexed
--> scored -> labelled -> evaluated. A label without a usable prediction stays in, marked, so that
-the worst case can count it as wrong.
+A label without a usable prediction stays in the result and is marked, so that the worst case can
+count it as wrong.
+
+Reads: an output folder and labels.
+Writes: aligned arrays with one entry per label, and the accounting from indexed slices to scored,
+labelled and evaluated ones.
 
 Shape suffixes: N labelled slices, C classes.
 """
@@ -10,9 +13,9 @@ Shape suffixes: N labelled slices, C classes.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -25,11 +28,13 @@ from cctmn import store, tables
 from cctmn.data.issues import few
 from cctmn.data.labels import Labels, base_name, keys_of
 from cctmn.errors import ConfigError, DataError
-from cctmn.identity import RunIdentity
+from cctmn.metrics import bootstrap
+from cctmn.metrics.intervals import ClassifiedSample
 from cctmn.model.card import Card
+from cctmn.model.probabilities import probabilities
+from cctmn.schema import classes_of
 
-_LOGIT: Final = re.compile(r"logit_(.+)")
-# Columns of predictions that are read: what figures and cohorts need, not the lists of lesions.
+# Columns of the predictions that metrics and cohorts need. The lists of lesions are not read.
 FLAT: Final = (
     "slice_id",
     "study_key",
@@ -47,39 +52,31 @@ FLAT: Final = (
     "error_code",
     "model_id",
 )
-# In place of an error code: no slice of that name, and one that is not scored yet.
+# Stand in place of an error code: no slice has that name, and the slice is not scored yet.
 NO_PREDICTION: Final = "no prediction"
 PENDING: Final = "pending"
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """An output folder as evaluation reads it."""
+    """The predictions and the inventory of an output folder."""
 
     out: str  # URI
-    table: pa.Table  # FLAT and the logits, a row a prediction; `file` numbers its file
+    table: pa.Table  # FLAT and the logits, one row per prediction; `file` is the index of its file
     files: list[str]
     classes: tuple[str, ...]
-    manifest: dict[str, Any]  # {} of a job that did not finish
+    manifest: dict[str, Any]  # {} for a job that did not finish
     indexed: int  # slices in the inventory, or predictions where there is none
     names: pa.Table | None  # slice_id, uri, member, frame; None without OUT/private
-    has_masks: bool  # lesion_masks is there
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """What the manifest says of the model; folders of older versions say less."""
-        scored_by = RunIdentity.read(self.manifest).values.get("model", {})
-        described: dict[str, Any] = self.manifest.get("model") or {}
-        known = {k: scored_by[k] for k in ("activation",) if k in scored_by} | described
-        return known | {"model_id": self.model_id}
+    has_masks: bool  # whether there is a column lesion_masks
 
     @property
     def model_id(self) -> str:
-        """Of the model that scored every row."""
+        """The id of the model that scored every row."""
         return str(self.table["model_id"][0])
 
     def accounting(self) -> dict[str, int]:
-        """Slices indexed, scored, ended as error rows, and still pending."""
+        """Count the slices that are indexed, scored, error rows, and still pending."""
         errors = int(pc.sum(pc.not_equal(self.table["error_code"], "")).as_py() or 0)
         rows = len(self.table)
         return {
@@ -90,7 +87,7 @@ class Scored:
         }
 
     def check_model(self, card: Card, *, where: str) -> None:
-        """Raise ConfigError if the rows are not of the model that the card is of."""
+        """Raise ConfigError if another model than the card's made the predictions."""
         if card.model_id != self.model_id:
             raise ConfigError(
                 f"{self.out}: its predictions are of model {self.model_id}, {where} is "
@@ -100,31 +97,59 @@ class Scored:
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """Labelled slices with what was said of them, in the order of the labels."""
+    """Labelled slices and their predictions, in the order of the labels."""
 
     labels: Labels
     scored: Scored
-    row_N: NDArray[np.int64]  # of the predictions' table; -1 without one
+    row_N: NDArray[np.int64]  # row of the table of predictions, -1 if there is none
     code_N: list[str]  # "" = scored, an error code, PENDING or NO_PREDICTION
     scored_N: NDArray[np.bool_]
     unlabelled: list[str]  # slice_ids of predictions without a label
     key: str
 
     def logits(self) -> NDArray[np.float64]:
-        """Of the scored ones: M x C."""
+        """Return the logits of the scored slices, M x C."""
         rows = pa.array(self.row_N[self.scored_N])
         columns = [self.scored.table[f"logit_{name}"].take(rows) for name in self.scored.classes]
         return np.stack([c.to_numpy().astype(np.float64) for c in columns], axis=1)
 
-    def patients(self) -> list[str]:
-        """Of every labelled slice: of the labels, else the header's pseudonym, else ""."""
+    @cached_property
+    def patient_ids(self) -> list[str]:
+        """The patient id of each labelled slice: from the labels, else the keyed id of the header.
+
+        An unknown patient is "".
+        """
         if any(self.labels.patient):
             return self.labels.patient
         keys = self.scored.table["patient_key"].to_pylist()
         return [keys[row] or "" if row >= 0 else "" for row in self.row_N]
 
+    def sample(
+        self, *, activation: str, temperature: float, kept_N: NDArray[np.bool_] | None = None
+    ) -> ClassifiedSample:
+        """Return the scored slices with their probabilities, and the labelled ones without scores.
+
+        With `kept_N` the sample holds only the scored slices among those, and none without scores.
+        """
+        group_N, groups = bootstrap.group_patients(self.patient_ids)
+        truth_N, scored_N = self.labels.truth_N, self.scored_N
+        p_NC = probabilities(self.logits(), activation=activation, temperature=temperature)
+        unscored_N = ~scored_N
+        if kept_N is not None:
+            p_NC, scored_N = p_NC[kept_N[scored_N]], scored_N & kept_N
+            unscored_N = np.zeros_like(scored_N)
+        return ClassifiedSample(
+            classes=self.scored.classes,
+            truth_N=truth_N[scored_N],
+            score_NC=p_NC,
+            group_N=group_N[scored_N],
+            groups=groups,
+            unscored_truth=truth_N[unscored_N],
+            unscored_group=group_N[unscored_N],
+        )
+
     def column(self, name: str) -> pa.ChunkedArray:
-        """A column of the labels, or of the predictions (null without one), for cohorts."""
+        """Return a column of the labels, or of the predictions (null for a slice without one)."""
         if name in self.labels.table.column_names:
             return self.labels.table[name]
         if name in self.scored.table.column_names:
@@ -134,7 +159,7 @@ class Joined:
         raise ConfigError(f"--by {name}: no such column; there are {', '.join(sorted(known))}")
 
     def accounting(self) -> dict[str, Any]:
-        """Indexed -> scored -> labelled -> evaluated, and what fell out at each step."""
+        """Count the slices from indexed to evaluated, and those that drop out at each step."""
         codes = Counter(code for code in self.code_N if code)
         table = self.scored.table
         abstained = table["abstained"].take(pa.array(self.row_N[self.scored_N]))
@@ -149,19 +174,21 @@ class Joined:
 
 
 def read_scored(out: str) -> Scored:
-    """Predictions and inventory of an output folder; a detector's have no classes.
+    """Read the predictions and the inventory of an output folder.
 
-    Raises DataError or ConfigError: none there, or of more than one model.
+    The predictions of a detector have no classes. Raises DataError if there are no predictions, and
+    ConfigError if they are of several models.
     """
     uri = store.to_uri(out)
     files = tables.parquet_files(store.join(uri, "predictions"))
     if not files:
         raise DataError(f"{out}: holds no predictions; score into it first")
     filesystem, path = store.arrow_filesystem(files[0])
-    names = pq.read_schema(path, filesystem=filesystem).names
+    file_schema = pq.read_schema(path, filesystem=filesystem)
+    names = file_schema.names
     if missing := sorted(set(FLAT) - set(names)):
         raise DataError(f"{out}: its predictions have no column {missing[0]}; score into a new OUT")
-    classes = tuple(found[1] for name in names if (found := _LOGIT.fullmatch(name)))
+    classes = classes_of(file_schema)
     columns = [*FLAT, *(f"logit_{name}" for name in classes)]
     parts = [tables.read(file, columns) for file in files]
     number = [np.full(len(part), i, np.int32) for i, part in enumerate(parts)]
@@ -181,9 +208,9 @@ def read_scored(out: str) -> Scored:
 
 
 def join(labels: Labels, scored: Scored, *, key: str = "name", root: str | None = None) -> Joined:
-    """Find the prediction of each label by file name, uri (below `root`, if relative) or slice_id.
+    """Find the prediction of each label by file name, URI (relative ones below `root`) or slice_id.
 
-    Raises DataError if a name means two slices, or nothing is found.
+    Raises DataError if a name means two slices, or no label has a prediction.
     """
     wanted = keys_of(labels.table, key=key, place=labels.place)
     if key == "uri":
@@ -196,7 +223,7 @@ def join(labels: Labels, scored: Scored, *, key: str = "name", root: str | None 
     row_N = np.array([rows.get(slice_id, -1) for slice_id in ids], np.int64)
     if not (row_N >= 0).any():
         raise DataError(
-            f"{labels.place}: no label finds a prediction of {scored.out} by {key} (the first is "
+            f"{labels.place}: no label has a prediction in {scored.out} by {key} (the first is "
             f"{wanted[0]}); choose another --key, or another OUT"
         )
     codes = scored.table["error_code"].to_pylist()
@@ -213,12 +240,12 @@ def join(labels: Labels, scored: Scored, *, key: str = "name", root: str | None 
 def _slice_ids(
     wanted: list[str], scored: Scored, *, key: str, frames: list[Any] | None
 ) -> list[str]:
-    """The slice_id of each key, "" where the inventory has none."""
+    """Return the slice_id of each key, "" for a key that the inventory does not have."""
     if key == "slice_id":
         return wanted
     if scored.names is None:
         raise DataError(
-            f"{scored.out}: OUT/private/inventory is not there, which knows the names; run where "
+            f"{scored.out}: OUT/private/inventory, which holds the names, is missing; run where "
             "it is, or join by --key slice_id"
         )
     columns = [scored.names[name].to_pylist() for name in ("slice_id", "uri", "member", "frame")]
@@ -231,15 +258,15 @@ def _slice_ids(
             name = base_name(member or store.display(uri))
         if name not in asked:
             continue
-        place = name if frames is None else (name, str(frame))
-        if place in known:
+        entry = name if frames is None else (name, str(frame))
+        if entry in known:
             doubled.add(name)
-        known[place] = slice_id
+        known[entry] = slice_id
     if doubled:
-        way = "a column frame" if key == "uri" else "--key uri, or a column frame"
+        remedy = "add a column frame" if key == "uri" else "use --key uri, or add a column frame"
         raise DataError(
-            f"{len(doubled)} labels mean more than one slice each ({few(sorted(doubled))}); tell "
-            f"them apart by {way}"
+            f"{len(doubled)} labels match more than one slice each ({few(sorted(doubled))}); "
+            f"{remedy}"
         )
     if frames is None:
         return [known.get(name, "") for name in wanted]
@@ -247,6 +274,6 @@ def _slice_ids(
 
 
 def _absolute(uri: str, base: str) -> str:
-    """uri::member with the first part absolute, as the inventory has it."""
+    """Return uri::member with an absolute URI, as the inventory has it."""
     place, mark, member = uri.partition("::")
     return f"{store.below(base, place)}{mark}{member}"

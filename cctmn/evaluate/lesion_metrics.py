@@ -1,16 +1,17 @@
-"""The part of an evaluation that is about lesions: found ones against masks drawn by hand.
+"""The part of an evaluation that compares detected lesions with masks drawn by hand.
 
-In: predictions with boxes (and masks, if they were written), a folder as CNCB has it. Out: the
-published AP and COCO's, boxes and masks, and FROC, with intervals over patients. Slices whose mask
-shows no lesion are left out, as the method has it, and counted.
+Slices whose mask shows no lesion are left out, as in the published method, and counted.
 
-Shape suffixes: I images, B resamples.
+Reads: predictions with boxes (and masks, if they were written), and a folder as CNCB has it.
+Writes: the published AP and COCO's, of boxes and masks, and FROC, with intervals over patients.
+
+Shape suffixes: I images, B resamples, G patients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -26,62 +27,75 @@ from cctmn.data.labels import base_name
 from cctmn.data.lesions import LesionSample, check_lesions, open_lesions, read_truth
 from cctmn.errors import ConfigError, DataError
 from cctmn.evaluate.join import Scored
-from cctmn.evaluate.options import EvaluationJob, Part, few_patients
+from cctmn.evaluate.model import EvaluatedModel
+from cctmn.evaluate.options import EvaluationOptions, Part, few_patients
 from cctmn.metrics import bootstrap
-from cctmn.metrics.bootstrap import Figure, Size
 from cctmn.metrics.detection import Instances, Kind, encode
 from cctmn.metrics.froc import Matches
+from cctmn.metrics.intervals import Resampling
+from cctmn.metrics.metric import DETECTION, FROC, KINDS, Metric, Size, catalogue
 from cctmn.read.intensity import InputContract
 from cctmn.reporter import Reporter
 
-THREADS: Final = 8  # reads in flight
-WORDS: Final = {
-    "image_ap50": "AP an image at IoU 0.50, averaged (as published)",
-    "image_ap75": "AP an image at IoU 0.75, averaged (as published)",
-    "image_map": "AP an image at IoU 0.50:0.95, averaged (as published)",
-    "coco_ap50": "AP pooled over images at IoU 0.50 (COCO)",
-    "coco_ap75": "AP pooled over images at IoU 0.75 (COCO)",
-    "coco_map": "AP pooled over images at IoU 0.50:0.95 (COCO)",
-}
-NO_MASKS: Final = "The predictions hold boxes alone; score with --set masks=true to compare masks."
+Floats = NDArray[np.float64]
+
+THREADS: Final = 8  # files read at the same time
+NO_MASKS: Final = "The predictions hold only boxes; score with --set masks=true to compare masks."
 
 
 @dataclass(frozen=True, eq=False)
-class _Images:
-    """Images with true lesions and what was found on them, in one order."""
+class ComparedImages:
+    """Images with true lesions and their predictions, in the same order."""
 
     truth: list[Instances]
-    found: list[Instances]  # of an image without scores nothing
+    predicted: list[Instances]  # empty for an image without scores
     patients: list[str]
     scored_I: NDArray[np.bool_]
 
 
+@dataclass(frozen=True, eq=False)
+class DetectionResult:
+    """Metrics by their name in `metric.DETECTION` or `froc.<point>`, and the FROC curve."""
+
+    metrics: dict[str, Metric]
+    froc: dict[str, list[float]]
+
+
 def evaluate(
-    job: EvaluationJob, *, scored: Scored, model: dict[str, Any], report: Reporter
+    options: EvaluationOptions, *, scored: Scored, model: EvaluatedModel, report: Reporter
 ) -> Part:
-    """Everything that masks tell. Raises a CctmnError for what the user can mend."""
-    assert job.masks is not None
-    classes = tuple(model.get("lesion_classes") or ())
+    """Measure detection on the slices with masks.
+
+    Raises a CctmnError for anything the user can correct.
+    """
+    assert options.masks is not None
+    # 1. Read the masks, and find the predictions of their slices.
+    classes = model.lesion_classes
     if classes not in LESION_MODES.values():
         raise ConfigError(
-            f"{job.out}: its manifest does not tell the lesion classes; give the model with -m"
+            f"{options.out}: its manifest does not name the lesion classes; give the model with -m"
         )
-    opened = open_lesions(job.masks, names=job.mask_split)
+    opened = open_lesions(options.masks, names=options.mask_split)
     kept = check_lesions(opened, lesion_classes=classes, contract=InputContract(), threads=THREADS)
-    for what, names in kept.problems.kinds():
-        report(f"{job.masks}: {what}", names=names)
-    rows = _rows(kept.samples, scored, place=job.masks)
+    for reason, names in kept.problems.kinds():
+        report(f"{options.masks}: {reason}", names=names)
+    rows = _rows(kept.samples, scored, place=options.masks)
     missing = [s.name for s in kept.samples if s.name not in rows]
     if missing:
-        report(f"{job.masks}: {len(missing):,} slices without a prediction", names=few(missing))
+        report(f"{options.masks}: {len(missing):,} slices without a prediction", names=few(missing))
     images = _images(kept.samples, rows, classes)
-    found: dict[str, Figure] = {}
-    curves: dict[str, Any] = {}
+    if not images.scored_I.any():
+        raise DataError(
+            f"{options.masks}: every slice with lesions is an error row in {options.out}; "
+            "give the output of readable slices"
+        )
+    # 2. Measure boxes, and masks where the predictions have them. FROC is that of masks if it can.
     kinds: list[Kind] = ["box", "mask"] if scored.has_masks else ["box"]
+    metrics: dict[str, Metric] = {}
     for kind in kinds:
-        figures, curve = _figures(images, classes, kind, job)
-        found |= figures
-        curves = {"froc": curve}  # of masks, where there are any
+        of_kind, froc = _with_worst_case(images, classes=classes, kind=kind, by=options.resampling)
+        metrics |= of_kind
+    # 3. Count, and warn.
     errors = sum(row["error_code"] != "" for row in rows.values())
     detection = {
         "images": len(kept.samples),
@@ -96,20 +110,97 @@ def evaluate(
         "note": None if scored.has_masks else NO_MASKS,
     }
     warnings = few_patients(len(set(images.patients)))
-    if lost := len(missing) + errors:
+    if unscored := len(missing) + errors:
         warnings.append(
-            f"{lost:,} of {len(kept.samples):,} slices with lesions have no scores; the detection "
-            "figures leave them out, their worst case counts nothing found on them."
+            f"{unscored:,} of {len(kept.samples):,} slices with lesions have no scores: the "
+            "detection metrics leave them out, and their worst case counts them as slices on "
+            "which no lesion was detected."
         )
-    return Part({"detection": detection, "curves": curves}, found, warnings)
+    return Part({"detection": detection, "curves": {"froc": froc}}, metrics, warnings)
+
+
+def measure_detection(
+    images: ComparedImages,
+    *,
+    kept_I: NDArray[np.bool_],
+    classes: tuple[str, ...],
+    kind: Kind,
+    by: Resampling,
+) -> DetectionResult:
+    """Measure detection on some of the images, comparing boxes or masks."""
+    place = np.flatnonzero(kept_I)
+    matches = Matches.from_instances(
+        [images.predicted[i] for i in place],
+        [images.truth[i] for i in place],
+        classes=classes,
+        kind=kind,
+    )
+    group_I, groups = bootstrap.group_patients([images.patients[i] for i in place])
+
+    def over_patients(weights_BG: Floats) -> dict[str, Floats]:
+        weights_BI = weights_BG[:, group_I]
+        froc = {f"froc.{k}": v for k, v in matches.froc(weights_BI).items()}
+        return matches.metrics(weights_BI) | froc
+
+    def resampled(groups: int, statistic: bootstrap.Statistic) -> dict[str, Floats]:
+        width = max(len(matches.all_classes.image_D), len(place))
+        return bootstrap.bootstrap(
+            groups, statistic, resamples=by.resamples, seed=by.seed, width=width
+        )
+
+    values = over_patients(np.ones((1, groups)))
+    patients_B = resampled(groups, over_patients)
+    images_B = resampled(len(place), matches.metrics)
+    metrics = {}
+    for name, value in values.items():
+        is_froc = name.startswith("froc.")
+        words = FROC[name.removeprefix("froc.")] if is_froc else DETECTION[name]
+        id_ = f"detection.{name}" if is_froc else f"detection.{kind}.{name}"
+        metrics[id_] = bootstrap.make_metric(
+            float(value[0]),
+            name=(id_, f"{words}, {KINDS[kind]}"),
+            over_patients=patients_B[name],
+            over_slices=images_B.get(name),
+            size=Size(len(place), groups),
+        )
+    return DetectionResult(metrics, matches.froc_curve())
+
+
+def _with_worst_case(
+    images: ComparedImages, *, classes: tuple[str, ...], kind: Kind, by: Resampling
+) -> tuple[dict[str, Metric], dict[str, list[float]]]:
+    """Return the metrics and the FROC curve of the scored images.
+
+    If some images have no scores, `worst_case.` metrics count them as images without detections.
+    """
+    if images.scored_I.all():
+        complete = measure_detection(
+            images, kept_I=images.scored_I, classes=classes, kind=kind, by=by
+        )
+        return complete.metrics, complete.froc
+    scored = measure_detection(images, kept_I=images.scored_I, classes=classes, kind=kind, by=by)
+    every = np.ones(len(images.truth), np.bool_)
+    worst = measure_detection(images, kept_I=every, classes=classes, kind=kind, by=by)
+    descriptions = catalogue(())
+    worst_metrics = {}
+    for id_, metric in worst.metrics.items():
+        if not id_.startswith("detection.froc."):
+            worst_id = f"worst_case.{id_}"
+            worst_metrics[worst_id] = replace(
+                metric, id=worst_id, description=descriptions[worst_id]
+            )
+    return scored.metrics | worst_metrics, scored.froc
 
 
 def _rows(
     samples: Sequence[LesionSample], scored: Scored, *, place: str
 ) -> dict[str, dict[str, Any]]:
-    """The prediction of each sample by its name, lesions included; raises DataError if none."""
+    """Return the prediction of each sample, with its lesions, by name. Raises DataError if none."""
     if scored.names is None:
-        raise DataError(f"{scored.out}: OUT/private/inventory is not there, which knows the names")
+        raise DataError(
+            f"{scored.out}: OUT/private/inventory, which holds the names, is missing; "
+            "run where it is"
+        )
     wanted = {sample.name for sample in samples}
     names: dict[str, str] = {}
     seen: set[str] = set()
@@ -119,29 +210,31 @@ def _rows(
         if name not in wanted:
             continue
         if name in seen:
-            raise DataError(f"{scored.out}: more than one slice is named {name}; score one of them")
+            raise DataError(
+                f"{scored.out}: more than one slice is named {name}; score only one of them"
+            )
         names[slice_id] = name
         seen.add(name)
     ids = pa.array(list(names), pa.string())
     lists = ["slice_id", "error_code", "rows", "cols", "lesions"]
     lists += ["lesion_masks"] if scored.has_masks else []
-    found = {}
+    predictions = {}
     for file in scored.files:
         part = tables.read(file, lists)
         for row in part.filter(pc.is_in(part["slice_id"], value_set=ids)).to_pylist():
-            found[names[row["slice_id"]]] = row
-    if not found:
+            predictions[names[row["slice_id"]]] = row
+    if not predictions:
         raise DataError(
             f"{place}: none of its slices (the first is {samples[0].name}) has a prediction in "
             f"{scored.out}; give the output of these slices"
         )
-    return found
+    return predictions
 
 
 def _images(
     samples: Sequence[LesionSample], rows: dict[str, dict[str, Any]], classes: tuple[str, ...]
-) -> _Images:
-    truth, found, scored = [], [], []
+) -> ComparedImages:
+    truth, predicted, scored = [], [], []
     for sample in samples:
         masks_MHW, labels_M = read_truth(sample, lesion_classes=classes)
         truth.append(
@@ -154,18 +247,22 @@ def _images(
         )
         row = rows.get(sample.name)
         scored.append(row is not None and row["error_code"] == "")
-        found.append(_found(row if scored[-1] else None, masks_MHW.shape[1:], classes))
-    return _Images(truth, found, [s.patient for s in samples], np.array(scored, np.bool_))
+        predicted.append(_predicted(row if scored[-1] else None, masks_MHW.shape[1:], classes))
+    patients = [sample.patient for sample in samples]
+    return ComparedImages(truth, predicted, patients, np.array(scored, np.bool_))
 
 
-def _found(
+def _predicted(
     row: dict[str, Any] | None, shape: tuple[int, ...], classes: tuple[str, ...]
 ) -> Instances:
     lesions = [] if row is None else row["lesions"]
     corners = [[one[k] for k in ("x0", "y0", "x1", "y1")] for one in lesions]
     counts = (row or {}).get("lesion_masks") or []
     if row is not None and (row["rows"], row["cols"]) != shape:
-        raise DataError("a prediction is of another picture than its mask; score these files")
+        raise DataError(
+            f"slice {row['slice_id']}: {row['rows']} x {row['cols']} px, its mask has "
+            f"{shape[0]} x {shape[1]}; score the pictures that the masks belong to"
+        )
     return Instances(
         masks=[{"size": list(shape), "counts": c} for c in counts],
         labels_M=np.array([classes.index(one["label"]) + 1 for one in lesions], np.int64),
@@ -175,78 +272,9 @@ def _found(
 
 
 def _boxes(masks_MHW: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The smallest box around each mask, edges in px."""
+    """Return the smallest box around each mask, M x 4, x0 y0 x1 y1 px."""
     boxes = []
     for mask_HW in masks_MHW:
         rows, cols = (np.flatnonzero(mask_HW.any(axis)) for axis in (1, 0))
         boxes.append([cols[0], rows[0], cols[-1] + 1, rows[-1] + 1])
     return np.array(boxes, np.float32).reshape(-1, 4)
-
-
-def _figures(
-    images: _Images, classes: tuple[str, ...], kind: Kind, job: EvaluationJob
-) -> tuple[dict[str, Figure], dict[str, Any]]:
-    """Figures of one kind of overlap on the scored images, FROC, and the worst case of all."""
-    every = _drawn(images, classes, kind, job, np.ones(len(images.truth), np.bool_))
-    scored = every
-    if not images.scored_I.all():
-        scored = _drawn(images, classes, kind, job, images.scored_I)
-    found = {f"detection.{kind}.{k}": v for k, v in scored[0].items() if k in WORDS}
-    found |= {f"detection.{k}": v for k, v in scored[0].items() if k.startswith("froc.")}
-    if scored is not every:
-        found |= {f"worst_case.detection.{kind}.{k}": v for k, v in every[0].items() if k in WORDS}
-    return found, scored[1]
-
-
-def _drawn(
-    images: _Images,
-    classes: tuple[str, ...],
-    kind: Kind,
-    job: EvaluationJob,
-    kept_I: NDArray[np.bool_],
-) -> tuple[dict[str, Figure], dict[str, Any]]:
-    place = np.flatnonzero(kept_I)
-    matches = Matches.of(
-        [images.found[i] for i in place],
-        [images.truth[i] for i in place],
-        classes=classes,
-        kind=kind,
-    )
-    group_I, groups = bootstrap.group([images.patients[i] for i in place])
-
-    def statistic(weights_BG: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-        weights_BI = weights_BG[:, group_I]
-        froc = {f"froc.{k}": v for k, v in matches.froc(weights_BI).items()}
-        return matches.figures(weights_BI) | froc
-
-    by, width = job.resampling, max(len(matches.whole.image_D), len(place))
-    values = statistic(np.ones((1, groups)))
-    over_patients = bootstrap.bootstrap(
-        groups, statistic, resamples=by.resamples, seed=by.seed, width=width
-    )
-
-    def alone(weights_BI: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-        return matches.figures(weights_BI)
-
-    over_images = bootstrap.bootstrap(
-        len(place), alone, resamples=by.resamples, seed=by.seed, width=width
-    )
-    size = Size(len(place), groups)
-    return {
-        name: bootstrap.figure(
-            f"{_words(name)}, {'boxes' if kind == 'box' else 'masks'}",
-            float(value[0]),
-            over_patients=over_patients[name],
-            over_slices=over_images.get(name),
-            size=size,
-        )
-        for name, value in values.items()
-    }, matches.froc_curve()
-
-
-def _words(name: str) -> str:
-    if name == "froc.mean":
-        return "lesions found, mean of FROC's points"
-    if name.startswith("froc.at_"):
-        return f"lesions found at {name.removeprefix('froc.at_')} false positives an image"
-    return WORDS[name]

@@ -1,7 +1,7 @@
-"""What is evaluated, and what a part of an evaluation answers with.
+"""The options of an evaluation, and the result of each of its two parts.
 
-In: what the command line was told. Out: an EvaluationJob for the parts (classes, lesions), the
-model as they know it, a Part for each to answer with, and the tables that stay in private/.
+The part on classes (`slice_metrics.py`) and the part on lesions (`lesion_metrics.py`) both take
+`EvaluationOptions` and return a `Part`. The helpers here serve both.
 """
 
 from __future__ import annotations
@@ -14,29 +14,27 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from cctmn import store
-from cctmn.evaluate.join import Scored
-from cctmn.metrics import patients
-from cctmn.metrics.bootstrap import Figure
 from cctmn.metrics.intervals import Resampling
-from cctmn.model.card import read_card
+from cctmn.metrics.metric import Metric
 
-FEW_PATIENTS: Final = 30  # below, a percentile interval covers less than it says
+# With fewer patients a percentile interval covers less than its nominal level.
+FEW_PATIENTS: Final = 30
 
 
 @dataclass(frozen=True)
-class EvaluationJob:
-    """What to evaluate, by which labels, and where the figures go."""
+class EvaluationOptions:
+    """The predictions to evaluate, the truth to compare them with, and the output folder."""
 
-    out: str  # a scoring run's output
-    to: str  # DIR
+    out: str  # output folder of a scoring run
+    to: str  # folder for metrics.json, the report and private/
     labels: str | None = None  # classes of slices
     masks: str | None = None  # a folder of slices with lesion masks, as CNCB has them
     mask_split: str | None = None  # list of names that selects from it
-    key: str = "name"  # name, uri or slice_id
-    root: str | None = None  # what the labels' relative uris are below
-    model: str | None = None  # of which the predictions must be; its card's temperature and m
-    against: str | None = None  # another output, of the same slices
-    training: str | None = None  # labels or split file of what the model was trained on
+    key: str = "name"  # one of config.JOIN_KEYS
+    root: str | None = None  # base folder or prefix for relative URIs in the labels
+    model: str | None = None  # the model that scored `out`; its card gives temperature and top_m
+    against: str | None = None  # output folder of another model on the same slices
+    training: str | None = None  # labels or split file of the training set
     by: tuple[tuple[str, ...], ...] = ()  # columns of each table of cohorts
     resampling: Resampling = field(default_factory=Resampling)
     gallery: bool = True
@@ -44,43 +42,26 @@ class EvaluationJob:
 
 @dataclass(frozen=True)
 class Part:
-    """Sections of metrics.json, its figures by id, and what a reader must know before them."""
+    """Sections of metrics.json, metrics by id, and warnings that a reader must see first."""
 
     sections: dict[str, Any]
-    figures: dict[str, Figure]
+    metrics: dict[str, Metric]
     warnings: list[str]
 
 
-def model_of(scored: Scored, folder: str | None) -> dict[str, Any]:
-    """What is known of the model, from the manifest and from the card that was asked for."""
-    described = scored.model
-    if folder is not None:
-        card = read_card(folder)
-        scored.check_model(card, where=folder)
-        described = described | card.described
-    calibration = described.get("calibration") or {}
-    return described | {
-        "name": described.get("name") or described["model_id"],
-        "activation": described.get("activation") or "sigmoid",
-        "temperature": float(calibration.get("temperature", 1.0)),
-        "top_m": int(calibration.get("top_m", patients.TOP_M)),
-        "calibrated_on": calibration.get("labels"),
-    }
-
-
 def few_patients(count: int) -> list[str]:
-    """A warning where intervals rest on few patients."""
+    """Return a warning if the intervals rest on few patients."""
     rough = 0 < count < FEW_PATIENTS
-    return [f"Only {count} patients: intervals over them are rough."] if rough else []
+    return [f"Only {count} patients: the intervals over patients are rough."] if rough else []
 
 
 def put_names(columns: dict[str, list[str]], *, folder: str, name: str) -> None:
-    """Write a CSV that names people or files into the folder's private/."""
+    """Write a CSV that names patients or files into the folder's private/."""
     buffer = io.BytesIO()
     pacsv.write_csv(pa.table({k: pa.array(v, pa.string()) for k, v in columns.items()}), buffer)
     store.put(store.join(folder, "private", name), buffer.getvalue(), private=True)
 
 
 def file_name(place: str) -> str:
-    """The last part of a path or URI, which a report may name."""
+    """Return the last part of a path or URI, which a report may show."""
     return place.rstrip("/").rpartition("/")[2]

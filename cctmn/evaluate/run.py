@@ -1,51 +1,56 @@
-"""One evaluation: read, measure, write; the function behind `cctmn evaluate` and jobs/evaluate.py.
+"""One evaluation: read, measure, write. `cctmn evaluate` and jobs/evaluate.py call it.
 
-In: an EvaluationJob. Out: DIR/metrics.json, which names nobody, and DIR/private with what does: the
-slices that were not joined, who is in two sets, and the pictures of the gallery.
+Reads: an output folder, and labels, lesion masks or both.
+Writes: DIR/metrics.json, which identifies nobody, and DIR/private with everything that does: slices
+that could not be joined, patients in two sets, and the pictures of the gallery.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-from typing import Any, Final
+from typing import Any
 
 from cctmn import store, versions
 from cctmn.errors import ConfigError
 from cctmn.evaluate import lesion_metrics, slice_metrics
 from cctmn.evaluate.join import read_scored
-from cctmn.evaluate.options import EvaluationJob, file_name, model_of
-from cctmn.metrics import bootstrap
+from cctmn.evaluate.model import evaluated_model
+from cctmn.evaluate.options import EvaluationOptions, file_name
+from cctmn.metrics import bootstrap, document
 from cctmn.reporter import Reporter, silent
 
-FORMAT: Final = 1  # of metrics.json
 
+def evaluate(options: EvaluationOptions, *, report: Reporter = silent) -> dict[str, Any]:
+    """Write DIR/metrics.json and return its content.
 
-def evaluate(job: EvaluationJob, *, report: Reporter = silent) -> dict[str, Any]:
-    """Write DIR/metrics.json and return it. Raises a CctmnError for what the user can mend."""
-    if job.labels is None and job.masks is None:
-        raise ConfigError("nothing to evaluate by: give --labels LABELS, --masks DATA or both")
-    scored = read_scored(job.out)
-    model = model_of(scored, job.model)
+    Raises a CctmnError for anything the user can correct, before anything is written.
+    """
+    if options.labels is None and options.masks is None:
+        raise ConfigError("nothing to compare with: give --labels LABELS, --masks DATA or both")
+    # 1. Read the predictions, and measure each part that was asked for.
+    scored = read_scored(options.out)
+    model = evaluated_model(scored, folder=options.model)
     parts = []
-    if job.labels is not None:
-        parts.append(slice_metrics.evaluate(job, scored=scored, model=model, report=report))
-    if job.masks is not None:
-        parts.append(lesion_metrics.evaluate(job, scored=scored, model=model, report=report))
-    by = " and ".join(file_name(place) for place in (job.labels, job.masks) if place)
-    metrics: dict[str, Any] = {
-        "format": FORMAT,
+    if options.labels is not None:
+        parts.append(slice_metrics.evaluate(options, scored=scored, model=model, report=report))
+    if options.masks is not None:
+        parts.append(lesion_metrics.evaluate(options, scored=scored, model=model, report=report))
+    # 2. Assemble the document. It is not sorted: metrics and classes keep their reading order.
+    truth = " and ".join(file_name(place) for place in (options.labels, options.masks) if place)
+    content: dict[str, Any] = {
+        "format": document.FORMAT,
         "made": {
             "cctmn": versions.libraries()["cctmn"],
             "at": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         },
-        "title": f"{model['name']} on {by}",
+        "title": f"{model.name} on {truth}",
         "classes": list(scored.classes),
-        "model": model,
-        "model_size": {"parameters": model.get("parameters")},
+        "model": model.as_json(),
+        "model_size": {"parameters": model.parameters},
         "bootstrap": {
-            "resamples": job.resampling.resamples,
-            "seed": job.resampling.seed,
+            "resamples": options.resampling.resamples,
+            "seed": options.resampling.seed,
             "level": bootstrap.LEVEL,
         },
         "accounting": scored.accounting(),
@@ -57,11 +62,12 @@ def evaluate(job: EvaluationJob, *, report: Reporter = silent) -> dict[str, Any]
         },
     }
     for part in parts:
-        curves = metrics["curves"] | part.sections.pop("curves", {})
-        metrics |= part.sections | {"curves": curves}
-    metrics["figures"] = {k: f.as_json() for part in parts for k, f in part.figures.items()}
-    metrics["warnings"] = list(dict.fromkeys(text for part in parts for text in part.warnings))
-    # not sorted: figures and classes stay in the order in which they are read
-    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-    store.put(store.join(store.to_uri(job.to), "metrics.json"), text.encode())
-    return metrics
+        curves = content["curves"] | part.sections.get("curves", {})
+        content |= part.sections | {"curves": curves}
+    content["metrics"] = {id_: m.as_json() for part in parts for id_, m in part.metrics.items()}
+    content["warnings"] = list(dict.fromkeys(text for part in parts for text in part.warnings))
+    assert not document.unknown(content), document.unknown(content)
+    # 3. Write it.
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    store.put(store.join(store.to_uri(options.to), document.FILE), text.encode())
+    return content

@@ -1,8 +1,10 @@
-"""How far a figure may be off: the bootstrap over patients, paired where two models are compared.
+"""Intervals by a bootstrap over patients, paired where two models are compared.
 
-In: the patient of every slice and a function from weights to figures. Out: the figures of every
-resample, and intervals. Slices of one patient resemble each other, so whole patients are drawn; a
-draw of single slices is what the naive interval does, several times too narrow.
+Slices of one patient resemble each other, so whole patients are drawn. A bootstrap that draws
+single slices gives the naive interval, which is several times too narrow.
+
+Reads: the patient of every slice, and a function from weights to metrics.
+Writes: every metric in every resample, and intervals.
 
 Shape suffixes: N slices, G patients (groups), B resamples of one chunk.
 """
@@ -10,64 +12,43 @@ Shape suffixes: N slices, G patients (groups), B resamples of one chunk.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-LEVEL: Final = 0.95
-RESAMPLES: Final = 2000  # the ends of a 95 % interval then rest on 50 resamples each
-CHUNK_VALUES: Final = 1 << 19  # weights held at once: 4 MiB of float64, which a core's cache holds
-MOST_UNDEFINED: Final = 0.1  # share of resamples without a value above which there is no interval
+from cctmn.metrics.metric import Metric, Size
 
-Values = Mapping[str, NDArray[np.float64]]  # figure -> one value a resample
+LEVEL: Final = 0.95
+# Each end of a 95 % interval then rests on 50 resamples.
+RESAMPLES: Final = 2000
+# Weights held at once: 4 MiB of float64, which fit into the cache of a core.
+CHUNK_VALUES: Final = 1 << 19
+# A metric that is undefined in a larger fraction of the resamples has no interval.
+MOST_UNDEFINED: Final = 0.1
+
+Values = Mapping[str, NDArray[np.float64]]  # id of a metric -> one value per resample
 Statistic = Callable[[NDArray[np.float64]], Values]  # weights B x G -> values B
 
 
-class Size(NamedTuple):
-    """On how much a figure rests."""
+def group_patients(names: Sequence[str]) -> tuple[NDArray[np.int64], int]:
+    """Return the index of each slice's patient, and the number of patients.
 
-    n: int  # slices, or patients at their own level
-    patients: int
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A value, its interval over patients and over slices, and on how much they rest."""
-
-    what: str
-    value: float | None  # None: not defined, such as the PPV of a class never predicted
-    low: float | None = None
-    high: float | None = None
-    naive_low: float | None = None  # as if slices were independent
-    naive_high: float | None = None
-    n: int = 0  # slices or patients that the figure counts
-    patients: int = 0
-    method: str = "bootstrap over patients"
-
-    def as_json(self) -> dict[str, Any]:
-        """The entry of metrics.json, rounded to what 2000 resamples can tell and more."""
-        return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
-
-
-def group(names: Sequence[str]) -> tuple[NDArray[np.int64], int]:
-    """Number the patients of the slices: index of each slice's, and how many there are.
-
-    A slice of unknown patient ("") counts as one of its own.
+    A slice whose patient is unknown ("") counts as a patient of its own.
     """
     numbers: dict[str, int] = {}
-    known = [name or f"\0{i}" for i, name in enumerate(names)]  # no name holds a zero byte
+    # No patient's name holds a zero byte.
+    known = [name or f"\0{i}" for i, name in enumerate(names)]
     index = np.array([numbers.setdefault(name, len(numbers)) for name in known], np.int64)
     return index, len(numbers)
 
 
 def draws(groups: int, *, resamples: int, seed: int, width: int) -> Iterator[NDArray[np.float64]]:
-    """How often each group was drawn, in chunks B x G; all resamples together.
+    """Yield how often each group was drawn, in chunks B x G that add up to all resamples.
 
-    `width` is the length of the longest array that a resample will need. The draws do not depend
-    on it, so that figures of slices and of patients from one seed belong to the same patients.
+    `width` is the length of the longest array that a resample needs. The draws do not depend on
+    it, so that metrics of slices and of patients from one seed belong to the same patients.
     """
     rng = np.random.default_rng(seed)
     chunk = max(1, CHUNK_VALUES // max(groups, width))
@@ -86,7 +67,7 @@ def bootstrap(
     seed: int = 0,
     width: int = 0,
 ) -> dict[str, NDArray[np.float64]]:
-    """The values of every figure in every resample of the groups."""
+    """Return the value of every metric in every resample of the groups."""
     parts = [
         statistic(weights_BG)
         for weights_BG in draws(groups, resamples=resamples, seed=seed, width=width)
@@ -95,7 +76,7 @@ def bootstrap(
 
 
 def interval(values: NDArray[np.float64], *, level: float = LEVEL) -> tuple[float, float] | None:
-    """Percentile interval; None if the figure is undefined in too many resamples."""
+    """Return the percentile interval, or None if too many resamples leave the metric undefined."""
     known = values[np.isfinite(values)]
     if not known.size or known.size < (1 - MOST_UNDEFINED) * values.size:
         return None
@@ -103,37 +84,52 @@ def interval(values: NDArray[np.float64], *, level: float = LEVEL) -> tuple[floa
     return float(low), float(high)
 
 
-def exact(right: bool, groups: int, *, level: float = LEVEL) -> tuple[float, float]:
-    """Clopper and Pearson's interval for a share of which all (or, not `right`, none) were met.
+def exact_interval(groups: int, *, proportion: int, level: float = LEVEL) -> tuple[float, float]:
+    """Return the exact binomial interval for an observed proportion of 0 or 1.
 
-    A bootstrap of data without a single error has no width: what never occurred is never drawn.
+    It is that of Clopper and Pearson. A bootstrap has no width there: it never draws an error that
+    did not occur.
     """
+    assert proportion in (0, 1), proportion
     bound = float(stats.beta.ppf((1 - level) / 2, groups, 1))
-    return (bound, 1.0) if right else (0.0, 1 - bound)
+    return (bound, 1.0) if proportion == 1 else (0.0, 1 - bound)
 
 
-def figure(
-    what: str,
+def make_metric(
     value: float,
     *,
+    name: tuple[str, str],
     over_patients: NDArray[np.float64],
     over_slices: NDArray[np.float64] | None = None,
     size: Size,
-    share: bool = True,
-) -> Figure:
-    """A figure with its intervals; one patient alone has none.
+    is_proportion: bool = True,
+) -> Metric:
+    """Return a metric with its intervals; a single patient allows none.
 
-    `share`: it lies between 0 and 1, where it may be met by a sample without a single error.
+    `name` is the id and the description. A metric that `is_proportion` lies between 0 and 1, and
+    gets an exact interval where the sample holds no error at all.
     """
+    id_, description = name
     n, patients = size
     if not np.isfinite(value):
-        return Figure(what, None, n=n, patients=patients, method="not defined")
-    found = interval(over_patients) if patients > 1 else None
-    method = "bootstrap over patients" if found else "too few patients for an interval"
-    if share and found and found[0] == found[1] == value and value in (0, 1):
-        found = exact(value == 1, patients)
+        return Metric(id_, description, None, n=n, patients=patients, method="not defined")
+    ends = interval(over_patients) if patients > 1 else None
+    method = "bootstrap over patients" if ends else "too few patients for an interval"
+    if is_proportion and ends and ends[0] == ends[1] == value and value in (0, 1):
+        ends = exact_interval(patients, proportion=int(value))
         method = "Clopper-Pearson over patients (no error seen)"
-    low, high = found or (None, None)
+    low, high = ends or (None, None)
     naive = None if over_slices is None else interval(over_slices)
     naive_low, naive_high = naive or (None, None)
-    return Figure(what, float(value), low, high, naive_low, naive_high, n, patients, method)
+    return Metric(
+        id_,
+        description,
+        float(value),
+        low=low,
+        high=high,
+        naive_low=naive_low,
+        naive_high=naive_high,
+        n=n,
+        patients=patients,
+        method=method,
+    )

@@ -1,7 +1,9 @@
-"""Whether a probability of 0.8 is right four times in five: ECE, Brier, reliability, temperature.
+"""Calibration: whether predictions with a probability of 0.8 are right four times in five.
 
-In: logits and classes. Out: figures that take weights, so that a
-bootstrap calls the same code, and the temperature that fits validation logits best.
+The metrics take weights, so that the bootstrap calls the same code.
+
+Reads: logits and true classes.
+Writes: ECE, Brier score, loss, reliability by bin, and the temperature that fits validation logits.
 
 Shape suffixes: N slices, C classes, K bins, B resamples, G patients.
 """
@@ -20,13 +22,15 @@ from cctmn.model.probabilities import probabilities
 
 Floats = NDArray[np.float64]
 
-BINS: Final = 15  # usual for ECE; of equal mass, so that none rests on a handful of slices
-TEMPERATURES: Final = (0.05, 20.0)  # beyond: the logits say nothing, or have no error to learn from
+# The usual number for ECE. The bins have equal mass, so that none holds only a few slices.
+BINS: Final = 15
+# Outside these bounds the logits carry no information, or no error to learn from.
+TEMPERATURES: Final = (0.05, 20.0)
 
 
 def losses(logits_NC: Floats, truth_N: NDArray[np.int64], *, activation: str) -> Floats:
-    """The loss that the network was trained with, of each slice: cross-entropy over softmax, or
-    the mean of the classes' binary ones.
+    """Return each slice's loss, as in training: cross-entropy over the softmax, or the mean of the
+    binary cross-entropies of the classes for a sigmoid.
     """
     hot_NC = np.eye(logits_NC.shape[1])[truth_N]
     if activation == "softmax":
@@ -36,55 +40,56 @@ def losses(logits_NC: Floats, truth_N: NDArray[np.int64], *, activation: str) ->
 
 
 def fit_temperature(logits_NC: Floats, truth_N: NDArray[np.int64], *, activation: str) -> float:
-    """The temperature of the least loss. Raises DataError if there is none within reason."""
+    """Return the temperature of the lowest loss. Raises DataError if it lies at a bound."""
 
     def loss(log_temperature: float) -> float:
         scaled_NC = logits_NC / np.exp(log_temperature)
         return float(losses(scaled_NC, truth_N, activation=activation).mean())
 
     low, high = np.log(TEMPERATURES)
-    found = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded")
-    if min(loss(low), loss(high)) <= loss(found.x) + 1e-9:  # no least loss between the two
+    minimum = optimize.minimize_scalar(loss, bounds=(low, high), method="bounded")
+    # The loss is lowest at a bound, so there is no minimum between the two.
+    if min(loss(low), loss(high)) <= loss(minimum.x) + 1e-9:
         raise DataError(
             f"no temperature between {TEMPERATURES[0]:g} and {TEMPERATURES[1]:g} fits these "
-            "labels; calibrate on more slices, among them some that are called wrongly"
+            "labels; calibrate on more slices, some of them predicted wrongly"
         )
-    return float(np.exp(found.x))
+    return float(np.exp(minimum.x))
 
 
 @dataclass(frozen=True, eq=False)
 class Binned:
-    """Slices by the probability of the class they were called, in bins of equal mass."""
+    """Slices in bins of equal mass, by the probability of their predicted class."""
 
-    bin_N: NDArray[np.int64]  # from 0, rising confidence
-    confidence_N: Floats
+    bin_N: NDArray[np.int64]  # from 0, by rising confidence
+    confidence_N: Floats  # probability of the predicted class
     right_N: Floats  # 0 or 1
     brier_N: Floats  # sum over the classes of (p - y)^2
     loss_N: Floats
     bins: int
 
     @classmethod
-    def of(
+    def from_logits(
         cls, logits_NC: Floats, truth_N: NDArray[np.int64], *, activation: str, temperature: float
     ) -> Binned:
-        """Bins of the whole sample; resamples keep them."""
+        """Bin the whole sample; resamples keep these bins."""
         p_NC = probabilities(logits_NC, activation=activation, temperature=temperature)
-        called_N = logits_NC.argmax(axis=1)
-        confidence_N = p_NC[np.arange(len(p_NC)), called_N]
+        predicted_N = logits_NC.argmax(axis=1)
+        confidence_N = p_NC[np.arange(len(p_NC)), predicted_N]
         bins = max(1, min(BINS, len(p_NC)))
-        place_N = np.empty(len(p_NC), np.int64)
-        place_N[np.argsort(confidence_N, kind="stable")] = np.arange(len(p_NC))
+        rank_N = np.empty(len(p_NC), np.int64)
+        rank_N[np.argsort(confidence_N, kind="stable")] = np.arange(len(p_NC))
         return cls(
-            bin_N=place_N * bins // max(1, len(p_NC)),
+            bin_N=rank_N * bins // max(1, len(p_NC)),
             confidence_N=confidence_N,
-            right_N=(called_N == truth_N).astype(np.float64),
+            right_N=(predicted_N == truth_N).astype(np.float64),
             brier_N=((p_NC - np.eye(p_NC.shape[1])[truth_N]) ** 2).sum(axis=1),
             loss_N=losses(logits_NC / temperature, truth_N, activation=activation),
             bins=bins,
         )
 
-    def figures(self, weights_BG: Floats, *, group_N: NDArray[np.int64]) -> dict[str, Floats]:
-        """`ece` (0..1), `brier` and `nll`, of B resamples of G patients."""
+    def metrics(self, weights_BG: Floats, *, group_N: NDArray[np.int64]) -> dict[str, Floats]:
+        """Return `ece` (0..1), `brier` and `nll` of B resamples of G patients."""
         groups = weights_BG.shape[1]
 
         def per_group(value_N: Floats) -> Floats:
@@ -100,7 +105,7 @@ class Binned:
         }
 
     def reliability(self) -> dict[str, list[float]]:
-        """Mean confidence, share right and number of slices of each bin."""
+        """Return mean confidence, accuracy and number of slices of each bin."""
         n_K = np.bincount(self.bin_N, minlength=self.bins)
         means = {
             name: np.bincount(self.bin_N, value_N, minlength=self.bins) / n_K

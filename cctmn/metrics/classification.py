@@ -1,7 +1,11 @@
-"""Classes of images, true and predicted, in; confusion matrix, published figures, curves out.
+"""Confusion matrices, the published metrics that follow from them, and ROC and PR curves.
 
-The figures follow from the matrix alone: processes add up their matrices and summarise once. All
-take weights too, how often a slice was drawn, so that a bootstrap calls the same code.
+The metrics depend on the matrix alone, so that processes can add up their matrices and summarise
+once. Every function also takes weights (how often a slice was drawn), so that the bootstrap calls
+the same code.
+
+Reads: true and predicted classes of images, or scores.
+Writes: metrics (0..1) by name, points of curves.
 
 Shape suffixes: N images, C classes, B resamples; a confusion matrix has rows of truth, columns of
 prediction, leading axes (...) for resamples.
@@ -17,17 +21,19 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-CURVE_POINTS: Final = 200  # more than a plot of 300 px can show apart
+# More points than a plot of 300 px can show apart.
+CURVE_POINTS: Final = 200
 
 
 def confusion(
     truth_N: NDArray[np.integer], predicted_N: NDArray[np.integer], *, classes: int
 ) -> NDArray[np.int64]:
-    """How many images of class i (row) were called j (column); classes count from 0."""
+    """Count the images of class i (row) that were predicted as j (column); classes start at 0."""
     assert truth_N.shape == predicted_N.shape, (truth_N.shape, predicted_N.shape)
     counts = np.zeros((classes, classes), dtype=np.int64)
-    for called in (truth_N, predicted_N):  # a negative class would count from the end
-        assert not called.size or 0 <= called.min() <= called.max() < classes
+    # numpy would count a negative class from the end.
+    for given_N in (truth_N, predicted_N):
+        assert not given_N.size or 0 <= given_N.min() <= given_N.max() < classes
     np.add.at(counts, (truth_N, predicted_N), 1)
     return counts
 
@@ -35,14 +41,16 @@ def confusion(
 def rates(
     confusion_CC: NDArray[Any], *, classes: tuple[str, ...], unscored_C: NDArray[Any] | None = None
 ) -> dict[str, Floats]:
-    """`accuracy f1_weighted f1_macro`, and of every class `sensitivity. ppv. specificity.<class>`.
+    """Return the metrics of a confusion matrix: overall ones, and three of every class.
 
-    Matrices may have leading axes (... x C x C); so has every figure then. `unscored_C` counts
-    images of each true class that have no prediction, and so are wrong. `f1_weighted` is the mean
-    F1 of the classes, each with its share of the images as weight (paper, eq. 3); `f1_macro` their
-    plain mean over the classes that occur. A figure that divides by nothing is nan: the sensitivity
-    of a class without images, the PPV of a class that was never predicted; the F1 of the latter
-    is 0.
+    The keys are `accuracy`, `f1_weighted`, `f1_macro`, and `sensitivity.<class>`, `ppv.<class>`,
+    `specificity.<class>`. Matrices may have leading axes (... x C x C), which every metric then has
+    too. `unscored_C` counts the images of each true class that have no prediction; they are wrong.
+
+    `f1_weighted` is the mean F1 of the classes, weighted by their number of images (paper, eq. 3);
+    `f1_macro` is the unweighted mean over the classes that occur. A metric that divides by zero is
+    nan: the sensitivity of a class without images, the PPV of a class that was never predicted. The
+    F1 of such a class is 0.
     """
     assert confusion_CC.shape[-2:] == (len(classes),) * 2, confusion_CC.shape
     right_C = np.diagonal(confusion_CC, axis1=-2, axis2=-1)
@@ -51,53 +59,54 @@ def rates(
         true_C = true_C + unscored_C
     images = true_C.sum(axis=-1)
     occurring_C = true_C + predicted_C > 0
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the nan that was promised
+    # 0 / 0 is the nan that the docstring promises.
+    with np.errstate(invalid="ignore"):
         sensitivity_C, ppv_C = right_C / true_C, right_C / predicted_C
         negative_C = images[..., None] - true_C
         specificity_C = (negative_C - (predicted_C - right_C)) / negative_C
         # Harmonic mean of the two above, and 0 where one of them is not defined.
         f1_C = 2 * right_C / np.where(occurring_C, true_C + predicted_C, 1)
-        figures = {
+        metrics = {
             "accuracy": right_C.sum(axis=-1) / images,
             "f1_weighted": (true_C / images[..., None] * f1_C).sum(axis=-1),
             "f1_macro": f1_C.sum(axis=-1) / occurring_C.sum(axis=-1),
         }
     of_class = {"sensitivity": sensitivity_C, "ppv": ppv_C, "specificity": specificity_C}
-    for figure, values_C in of_class.items():
-        figures |= {f"{figure}.{name}": values_C[..., k] for k, name in enumerate(classes)}
-    return figures
+    for kind, values_C in of_class.items():
+        metrics |= {f"{kind}.{name}": values_C[..., k] for k, name in enumerate(classes)}
+    return metrics
 
 
 def summary(confusion_CC: NDArray[np.int64], *, classes: tuple[str, ...]) -> dict[str, float]:
-    """`accuracy`, `f1` (weighted) and, of every class, `sensitivity_<class>` and `ppv_<class>`."""
-    found = rates(confusion_CC, classes=classes)
+    """Return `accuracy`, `f1` (weighted) and each class's `sensitivity_<class>`, `ppv_<class>`."""
+    metrics = rates(confusion_CC, classes=classes)
     wanted = {"accuracy": "accuracy", "f1": "f1_weighted"}
-    for figure in ("sensitivity", "ppv"):
-        wanted |= {f"{figure}_{name}": f"{figure}.{name}" for name in classes}
-    return {key: float(found[name]) for key, name in wanted.items()}
+    for kind in ("sensitivity", "ppv"):
+        wanted |= {f"{kind}_{name}": f"{kind}.{name}" for name in classes}
+    return {key: float(metrics[name]) for key, name in wanted.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Images by falling score of one class, which are of it, and where groups of equal scores end.
+    """Images sorted by falling score of one class.
 
-    Sorted once, it gives every resample's curve by sums of weights.
+    After one sort, sums of weights give the curve of every resample.
     """
 
     order_N: NDArray[np.int64]
-    positive_N: NDArray[np.bool_]  # in that order
-    ends: NDArray[np.int64]  # last place of each score
+    positive_N: NDArray[np.bool_]  # whether the image is of the class, in that order
+    ends: NDArray[np.int64]  # index of the last image of each group of equal scores
 
     @classmethod
-    def of(cls, score_N: Floats, positive_N: NDArray[np.bool_]) -> Ranking:
-        """Rank the images; equal scores stay together, for no threshold parts them."""
+    def from_scores(cls, score_N: Floats, positive_N: NDArray[np.bool_]) -> Ranking:
+        """Rank the images; equal scores stay together, because no threshold separates them."""
         order_N = np.argsort(-score_N, kind="stable")
         ranked_N = score_N[order_N]
         ends = np.flatnonzero(np.append(np.diff(ranked_N) != 0, True)) if len(ranked_N) else order_N
         return cls(order_N, positive_N[order_N], ends)
 
     def counts(self, weights_BN: Floats) -> tuple[Floats, Floats]:
-        """True and false positives above each threshold, strictest first: two of B x T."""
+        """Return true and false positives (B x T each) above every threshold, strictest first."""
         ranked_BN = weights_BN[:, self.order_N]
         true_BN = np.cumsum(ranked_BN * self.positive_N, axis=1)
         all_BN = np.cumsum(ranked_BN, axis=1)
@@ -107,16 +116,16 @@ class Ranking:
 
 
 def areas(ranking: Ranking, weights_BN: Floats) -> tuple[Floats, Floats]:
-    """Area under the ROC curve (trapezia) and average precision, of B resamples.
+    """Return the area under the ROC curve (trapezia) and average precision, B of each.
 
-    nan where one side has no image. Average precision is precision by recall as steps, without
-    interpolation.
+    Both are nan where there is no positive or no negative image. Average precision is the area
+    under the steps of precision by recall, without interpolation.
     """
     true_BT, false_BT = ranking.counts(weights_BN)
     positives_B, negatives_B = true_BT[:, -1], false_BT[:, -1]
     rise_BT = np.diff(true_BT, axis=1, prepend=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        # of a threshold's positives, pairs with negatives below it, and half of those on it
+        # Pair the positives of each threshold with the negatives below it; equal scores count half.
         pairs_B = np.einsum("bt,bt->b", rise_BT, negatives_B[:, None] - false_BT)
         pairs_B += 0.5 * np.einsum("bt,bt->b", rise_BT, np.diff(false_BT, axis=1, prepend=0))
         precision_BT = true_BT / np.maximum(true_BT + false_BT, 1)
@@ -126,15 +135,16 @@ def areas(ranking: Ranking, weights_BN: Floats) -> tuple[Floats, Floats]:
 
 
 def curves(ranking: Ranking) -> dict[str, dict[str, list[float]]]:
-    """`roc` (x: 1 - specificity, y: sensitivity) and `pr` (x: sensitivity, y: PPV) to be drawn.
+    """Return the curves `roc` (x: 1 - specificity, y: sensitivity) and `pr` (x: recall, y: PPV).
 
-    Thinned evenly to CURVE_POINTS; empty where one side has no image.
+    Each is thinned evenly to CURVE_POINTS. The result is empty where there is no positive or no
+    negative image.
     """
     [true_T], [false_T] = ranking.counts(np.ones((1, len(ranking.order_N))))
     if not true_T[-1] or not false_T[-1]:
         return {}
     sensitivity_T, fallout_T = true_T / true_T[-1], false_T / false_T[-1]
-    # thinned along the curve's length, or its steep part would be three points
+    # Thin along the length of the curve: its steep part would otherwise keep three points.
     length_T = np.cumsum(np.abs(np.diff(sensitivity_T + fallout_T, prepend=0)))
     wanted = np.linspace(0, length_T[-1], CURVE_POINTS)
     kept = np.unique(np.searchsorted(length_T, wanted).clip(max=len(length_T) - 1))

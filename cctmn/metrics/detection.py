@@ -1,8 +1,11 @@
-"""Lesions found and lesions there, image by image in; average precisions (0..1) out.
+"""Average precision of lesion detection (0..1): the published rule, and COCO's.
 
-The published AP is the mean of one AP an image, by a rule of its own (`image_ap`). COCO's pools the
-detections of all images and pairs them otherwise, so the two differ and go by their own names.
-Masks are run-length encoded at once: 128 of 512 x 512 px would be 33 MB a slice.
+The published AP is the mean of one AP per image, by a rule of its own (`image_ap`). COCO's AP pools
+the detections of all images and matches them differently. The two differ and have different names.
+Masks are run-length encoded at once, because 128 masks of 512 x 512 px are 33 MB per slice.
+
+Reads: predicted and true lesions of each image.
+Writes: metrics by name.
 
 Shape suffixes: M predictions of an image by falling score, T its true lesions; masks H x W px.
 """
@@ -21,9 +24,9 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-Kind = Literal["mask", "box"]  # what overlaps
+Kind = Literal["mask", "box"]  # the shapes whose overlap is measured
 
-# Hundredths, not 0.5 + 0.05 n: an IoU that is exactly at a threshold then compares as equal.
+# Computed from hundredths, not as 0.5 + 0.05 n, so that an IoU exactly at a threshold equals it.
 IOUS: Final = tuple(hundredths / 100 for hundredths in range(50, 100, 5))
 AP50: Final = IOUS.index(0.5)
 AP75: Final = IOUS.index(0.75)
@@ -31,15 +34,17 @@ AP75: Final = IOUS.index(0.75)
 
 @dataclass(frozen=True, eq=False)
 class Instances:
-    """The lesions of one image, as predicted or as drawn by hand; the masks have the image's size.
+    """The lesions of one image, predicted or true. The masks have the size of the image.
 
-    Plain values, so that they can be gathered from several processes.
+    All fields are plain values, so that they can be gathered from several processes.
     """
 
     masks: list[dict[str, Any]]  # COCO's compressed run lengths, see `encode`
     labels_M: NDArray[np.int64]  # from 1, into the lesion classes
-    scores_M: NDArray[np.float32]  # 0..1, in any order; of truth: ones, and never read
-    boxes_M4: NDArray[np.float32] | None = None  # x0 y0 x1 y1 px; None where masks alone count
+    scores_M: NDArray[np.float32]  # 0..1, in any order; ones for true lesions, never read
+    boxes_M4: NDArray[np.float32] | None = (
+        None  # x0 y0 x1 y1 px; None where only masks are compared
+    )
 
     def __post_init__(self) -> None:
         assert len(self.labels_M) == len(self.scores_M)
@@ -48,7 +53,7 @@ class Instances:
 
     @property
     def boxes_xywh(self) -> NDArray[np.float64]:
-        """COCO's form of the boxes: corner and sides."""
+        """The boxes in COCO's form: corner, width and height."""
         assert self.boxes_M4 is not None
         boxes_M4 = self.boxes_M4.astype(np.float64)
         return np.concatenate([boxes_M4[:, :2], boxes_M4[:, 2:] - boxes_M4[:, :2]], axis=1)
@@ -60,28 +65,30 @@ def encode(masks_MHW: NDArray[np.uint8] | NDArray[np.bool_]) -> list[dict[str, A
     return [rle.encode(np.asfortranarray(mask_HW != 0).view(np.uint8)) for mask_HW in masks_MHW]
 
 
-def image_ap(found: Instances, truth: Instances, *, iou: float) -> float:
-    """The published AP of one image at one threshold, all classes in one ranking.
+def image_ap(predicted: Instances, truth: Instances, *, iou: float) -> float:
+    """Return the published AP of one image at one threshold, with all classes in one ranking.
 
-    1 if nothing is there and nothing is found, 0 if only one of the two. Otherwise every true
-    lesion takes, of the predictions of its class that overlap it by MORE than `iou`, the one that
-    overlaps it most, whatever that one's score. Predictions nobody took are false. AP is the area
-    under precision by recall, where precision is the best at this recall or a higher one.
+    It is 1 if there is neither a true nor a predicted lesion, and 0 if there is only one of the
+    two. Otherwise each true lesion is matched to the prediction of its class with the largest
+    overlap, if that overlap is MORE than `iou`; the score does not matter. All other predictions
+    are false. AP is the area under precision by recall, where the precision at a recall is the best
+    at this recall or a higher one.
     """
-    return _ap(_overlaps(found, truth), iou=iou)
+    return _ap(_overlaps(predicted, truth), iou=iou)
 
 
 def summary(
-    found: Sequence[Instances], truth: Sequence[Instances], *, classes: tuple[str, ...]
+    predicted: Sequence[Instances], truth: Sequence[Instances], *, classes: tuple[str, ...]
 ) -> dict[str, float]:
-    """`image_ap50 _ap75 _map` as published, `coco_ap50 _ap75 _map` by COCO; map: 0.50:0.05:0.95.
+    """Return `image_ap50 image_ap75 image_map` as published and `coco_ap50 coco_ap75 coco_map`.
 
-    COCO averages over the classes that the truth has; without any its values are nan, and so is
-    `coco_ap50_<class>` of a class that the truth lacks.
+    `map` is the mean over the thresholds 0.50:0.05:0.95. COCO averages over the classes that have
+    true lesions; its values are nan if there are none, and so is `coco_ap50_<class>` of a class
+    without true lesions.
     """
-    assert len(found) == len(truth) > 0, (len(found), len(truth))
-    image = [float(np.mean(aps_I)) for aps_I in image_aps(found, truth)]
-    coco = _coco_precision(found, truth, classes=classes)
+    assert len(predicted) == len(truth) > 0, (len(predicted), len(truth))
+    image = [float(np.mean(aps_I)) for aps_I in image_aps(predicted, truth)]
+    coco = _coco_precision(predicted, truth, classes=classes)
     return {
         "image_ap50": image[AP50],
         "image_ap75": image[AP75],
@@ -94,70 +101,78 @@ def summary(
 
 
 def image_aps(
-    found: Sequence[Instances], truth: Sequence[Instances], *, kind: Kind = "mask"
+    predicted: Sequence[Instances], truth: Sequence[Instances], *, kind: Kind = "mask"
 ) -> NDArray[np.float64]:
-    """The published AP of every image at each of IOUS."""
-    overlaps = [_overlaps(*pair, kind=kind) for pair in zip(found, truth, strict=True)]
+    """Return the published AP of every image at each threshold of IOUS."""
+    overlaps = [_overlaps(*pair, kind=kind) for pair in zip(predicted, truth, strict=True)]
     return np.array([[_ap(iou_MT, iou=iou) for iou_MT in overlaps] for iou in IOUS])
 
 
-def _overlaps(found: Instances, truth: Instances, *, kind: Kind = "mask") -> NDArray[np.float64]:
-    """IoU of predictions, by falling score, and true lesions: M x T; 0 where the classes differ."""
-    shape = len(found.labels_M), len(truth.labels_M)
+def _overlaps(
+    predicted: Instances, truth: Instances, *, kind: Kind = "mask"
+) -> NDArray[np.float64]:
+    """Return the IoU (M x T) of predictions, by falling score, and true lesions.
+
+    The IoU of lesions of different classes is 0.
+    """
+    shape = len(predicted.labels_M), len(truth.labels_M)
     if 0 in shape:
         return np.zeros(shape)
     if kind == "box":
-        iou_MT = rle.iou(found.boxes_xywh, truth.boxes_xywh, [False] * shape[1])
+        iou_MT = rle.iou(predicted.boxes_xywh, truth.boxes_xywh, [False] * shape[1])
     else:
-        # Of two sizes pycocotools makes an IoU of -1, which would pass for a miss.
-        assert len({tuple(mask["size"]) for mask in (*found.masks, *truth.masks)}) == 1
-        iou_MT = rle.iou(found.masks, truth.masks, [False] * shape[1])
-    iou_MT[found.labels_M[:, None] != truth.labels_M] = 0
-    return iou_MT[np.argsort(-found.scores_M, kind="stable")]
+        # For two sizes pycocotools returns an IoU of -1, which would count as a miss.
+        assert len({tuple(mask["size"]) for mask in (*predicted.masks, *truth.masks)}) == 1
+        iou_MT = rle.iou(predicted.masks, truth.masks, [False] * shape[1])
+    iou_MT[predicted.labels_M[:, None] != truth.labels_M] = 0
+    return iou_MT[np.argsort(-predicted.scores_M, kind="stable")]
 
 
 def _ap(iou_MT: NDArray[np.float64], *, iou: float) -> float:
-    found, there = iou_MT.shape
-    if not found or not there:
-        return float(found == there)
-    # Of equal overlaps the better ranked; the author leaves that to an unstable sort. A prediction
-    # that several lesions take (they would have to overlap one another) is one hit.
-    taken_T = iou_MT.argmax(axis=0)
-    hit_M = np.zeros(found, dtype=bool)
-    hit_M[taken_T[iou_MT.max(axis=0) > iou]] = True
-    precision_M = np.cumsum(hit_M) / np.arange(1, found + 1)
+    num_predicted, num_true = iou_MT.shape
+    if not num_predicted or not num_true:
+        return float(num_predicted == num_true)
+    # Among equal overlaps the better ranked prediction is matched; the author's unstable sort
+    # leaves the choice open. A prediction matched to several lesions (which must overlap each
+    # other) is one hit.
+    matched_T = iou_MT.argmax(axis=0)
+    hit_M = np.zeros(num_predicted, dtype=bool)
+    hit_M[matched_T[iou_MT.max(axis=0) > iou]] = True
+    precision_M = np.cumsum(hit_M) / np.arange(1, num_predicted + 1)
     best_M = np.maximum.accumulate(precision_M[::-1])[::-1]
-    return float(best_M[hit_M].sum() / there)  # recall grows by 1 / there at every hit
+    # Recall grows by 1 / num_true at every hit.
+    return float(best_M[hit_M].sum() / num_true)
 
 
 def _coco_precision(
-    found: Sequence[Instances], truth: Sequence[Instances], *, classes: tuple[str, ...]
+    predicted: Sequence[Instances], truth: Sequence[Instances], *, classes: tuple[str, ...]
 ) -> NDArray[np.float64]:
-    """IoU threshold x 101 recalls x class; -1 where a class is not in the truth."""
-    evaluation = matched(found, truth, classes=classes)
+    """Return precision, thresholds x 101 recalls x classes; -1 for a class without lesions."""
+    evaluation = matched(predicted, truth, classes=classes)
     with redirect_stdout(io.StringIO()):
         evaluation.accumulate()
     return evaluation.eval["precision"][..., 0, 0]
 
 
 def matched(
-    found: Sequence[Instances],
+    predicted: Sequence[Instances],
     truth: Sequence[Instances],
     *,
     classes: tuple[str, ...],
     kind: Kind = "mask",
 ) -> COCOeval:
-    """COCO's own pairing of predictions and truth at each of IOUS, not yet accumulated."""
-    with redirect_stdout(io.StringIO()):  # it reports its progress there
+    """Return COCO's own matching of predictions and truth at each of IOUS, not yet accumulated."""
+    # pycocotools prints its progress to stdout, where cctmn writes data alone.
+    with redirect_stdout(io.StringIO()):
         evaluation = COCOeval(
             _coco(truth, classes=classes, kind=kind),
-            _coco(found, classes=classes, kind=kind),
+            _coco(predicted, classes=classes, kind=kind),
             iouType="segm" if kind == "mask" else "bbox",
         )
         evaluation.params.iouThrs = np.array(IOUS)
-        # COCO's 100 an image and class would cut our 128. Its own summary knows 100 only (it gives
-        # -1 for others), hence the means are ours.
-        evaluation.params.maxDets = [max(1, *(len(one.labels_M) for one in found))]
+        # COCO's limit of 100 detections per image and class would cut our 128. COCO's own summary
+        # allows 100 only (it returns -1 otherwise), so the means are computed here.
+        evaluation.params.maxDets = [max(1, *(len(one.labels_M) for one in predicted))]
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluation.evaluate()
     return evaluation
@@ -177,7 +192,8 @@ def _coco(images: Sequence[Instances], *, classes: tuple[str, ...], kind: Kind) 
             )
             annotations.append(
                 {
-                    "id": len(annotations) + 1,  # from 1: COCOeval takes a match with 0 for none
+                    # From 1: COCOeval takes a match with 0 for no match.
+                    "id": len(annotations) + 1,
                     "image_id": number,
                     "category_id": label,
                     "score": score,
@@ -187,7 +203,7 @@ def _coco(images: Sequence[Instances], *, classes: tuple[str, ...], kind: Kind) 
             )
     coco = COCO()
     coco.dataset = {
-        # Sizes are asked for and not used: run lengths know their own.
+        # pycocotools requires these sizes but does not use them; run lengths hold their own.
         "images": [{"id": number, "height": 0, "width": 0} for number in range(len(images))],
         "categories": [{"id": label, "name": name} for label, name in enumerate(classes, 1)],
         "annotations": annotations,

@@ -1,7 +1,10 @@
-"""All figures of a classifier at one level, slices or patients, with their intervals.
+"""All metrics of a classifier at one level, slices or patients, with their intervals.
 
-In: true classes, scores and whose slices they are. Out: figures by id, from one set of resamples,
-so that they may be compared with each other. Two models on the same slices are drawn together.
+The metrics of a sample come from one set of resamples, so that they may be compared with each
+other. Two models on the same slices are resampled together.
+
+Reads: true classes, scores, and the patient of each slice.
+Writes: metrics by id.
 
 Shape suffixes: N slices, G patients, C classes, B resamples.
 """
@@ -9,183 +12,216 @@ Shape suffixes: N slices, G patients, C classes, B resamples.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cctmn.metrics import bootstrap, classification
-from cctmn.metrics.bootstrap import RESAMPLES, Figure, Size, Values
+from cctmn.metrics.bootstrap import RESAMPLES, Values
 from cctmn.metrics.calibration import Binned
 from cctmn.metrics.classification import Ranking
+from cctmn.metrics.metric import (
+    CALIBRATION,
+    COMPARED,
+    WORST_CASE,
+    Metric,
+    Size,
+    catalogue,
+    kind_of,
+)
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
+Level = Literal["slice", "patient"]
 
-WORDS: Final[Mapping[str, str]] = {
-    "accuracy": "accuracy",
-    "f1_weighted": "F1, mean of the classes by their share",
-    "f1_macro": "F1, plain mean of the classes",
-    "sensitivity": "sensitivity to {}",
-    "ppv": "positive predictive value of {}",
-    "specificity": "specificity to {}",
-    "auc": "area under the ROC curve, {} against the rest",
-    "ap": "average precision, {} against the rest",
-    "ece": "expected calibration error",
-    "brier": "Brier score",
-    "nll": "loss the network was trained with",
-}
-WORST: Final = ("accuracy", "f1_weighted", "sensitivity")
-COMPARED: Final = ("accuracy", "f1_weighted", "f1_macro", "sensitivity")
+_WORST: Final = "worst_case."
 
 
 @dataclass(frozen=True)
 class Resampling:
-    """How intervals are made."""
+    """The number of resamples and the seed of the random draws."""
 
     resamples: int = RESAMPLES
     seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
-    """Scored slices or patients, and where there are such, labelled slices without scores."""
+class ClassifiedSample:
+    """Slices or patients with true class and scores, and those that have a label but no scores."""
 
     classes: tuple[str, ...]
     truth_N: Indices
-    score_NC: Floats  # probabilities; the largest is the class called
-    group_N: Indices
+    score_NC: Floats  # probabilities; the class of the largest is the predicted one
+    group_N: Indices  # the patient of each
     groups: int
     unscored_truth: Indices
     unscored_group: Indices
 
     @property
-    def called_N(self) -> Indices:  # noqa: N802 - a shape suffix
+    def predicted_N(self) -> Indices:  # noqa: N802 - a shape suffix
         """The class of the largest score."""
         return self.score_NC.argmax(axis=1)
 
-    def alone(self) -> Sample:
-        """The same with every slice as its own group: the naive bootstrap's view."""
+    def ungrouped(self) -> ClassifiedSample:
+        """Return the sample with every slice as a group of its own, for the naive bootstrap."""
         scored, unscored = len(self.truth_N), len(self.unscored_truth)
-        number = np.arange(scored + unscored)
-        return Sample(
-            self.classes,
-            self.truth_N,
-            self.score_NC,
-            number[:scored],
-            scored + unscored,
-            self.unscored_truth,
-            number[scored:],
+        index = np.arange(scored + unscored)
+        return replace(
+            self,
+            group_N=index[:scored],
+            groups=scored + unscored,
+            unscored_group=index[scored:],
         )
 
     def counts(self) -> Floats:
-        """Confusion of each group, C x (C + 1): the last column counts slices without scores."""
+        """Return the confusion matrix of each group, G x C x (C + 1).
+
+        The last column counts slices without scores.
+        """
         classes = len(self.classes)
         counts_G = np.zeros((self.groups, classes, classes + 1))
-        np.add.at(counts_G, (self.group_N, self.truth_N, self.called_N), 1)
+        np.add.at(counts_G, (self.group_N, self.truth_N, self.predicted_N), 1)
         np.add.at(counts_G[..., classes], (self.unscored_group, self.unscored_truth), 1)
         return counts_G
 
     def rates(self) -> Callable[[Floats], Values]:
-        """A statistic: the figures of the confusion matrix, and the worst case's."""
+        """Return a statistic: the metrics of the confusion matrix, and their worst case."""
         classes = len(self.classes)
         counts_GX = self.counts().reshape(self.groups, -1)
 
         def statistic(weights_BG: Floats) -> Values:
             full = (weights_BG @ counts_GX).reshape(-1, classes, classes + 1)
             matrix, unscored = full[..., :classes], full[..., classes]
-            found = classification.rates(matrix, classes=self.classes)
+            plain = classification.rates(matrix, classes=self.classes)
             worst = classification.rates(matrix, classes=self.classes, unscored_C=unscored)
-            kept = {f"worst_case.{k}": v for k, v in worst.items() if k.split(".")[0] in WORST}
-            return found | kept
+            kept = {f"{_WORST}{k}": v for k, v in worst.items() if kind_of(k) in WORST_CASE}
+            return plain | kept
 
         return statistic
 
     def rankings(self) -> dict[str, Ranking]:
-        """Of each class against the rest."""
+        """Return the ranking of each class against the rest."""
         return {
-            name: Ranking.of(self.score_NC[:, k], self.truth_N == k)
+            name: Ranking.from_scores(self.score_NC[:, k], self.truth_N == k)
             for k, name in enumerate(self.classes)
         }
 
 
 def measure(
-    sample: Sample, *, by: Resampling, level: str, binned: Binned | None = None
-) -> dict[str, Figure]:
-    """Every figure of a sample, ids without the level's prefix; `level` is for its words.
+    sample: ClassifiedSample, *, by: Resampling, level: Level, binned: Binned | None = None
+) -> dict[str, Metric]:
+    """Return every metric of a sample by its id, with intervals over patients.
 
-    Intervals over groups, and for slices the naive ones too.
+    Slices get naive intervals too, and the worst case in which every slice without scores is
+    wrong. `binned` adds the metrics of calibration.
     """
-    values = {
-        name: v[0] for name, v in _statistic(sample, binned)(np.ones((1, sample.groups))).items()
-    }
+    of_slices = level == "slice"
+    values = _statistic(sample, binned)(np.ones((1, sample.groups)))
     over_groups = _bootstrap(sample, binned, by)
-    over_slices = _bootstrap(sample.alone(), binned, by) if level == "slices" else {}
-    return {
-        name: bootstrap.figure(
-            f"{words(name)}, {level}",
-            float(value),
+    over_slices = _bootstrap(sample.ungrouped(), binned, by) if of_slices else {}
+    descriptions = catalogue(sample.classes)
+    measured = {}
+    for name, value in values.items():
+        if name.startswith(_WORST) and not of_slices:
+            continue
+        id_ = _id(name, level)
+        measured[id_] = bootstrap.make_metric(
+            float(value[0]),
+            name=(id_, descriptions[id_]),
             over_patients=over_groups[name],
             over_slices=over_slices.get(name),
             size=size_of(sample, name),
         )
-        for name, value in values.items()
-    }
+    return measured
 
 
-def difference(one: Sample, other: Sample, *, by: Resampling) -> dict[str, Figure]:
-    """One model's figures less the other's, on the same slices and in the same resamples."""
+def difference(
+    one: ClassifiedSample, other: ClassifiedSample, *, by: Resampling
+) -> dict[str, Metric]:
+    """Return one model's metrics minus the other's, in the same resamples of the same slices."""
     assert one.groups == other.groups
     assert (one.truth_N == other.truth_N).all()
 
-    def statistic_of(a: Sample, b: Sample) -> Callable[[Floats], Values]:
+    def statistic_of(a: ClassifiedSample, b: ClassifiedSample) -> Callable[[Floats], Values]:
         first, second = a.rates(), b.rates()
 
         def statistic(weights_BG: Floats) -> Values:
             ours, theirs = first(weights_BG), second(weights_BG)
-            return {k: ours[k] - theirs[k] for k in ours if k.split(".")[0] in COMPARED}
+            return {k: ours[k] - theirs[k] for k in ours if kind_of(k) in COMPARED}
 
         return statistic
 
-    def drawn(a: Sample, b: Sample) -> dict[str, Floats]:
+    def resampled(a: ClassifiedSample, b: ClassifiedSample) -> Mapping[str, Floats]:
         statistic = statistic_of(a, b)
         return bootstrap.bootstrap(
             a.groups, statistic, resamples=by.resamples, seed=by.seed, width=len(a.truth_N)
         )
 
     values = statistic_of(one, other)(np.ones((1, one.groups)))
-    over_groups, over_slices = drawn(one, other), drawn(one.alone(), other.alone())
-    return {
-        name: bootstrap.figure(
-            f"difference in {words(name)}, slices",
+    over_groups = resampled(one, other)
+    over_slices = resampled(one.ungrouped(), other.ungrouped())
+    descriptions = catalogue(one.classes)
+    measured = {}
+    for name, value in values.items():
+        id_ = f"difference.slice.{name}"
+        measured[id_] = bootstrap.make_metric(
             float(value[0]),
+            name=(id_, descriptions[id_]),
             over_patients=over_groups[name],
             over_slices=over_slices[name],
-            share=False,
             size=size_of(one, name),
+            is_proportion=False,
         )
-        for name, value in values.items()
-    }
+    return measured
 
 
-def _statistic(sample: Sample, binned: Binned | None) -> Callable[[Floats], Values]:
+def size_of(sample: ClassifiedSample, name: str) -> Size:
+    """Return how many slices and patients a metric is computed from.
+
+    A sensitivity counts the slices that are of the class, a PPV those predicted as it, and every
+    other metric all slices. The worst case adds those without scores.
+    """
+    kind, _, of_class = name.removeprefix(_WORST).partition(".")
+    groups = sample.group_N
+    if kind in ("sensitivity", "ppv"):
+        classes_N = sample.predicted_N if kind == "ppv" else sample.truth_N
+        groups = groups[classes_N == sample.classes.index(of_class)]
+    if name.startswith(_WORST):
+        unscored = sample.unscored_group
+        if of_class:
+            unscored = unscored[sample.unscored_truth == sample.classes.index(of_class)]
+        groups = np.concatenate([groups, unscored])
+    return Size(len(groups), len(np.unique(groups)))
+
+
+def _id(name: str, level: Level) -> str:
+    """Return the id of a metric: worst_case.*, calibration.*, slice.* or patient.*."""
+    if name.startswith(_WORST):
+        return name
+    return f"calibration.{name}" if name in CALIBRATION else f"{level}.{name}"
+
+
+def _statistic(sample: ClassifiedSample, binned: Binned | None) -> Callable[[Floats], Values]:
     rates, rankings = sample.rates(), sample.rankings()
 
     def statistic(weights_BG: Floats) -> Values:
-        found = dict(rates(weights_BG))
+        values = dict(rates(weights_BG))
         weights_BN = weights_BG[:, sample.group_N]
         for name, ranking in rankings.items():
-            areas = classification.areas(ranking, weights_BN)
-            found |= dict(zip((f"auc.{name}", f"ap.{name}"), areas, strict=True))
+            auc_B, ap_B = classification.areas(ranking, weights_BN)
+            values |= {f"auc.{name}": auc_B, f"ap.{name}": ap_B}
         if binned is not None:
-            found |= binned.figures(weights_BG, group_N=sample.group_N)
-        return found
+            values |= binned.metrics(weights_BG, group_N=sample.group_N)
+        return values
 
     return statistic
 
 
-def _bootstrap(sample: Sample, binned: Binned | None, by: Resampling) -> dict[str, Floats]:
+def _bootstrap(
+    sample: ClassifiedSample, binned: Binned | None, by: Resampling
+) -> dict[str, Floats]:
     return bootstrap.bootstrap(
         sample.groups,
         _statistic(sample, binned),
@@ -193,28 +229,3 @@ def _bootstrap(sample: Sample, binned: Binned | None, by: Resampling) -> dict[st
         seed=by.seed,
         width=len(sample.truth_N),
     )
-
-
-def words(name: str) -> str:
-    """A figure's id in words, without its level."""
-    worst = name.startswith("worst_case.")
-    kind, _, of_class = name.removeprefix("worst_case.").partition(".")
-    return WORDS[kind].format(of_class) + (", errors counted as wrong" if worst else "")
-
-
-def size_of(sample: Sample, name: str) -> Size:
-    """How many slices and patients a figure rests on: of a class, those that are it (or for a PPV
-    were called it).
-    """
-    kind, _, of_class = name.removeprefix("worst_case.").partition(".")
-    group_N, kept_N = sample.group_N, np.ones(len(sample.truth_N), np.bool_)
-    if kind in ("sensitivity", "ppv"):
-        of = sample.called_N if kind == "ppv" else sample.truth_N
-        kept_N = of == sample.classes.index(of_class)
-    groups = group_N[kept_N]
-    if name.startswith("worst_case."):
-        lost_N = (
-            sample.unscored_truth == sample.classes.index(of_class) if of_class else slice(None)
-        )
-        groups = np.concatenate([groups, sample.unscored_group[lost_N]])
-    return Size(len(groups), len(np.unique(groups)))

@@ -1,8 +1,10 @@
-"""From slices to patients: the mean of a patient's m highest probabilities, class by class.
+"""From slices to patients: the mean of a patient's m highest probabilities of each class.
 
-In: probabilities of slices and whose they are. Out: one row a patient, and the m that serves
-validation patients best. A patient's clean slices are outside the training distribution, so a mean
-over all slices would drown a few that show lesions.
+Most slices of a patient show no lesion, and such slices are not in the training data. A mean over
+all slices would therefore hide the few that show lesions.
+
+Reads: probabilities of slices, and the patient of each.
+Writes: probabilities of patients, and the m that suits validation patients best.
 
 Shape suffixes: N slices, G patients, C classes.
 """
@@ -17,20 +19,21 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-TOP_M: Final = 10  # where no validation has chosen one
+# Used where no validation has chosen another.
+TOP_M: Final = 10
 CANDIDATES: Final = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
 
 
 def top_mean(p_NC: Floats, group_N: NDArray[np.int64], *, groups: int, m: int) -> Floats:
-    """Mean of each patient's m highest probabilities of each class (all, if fewer): G x C.
+    """Return the mean of each patient's m highest probabilities of each class, G x C.
 
-    0 for a patient without a slice.
+    A patient with fewer than m slices has the mean of all; one without a slice has 0.
     """
     count_G = np.bincount(group_N, minlength=groups)
     first_G = np.concatenate([[0], np.cumsum(count_G)[:-1]])
     means_GC = np.empty((groups, p_NC.shape[1]))
     for c in range(p_NC.shape[1]):
-        order_N = np.lexsort((-p_NC[:, c], group_N))  # patient by patient, falling
+        order_N = np.lexsort((-p_NC[:, c], group_N))  # by patient, then by falling probability
         ranked_N = p_NC[order_N, c]
         rank_N = np.arange(len(ranked_N)) - first_G[group_N[order_N]]
         kept_N = np.where(rank_N < m, ranked_N, 0)
@@ -41,7 +44,7 @@ def top_mean(p_NC: Floats, group_N: NDArray[np.int64], *, groups: int, m: int) -
 def class_of(
     truth_N: NDArray[np.int64], group_N: NDArray[np.int64], *, groups: int
 ) -> NDArray[np.int64]:
-    """The class of each patient; -1 where the slices are not all of one."""
+    """Return the class of each patient, -1 for one whose slices have several classes."""
     low_G = np.full(groups, np.iinfo(np.int64).max)
     high_G = np.full(groups, -1)
     np.minimum.at(low_G, group_N, truth_N)
@@ -57,9 +60,9 @@ def choose_m(
     groups: int,
     candidates: Sequence[int] = CANDIDATES,
 ) -> int | None:
-    """The m of the highest patient accuracy; of equals the one of the least Brier score.
+    """Return the m of the highest patient accuracy; a tie goes to the lowest Brier score.
 
-    None if no patient has slices of one class alone.
+    The result is None if every patient has slices of several classes.
     """
     truth_G = class_of(truth_N, group_N, groups=groups)
     known_G = truth_G >= 0

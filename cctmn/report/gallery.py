@@ -1,9 +1,10 @@
-"""Slices with their lesions: a picture as bytes, boxes drawn over it by the page.
+"""Slices with their lesions: the picture is embedded, and the page draws the boxes over it.
 
-In: cases of metrics.json and PNGs from `private/cases/<slice_id>.png`. Out: what the template needs
-to draw each as one inline SVG in px of the original image, so that a picture may be smaller than
-its slice. Pictures are embedded as they are: whoever writes them sees to it that they are grey,
-small and carry no text of a header.
+Each case is one inline SVG in px of the original image, so that the picture may be smaller than
+its slice. Pictures are embedded unchanged: `evaluate/cases.py`, which writes them, makes them grey,
+small and free of text from a header.
+
+Reads: the section `cases` of metrics.json, and PNGs from `private/cases/<slice_id>.png`.
 """
 
 from __future__ import annotations
@@ -14,17 +15,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cctmn.report.figures import number
+from cctmn.metrics.metric import number
 
 PNG: Final = b"\x89PNG\r\n\x1a\n"
 NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")  # an id, never a path
-BUDGET_BYTES: Final = 2_700_000  # of all pictures: 3.6 MB in base64, a page that still mails
-BOXES: Final = 9  # tags of one digit; the rest is counted
+# Size of all pictures together: 3.6 MB in base64, so that the page can still be mailed.
+BUDGET_BYTES: Final = 2_700_000
+# Boxes drawn per slice, so that their numbers have one digit. Further ones are counted.
+BOXES: Final = 9
 DASHES: Final = ("", "7 4", "2 3", "9 3 2 3", "12 5", "4 2 1 2")  # px of the screen
 KINDS: Final = (
-    ("misses", "Misses", "what the slice shows was not called"),
-    ("false_alarms", "False alarms", "what was called is not what the slice shows"),
-    ("hits", "Best hits", "called right, with the highest scores"),
+    ("misses", "Misses", "slices with disease, predicted as another class"),
+    ("false_alarms", "False alarms", "slices without disease, predicted as a disease"),
+    (
+        "hits",
+        "Best hits",
+        "slices with disease, predicted correctly with the highest probabilities",
+    ),
 )
 
 
@@ -44,7 +51,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Case:
-    """One slice. `picture` is a data URI, "" where there is none, and `why` says why."""
+    """One slice. `picture` is a data URI; if it is "", `no_picture` gives the reason."""
 
     slice_id: str
     truth: str
@@ -55,23 +62,23 @@ class Case:
     boxes: tuple[Box, ...]
     more: int
     picture: str
-    why: str
+    no_picture: str
 
 
 @dataclass(frozen=True)
-class Wall:
+class CaseGroup:
     """The cases of one kind."""
 
     title: str
-    what: str
+    description: str
     cases: tuple[Case, ...]
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """All walls, and the lesion labels in the order of their dashes."""
+    """All groups of cases, and the lesion labels in the order of their dashes."""
 
-    walls: tuple[Wall, ...]
+    groups: tuple[CaseGroup, ...]
     labels: tuple[tuple[str, str], ...]  # label, dashes
     pictures: int
     missing: int
@@ -80,27 +87,27 @@ class Gallery:
 def build(
     cases: Mapping[str, Any], *, classes: Sequence[str], read: Callable[[str], bytes | None]
 ) -> Gallery:
-    """The gallery; `read` gives the PNG of a file name, None where there is none."""
-    found = [
+    """Build the gallery; `read` returns the PNG of a file name, or None if there is none."""
+    lesion_labels = [
         lesion["label"]
         for kind, _, _ in KINDS
         for case in cases.get(kind) or ()
         for lesion in case.get("lesions") or ()
     ]
-    labels = sorted({str(label) for label in found})
+    labels = sorted({str(label) for label in lesion_labels})
     pictures = _Pictures(read)
-    walls = []
-    for kind, title, what in KINDS:
+    groups = []
+    for kind, title, description in KINDS:
         entries = cases.get(kind)
         if entries:
             shown = tuple(
                 _case(e, classes=classes, labels=labels, pictures=pictures) for e in entries
             )
-            walls.append(Wall(title, what, shown))
-    all_cases = [case for wall in walls for case in wall.cases]
+            groups.append(CaseGroup(title, description, shown))
+    all_cases = [case for group in groups for case in group.cases]
     with_picture = sum(bool(case.picture) for case in all_cases)
     return Gallery(
-        tuple(walls),
+        tuple(groups),
         tuple((label, DASHES[k % len(DASHES)]) for k, label in enumerate(labels)),
         with_picture,
         len(all_cases) - with_picture,
@@ -108,19 +115,19 @@ def build(
 
 
 class _Pictures:
-    """Data URIs by slice, until the budget is spent."""
+    """Pictures as data URIs, until their total size reaches the budget."""
 
     def __init__(self, read: Callable[[str], bytes | None]) -> None:
         self._read = read
         self._left = BUDGET_BYTES
 
     def get(self, slice_id: str) -> tuple[str, str]:
-        """Data URI, or "" and the reason."""
+        """Return the data URI and "", or "" and the reason why there is no picture."""
         data = self._read(f"{slice_id}.png") if NAME.fullmatch(slice_id) else None
         if data is None:
             return "", "no picture in private/cases"
         if not data.startswith(PNG):
-            return "", "the file in private/cases is no PNG"
+            return "", "the file in private/cases is not a PNG"
         if len(data) > self._left:
             return "", "picture left out to keep this file small; see private/cases"
         self._left -= len(data)
@@ -137,7 +144,7 @@ def _case(
     slice_id = str(entry["slice_id"])
     rows, cols = int(entry["rows"]), int(entry["cols"])
     if rows < 1 or cols < 1:
-        raise ValueError("a picture without pixels")
+        raise ValueError("rows and cols must be at least 1")
     lesions = entry.get("lesions") or []
     boxes = []
     for tag, lesion in enumerate(lesions[:BOXES], 1):
@@ -146,7 +153,7 @@ def _case(
         score = number(lesion.get("score"))
         width, height = max(0.0, x1 - x0), max(0.0, y1 - y0)
         boxes.append(Box(tag, x0, y0, width, height, score, label, labels.index(label)))
-    picture, why = pictures.get(slice_id)
+    picture, no_picture = pictures.get(slice_id)
     p = entry.get("p") or {}
     return Case(
         slice_id=slice_id,
@@ -158,5 +165,5 @@ def _case(
         boxes=tuple(boxes),
         more=max(0, len(lesions) - BOXES),
         picture=picture,
-        why=why,
+        no_picture=no_picture,
     )

@@ -1,8 +1,7 @@
-"""The paper's tables with this run's row beside the published ones.
+"""The paper's tables, with this run's row beside the published ones.
 
-In: metrics. Out: tables of cells, each a text or a figure with its interval. Which row of ours goes
-where is decided here: a slice-level result stands in Tables 4 and 5 always, in 7 only on the very
-set of 58,782 slices, in 9 only with two classes.
+This file decides which table gets a row of this run: Tables 4 and 5 always have one for slices,
+Table 7 only for the very set of 58,782 slices, Table 9 only for two classes.
 """
 
 from __future__ import annotations
@@ -10,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from cctmn.metrics.document import PAPER_REMAINING
+from cctmn.metrics.metric import Metric, whole
 from cctmn.report import published
-from cctmn.report.figures import DASH, Figure, count, whole
-from cctmn.report.metrics import Metrics
+from cctmn.report.evaluation import Evaluation
+from cctmn.report.numbers import DASH, count_text
 from cctmn.report.published import CONTROL, COVID, PNEUMONIA, Classified
 
 RATES: Final = (
@@ -26,147 +27,157 @@ BEST: Final = ("COVID-19 sensitivity", "accuracy", "F1, weighted")  # columns of
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A text, or a figure of this run."""
+class TableCell:
+    """A text, or a metric of this run."""
 
     text: str = ""
-    figure: Figure | None = None
+    metric: Metric | None = None
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of a table."""
 
     name: str
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
     source: str = "this run"
     ours: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper; `gap` says why a row of ours is not there."""
+    """A table of the paper; `gap` says why there is no row of this run."""
 
     number: int
     title: str
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     gap: str = ""
 
     @property
     def missing(self) -> str:
-        """Where the published values are not at hand."""
+        """A sentence on the published values that are not available."""
         return published.MISSING[self.number]
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know beside the numbers."""
+        """What a reader must know about the numbers."""
         return published.NOTES[self.number]
 
 
-def tables(metrics: Metrics) -> tuple[Table, ...]:
-    """Tables 1, 4, 5, 6, 7 and 9."""
-    slices = whole(metrics.section("labels").get("slices"))
+def tables(evaluation: Evaluation) -> tuple[Table, ...]:
+    """Return Tables 1, 4, 5, 6, 7 and 9."""
+    slices = whole(evaluation.section("labels").get("slices"))
     return (
-        _sizes(metrics, slices),
-        _variants(metrics),
-        _methods(metrics, slices),
-        _segmentation(metrics),
-        _remaining(metrics, slices),
-        _two_classes(metrics),
+        _sizes(evaluation, slices),
+        _variants(evaluation),
+        _methods(evaluation, slices),
+        _segmentation(evaluation),
+        _remaining(evaluation, slices),
+        _two_classes(evaluation),
     )
 
 
-def _sizes(metrics: Metrics, slices: int | None) -> Table:
-    training = whole(metrics.section("training").get("slices"))
-    parameters = whole(metrics.section("model_size").get("parameters"))
+def _sizes(evaluation: Evaluation, slices: int | None) -> Table:
+    training = whole(evaluation.section("training").get("slices"))
+    parameters = whole(evaluation.section("model_size").get("parameters"))
     ratio = f"{slices / training:.3g}" if slices and training else DASH
     size = f"{parameters / 1e6:.2f} M" if parameters else DASH
-    ours = Row(_name(metrics), _cells(count(training), count(slices), ratio, size), ours=True)
+    ours = TableRow(
+        _name(evaluation), _cells(count_text(training), count_text(slices), ratio, size), ours=True
+    )
     theirs = [
-        Row(row.name, _cells(row.training, row.test, row.ratio, row.parameters), row.source)
+        TableRow(row.name, _cells(row.training, row.test, row.ratio, row.parameters), row.source)
         for row in published.TABLE_1
     ]
     columns = ("training slices", "test slices", "test / training", "parameters")
     return Table(1, "Sizes of data and models", columns, (ours, *theirs))
 
 
-def _variants(metrics: Metrics) -> Table:
-    ours = (_ours(metrics, [key for _, key in RATES]),) if _classified(metrics) else ()
+def _variants(evaluation: Evaluation) -> Table:
+    ours = (_ours(evaluation, [key for _, key in RATES]),) if _classified(evaluation) else ()
     rows = (*ours, *map(_published, published.TABLE_4))
     columns = tuple(name for name, _ in RATES)
-    return Table(4, "COVID-CT-Mask-Net by variant, %", columns, rows, _gap(metrics))
+    return Table(4, "COVID-CT-Mask-Net by variant, %", columns, rows, _gap(evaluation))
 
 
-def _methods(metrics: Metrics, slices: int | None) -> Table:
+def _methods(evaluation: Evaluation, slices: int | None) -> Table:
     keys = dict(RATES)
-    ours = _ours(metrics, [keys[name] for name in BEST])
-    ours = Row(ours.name, (Cell(count(slices)), *ours.cells), ours=True)
+    ours = _ours(evaluation, [keys[name] for name in BEST])
+    ours = TableRow(ours.name, (TableCell(count_text(slices)), *ours.cells), ours=True)
     theirs = [
-        Row(row.name, _cells(row.test, *map(_share, (row.covid, row.accuracy, row.f1))), row.source)
+        TableRow(
+            row.name,
+            _cells(row.test, *map(_percent_text, (row.covid, row.accuracy, row.f1))),
+            row.source,
+        )
         for row in published.TABLE_5
     ]
-    rows = (ours, *theirs) if _classified(metrics) else tuple(theirs)
-    return Table(5, "Other methods, %", ("test slices", *BEST), rows, _gap(metrics))
+    rows = (ours, *theirs) if _classified(evaluation) else tuple(theirs)
+    return Table(5, "Other methods, %", ("test slices", *BEST), rows, _gap(evaluation))
 
 
-def _segmentation(metrics: Metrics) -> Table:
+def _segmentation(evaluation: Evaluation) -> Table:
     keys = [f"detection.mask.image_{part}" for part in ("ap50", "ap75", "map")]
     rows = [
-        Row(row.name, _cells(*map(_share, (row.ap50, row.ap75, row.mean))), row.source)
+        TableRow(row.name, _cells(*map(_percent_text, (row.ap50, row.ap75, row.mean))), row.source)
         for row in published.TABLE_6
     ]
-    measured = any(key in metrics.figures for key in keys)
+    measured = any(key in evaluation.metrics for key in keys)
     if measured:
-        rows.insert(0, _ours(metrics, keys))
+        rows.insert(0, _ours(evaluation, keys))
     gap = "" if measured else "Lesion masks were not evaluated in this run."
     columns = ("AP at IoU 0.50", "AP at IoU 0.75", "mAP, 0.50 to 0.95")
     return Table(6, "Segmentation of lesions, AP per image, %", columns, tuple(rows), gap)
 
 
-def _remaining(metrics: Metrics, slices: int | None) -> Table:
-    same = slices == published.REMAINING_SLICES
-    rows = (_ours(metrics, [key for _, key in RATES]),) if same else ()
-    gap = "" if same else f"This run has {count(slices or 0)} labelled slices, so no row here."
+def _remaining(evaluation: Evaluation, slices: int | None) -> Table:
+    same = evaluation.section("labels").get("known_set") == PAPER_REMAINING
+    rows = (_ours(evaluation, [key for _, key in RATES]),) if same else ()
+    gap = (
+        ""
+        if same
+        else f"This run evaluated other slices ({count_text(slices or 0)}), so it has no row here."
+    )
     title = "The remaining 58,782 slices of COVIDx-CT’s training split, %"
     return Table(7, title, tuple(name for name, _ in RATES), rows, gap)
 
 
-def _two_classes(metrics: Metrics) -> Table:
-    two = len(metrics.classes) == 2 and _classified(metrics)
-    keys = [f"slice.sensitivity.{name}" for name in metrics.classes]
-    rows = (_ours(metrics, [*keys, "slice.accuracy", "slice.f1_weighted"]),) if two else ()
-    columns = (*(f"{name} sensitivity" for name in metrics.classes), "accuracy", "F1, weighted")
-    gap = "" if two else f"This model has {len(metrics.classes)} classes, so it has no row here."
-    gap = gap if _classified(metrics) else _gap(metrics)
+def _two_classes(evaluation: Evaluation) -> Table:
+    two = len(evaluation.classes) == 2 and _classified(evaluation)
+    keys = [f"slice.sensitivity.{name}" for name in evaluation.classes]
+    rows = (_ours(evaluation, [*keys, "slice.accuracy", "slice.f1_weighted"]),) if two else ()
+    columns = (*(f"{name} sensitivity" for name in evaluation.classes), "accuracy", "F1, weighted")
+    gap = "" if two else f"This model has {len(evaluation.classes)} classes, so it has no row here."
+    gap = gap if _classified(evaluation) else _gap(evaluation)
     return Table(9, "iCTCF, two classes, %", columns, rows, gap)
 
 
-def _classified(metrics: Metrics) -> bool:
-    return "slice.accuracy" in metrics.figures
+def _classified(evaluation: Evaluation) -> bool:
+    return "slice.accuracy" in evaluation.metrics
 
 
-def _gap(metrics: Metrics) -> str:
-    return "" if _classified(metrics) else "Classes were not evaluated in this run."
+def _gap(evaluation: Evaluation) -> str:
+    return "" if _classified(evaluation) else "Classes were not evaluated in this run."
 
 
-def _ours(metrics: Metrics, keys: list[str]) -> Row:
-    found = tuple(Cell(DASH, metrics.figures.get(key)) for key in keys)
-    return Row(_name(metrics), found, ours=True)
+def _ours(evaluation: Evaluation, keys: list[str]) -> TableRow:
+    cells = tuple(TableCell(DASH, evaluation.metrics.get(key)) for key in keys)
+    return TableRow(_name(evaluation), cells, ours=True)
 
 
-def _published(row: Classified) -> Row:
-    shares = map(_share, (row.covid, row.pneumonia, row.control, row.accuracy, row.f1))
-    return Row(row.name, _cells(*shares), row.source)
+def _published(row: Classified) -> TableRow:
+    values = map(_percent_text, (row.covid, row.pneumonia, row.control, row.accuracy, row.f1))
+    return TableRow(row.name, _cells(*values), row.source)
 
 
-def _cells(*texts: str) -> tuple[Cell, ...]:
-    return tuple(Cell(text or DASH) for text in texts)
+def _cells(*texts: str) -> tuple[TableCell, ...]:
+    return tuple(TableCell(text or DASH) for text in texts)
 
 
-def _share(value: float | None) -> str:
+def _percent_text(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _name(metrics: Metrics) -> str:
-    return str(metrics.section("model").get("name") or "this model")
+def _name(evaluation: Evaluation) -> str:
+    return str(evaluation.section("model").get("name") or "this model")

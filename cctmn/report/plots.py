@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cctmn.report.figures import number
+from cctmn.metrics.metric import number
 
 WIDTH_PX, HEIGHT_PX = 360, 330  # a phone's column; matplotlib's 72 dpi make a point a px
 TEXT_PX, SMALL_PX = 12, 11
@@ -66,7 +66,7 @@ RC: Final[dict[Any, Any]] = {
 }
 NAMES_END: Final = 0.56  # width of the corner with names, in parts of the plot
 NAME_Y, ROW_Y, ROW_PX = 0.05, 0.075, 18  # the lowest name, and from one to the next
-MOST_FALSE: Final = 8.0  # false positives an image at which a FROC curve usually ends
+MOST_FALSE: Final = 8.0  # false positives per image at which a FROC curve usually ends
 Floats = NDArray[np.float64]
 
 
@@ -121,28 +121,28 @@ def reliability(points: Mapping[str, Sequence[Any]], *, name: str, label: str) -
         figure.subplots_adjust(left=0.155, right=0.97, top=0.975, bottom=0.125, hspace=0.09)
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=DASHES[1])
         axes.text(
-            0.40, 0.46, "as stated", rotation=42, ha="center", va="center", color=MUTED,
+            0.40, 0.46, "calibrated", rotation=42, ha="center", va="center", color=MUTED,
             fontsize=SMALL_PX,
         )  # fmt: skip
         axes.plot(stated, right, color=CLASSES[0], linewidth=1.6, marker="o", markersize=5)
-        _shares(axes, x="", y="right, %")
+        _shares(axes, x="", y="observed accuracy, %")
         axes.tick_params(labelbottom=False)
         below.vlines(stated, 0, slices, color=CLASSES[0], linewidth=2.5)
         most = float(np.nanmax(slices)) if np.isfinite(slices).any() else 1.0
         below.set(ylim=(0, most * 1.08), yticks=[0, most], yticklabels=["0", _short(most)])
-        below.set_xlabel("stated probability of the called class, %")
+        below.set_xlabel("probability of the predicted class, %")
         below.set_ylabel("n")
         return _svg(figure, name=name, label=label)
 
 
 def froc(curve: Line, *, name: str, label: str) -> str:
-    """Lesions found over false positives an image."""
+    """Lesions found over false positives per image."""
     with matplotlib.rc_context(RC):
         figure, axes = _axes()
         axes.plot([1, 1], [0, 1], color=MUTED, linewidth=1, linestyle=DASHES[1])
-        axes.text(1.12, 0.03, "one an image", color=MUTED, fontsize=SMALL_PX)
+        axes.text(1.12, 0.03, "1 per image", color=MUTED, fontsize=SMALL_PX)
         axes.plot(curve.x, curve.y, color=CLASSES[0], linewidth=1.8, drawstyle="steps-post")
-        _shares(axes, x="false positives an image", y="lesions found, %")
+        _shares(axes, x="false positives per image", y="detected lesions, %")
         end = min(MOST_FALSE, max(2.0, float(curve.x.max())))
         ticks = [tick for tick in (0, 1, 2, 4, 6, 8) if tick <= end]
         axes.set(xlim=(0, end), xticks=ticks, xticklabels=[str(tick) for tick in ticks])

@@ -1,8 +1,7 @@
-"""What the paper and its author's repository report, each figure with the place where it stands.
+"""Published results, in per cent, each with its source: the paper or its author's repository.
 
-In: nothing. Out: rows for the tables of the report, in per cent. The tables of the paper are images
-in the source that was at hand, so only what its text says is here, and what the author's repository
-lists; a table whose values are in neither says so instead of showing numbers.
+The tables of the paper are images in the available copy. Therefore only the values in its text and
+those that the author's repository lists are here. A table without any such value says so.
 """
 
 from __future__ import annotations
@@ -16,11 +15,9 @@ MATRIX: Final = "author’s repository, computed from its matrix"
 DOI: Final = "10.1007/s10489-021-02731-6"
 
 CONTROL, PNEUMONIA, COVID = "control", "pneumonia", "covid"
-ORDER: Final = (CONTROL, PNEUMONIA, COVID)  # of the author's matrices; the classes of a card too
-TEST_SLICES: Final = (9450, 7395, 4346)  # of each class in COVIDx-CT's test split, in ORDER
-REMAINING_SLICES: Final = 58_782  # COVIDx-CT's training slices without the 3000 used
-AT_HAND: Final = (
-    "The values of the paper’s own table are an image in the source at hand and are not repeated"
+ORDER: Final = (CONTROL, PNEUMONIA, COVID)  # of the author's matrices and of a card
+NOT_REPEATED: Final = (
+    "The paper’s own table is an image in the available copy, so its values are not repeated"
 )
 
 BOTH_MASKS: Final = ((9158, 278, 14), (204, 7030, 161), (15, 251, 4080))  # rows: truth, ORDER
@@ -29,7 +26,7 @@ MERGED_MASKS: Final = ((9236, 188, 26), (116, 7150, 129), (20, 298, 4028))
 
 @dataclass(frozen=True)
 class Sizes:
-    """Table 1. Texts, since some are rounded where they stand."""
+    """A row of Table 1. The sizes are texts, because some sources round them."""
 
     name: str
     source: str
@@ -41,7 +38,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Classified:
-    """Tables 4 and 5: per cent, None where the source gives none."""
+    """A row of Tables 4 and 5: per cent, None where the source gives no value."""
 
     name: str
     source: str
@@ -55,7 +52,7 @@ class Classified:
 
 @dataclass(frozen=True)
 class Segmented:
-    """Table 6: average precision per image, per cent."""
+    """A row of Table 6: average precision per image, per cent."""
 
     name: str
     source: str
@@ -67,13 +64,13 @@ class Segmented:
 Matrix = tuple[tuple[int, ...], ...]
 
 
-def of_matrix(name: str, *, matrix: Matrix) -> Classified:
-    """The figures that follow from a matrix; F1 weighted by the classes' shares (paper, eq. 3)."""
+def from_matrix(name: str, *, matrix: Matrix) -> Classified:
+    """Compute a row from a confusion matrix; F1 is weighted by class size (paper, eq. 3)."""
     true = [sum(row) for row in matrix]
-    called = [sum(column) for column in zip(*matrix, strict=True)]
+    predicted = [sum(column) for column in zip(*matrix, strict=True)]
     right = [row[k] for k, row in enumerate(matrix)]
     control, pneumonia, covid = (100 * r / t for r, t in zip(right, true, strict=True))
-    f1 = sum(t * 2 * r / (t + c) for r, t, c in zip(right, true, called, strict=True))
+    f1 = sum(t * 2 * r / (t + c) for r, t, c in zip(right, true, predicted, strict=True))
     return Classified(
         name,
         MATRIX,
@@ -107,9 +104,9 @@ TABLE_1: Final = (
 
 TABLE_4: Final = (
     BEST,
-    of_matrix("Both lesion masks", matrix=BOTH_MASKS),
-    of_matrix("Merged lesion masks", matrix=MERGED_MASKS),
-    # Listed as control, pneumonia, COVID: only in that order does 93.95 follow.
+    from_matrix("Both lesion masks", matrix=BOTH_MASKS),
+    from_matrix("Merged lesion masks", matrix=MERGED_MASKS),
+    # The source lists control, pneumonia, COVID: only in that order does 93.95 follow.
     Classified(
         "ResNet-18 t1", REPOSITORY, covid=91.35, pneumonia=91.63, control=96.98, accuracy=93.95
     ),
@@ -133,12 +130,12 @@ TABLE_6: Final = (
     Segmented("Mask R-CNN, both lesions", PAPER, mean=35.2),
 )
 
-NO_INTERVAL: Final = "A published figure has no interval."
+NO_INTERVAL: Final = "The published values have no interval."
 NOTES: Final[dict[int, tuple[str, ...]]] = {
     1: (
-        "The paper’s text gives COVIDNet-CT’s ratio as 0.353; 21,192 test slices over the 61,782 "
-        "training slices of COVIDx-CT are 0.343.",
-        "The split files at hand list 21,191 test slices, the paper says 21,192.",
+        "The paper’s text gives a ratio of 0.353 for COVIDNet-CT; 21,192 test slices divided by "
+        "the 61,782 training slices of COVIDx-CT are 0.343.",
+        "The available split files list 21,191 test slices; the paper says 21,192.",
     ),
     4: (
         NO_INTERVAL,
@@ -149,14 +146,14 @@ NOTES: Final[dict[int, tuple[str, ...]]] = {
     ),
     5: (
         NO_INTERVAL,
-        "Other methods were measured on other slices, often few, some with two classes: the rows "
-        "stand side by side and are not comparable.",
+        "Other methods were measured on other slices, often on few, and some with two classes. The "
+        "rows are shown together but are not comparable.",
     ),
     6: (
         NO_INTERVAL,
-        "The published AP is taken per image and averaged over images. COCO’s AP pools all images "
-        "first. They are different figures, have different names here, and only the first is "
-        "comparable.",
+        "The published AP is computed per image and averaged over images. COCO’s AP pools all "
+        "images first. The two are different metrics with different names here, and only the first "
+        "is comparable.",
     ),
     7: (
         "The paper trained on 3,000 slices of COVIDx-CT’s training split and tested on the other "
@@ -169,10 +166,10 @@ NOTES: Final[dict[int, tuple[str, ...]]] = {
     ),
 }
 MISSING: Final[dict[int, str]] = {
-    1: f"{AT_HAND}; below is what its text and the author’s repository say.",
-    4: f"{AT_HAND}; below is what its text and the author’s repository say.",
-    5: f"{AT_HAND}; below is what its text says of other methods.",
-    6: f"{AT_HAND}; below is what its text and the author’s repository say.",
-    7: f"{AT_HAND}; its text says only that they agree with Table 4.",
-    9: f"{AT_HAND}; its text gives no number for it.",
+    1: f"{NOT_REPEATED}. The rows below come from its text and from the author’s repository.",
+    4: f"{NOT_REPEATED}. The rows below come from its text and from the author’s repository.",
+    5: f"{NOT_REPEATED}. The rows below come from its text on other methods.",
+    6: f"{NOT_REPEATED}. The rows below come from its text and from the author’s repository.",
+    7: f"{NOT_REPEATED}. Its text says only that they agree with Table 4.",
+    9: f"{NOT_REPEATED}. Its text gives no number for it.",
 }

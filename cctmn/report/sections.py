@@ -1,7 +1,7 @@
-"""The other sections of the page, each from its part of metrics.json.
+"""The sections of the page, each made from its part of metrics.json.
 
-In: metrics. Out: frozen rows that the template lays out; it decides nothing. Positions are per cent
-of a strip's width, so that a bar needs neither a plot nor a script.
+Everything is decided here; the template only lays out the frozen rows. Positions are per cent of
+the width of a strip, so that a bar needs neither a plot nor a script.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cctmn.errors import SLICE_CODES
-from cctmn.report.figures import Figure, figure, whole
-from cctmn.report.metrics import Metrics
+from cctmn.metrics.metric import Metric, whole
+from cctmn.report.evaluation import Evaluation
 
 RATES: Final = ("sensitivity", "ppv", "specificity", "auc", "ap")
-NOT_SCORED: Final = "not scored yet"  # of slices that are no error rows
+NOT_SCORED: Final = "not scored yet"  # the reason for a slice without an error code
 OVERALL: Final = ("accuracy", "f1_weighted", "f1_macro")
 NAMES: Final = {
     "accuracy": "Accuracy",
@@ -32,7 +32,7 @@ NAMES: Final = {
 
 @dataclass(frozen=True)
 class Strip:
-    """Where value and intervals lie on a shared scale: per cent from its left end."""
+    """Positions of value and intervals on a shared scale, in per cent from its left end."""
 
     dot: float | None = None
     wide: tuple[float, float] | None = None  # left end and width, over patients
@@ -40,245 +40,274 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A figure with its name and, where it has one, its strip."""
+class NamedMetric:
+    """A metric with the name that the page shows and, where it has one, its strip."""
 
     name: str
-    figure: Figure
+    metric: Metric
     strip: Strip = Strip()
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Measures on one scale; ticks are (per cent from the left, text)."""
+    """Metrics on one scale; ticks are (per cent from the left, text)."""
 
-    measures: tuple[Measure, ...]
+    rows: tuple[NamedMetric, ...]
     ticks: tuple[tuple[float, str], ...]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the funnel, and what fell out before the next: (count, why)."""
+    """A step of the accounting, and the slices that drop out before the next: (count, reason)."""
 
     name: str
-    what: str
+    description: str
     count: int | None
-    share: float  # per cent of what was indexed
-    lost: tuple[tuple[int, str], ...]
+    percent: float  # of the indexed slices
+    dropped: tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True)
-class Share:
-    """A cell of a confusion matrix; `shade` is its share of the row, 0..1."""
+class MatrixCell:
+    """A cell of a confusion matrix; `fraction` is its part of the row, 0..1."""
 
     count: int
-    shade: float
-    right: bool = False
+    fraction: float
+    correct: bool = False
 
 
 @dataclass(frozen=True)
-class Truth:
-    """A row of a confusion matrix."""
+class MatrixRow:
+    """A row of a confusion matrix: the cases of one true class."""
 
     name: str
-    cells: tuple[Share, ...]
-    unscored: Share | None
+    cells: tuple[MatrixCell, ...]
+    unscored: MatrixCell | None
     total: int
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A cohort; without figures it is hidden."""
+class Cohort:
+    """The slices with one combination of values. A hidden cohort has no metrics."""
 
     values: tuple[str, ...]
     hidden: bool
     slices: int | None
     patients: int | None
-    figures: tuple[Figure | None, ...]
+    metrics: tuple[Metric | None, ...]
 
 
 @dataclass(frozen=True)
-class Cohort:
-    """The cohorts of one grouping."""
+class Grouping:
+    """The cohorts by one or more columns; `headings` are those of the metrics."""
 
     by: tuple[str, ...]
-    columns: tuple[str, ...]
-    cells: tuple[Cell, ...]
+    headings: tuple[str, ...]
+    cohorts: tuple[Cohort, ...]
 
 
-def headline(metrics: Metrics) -> Scale:
-    """The figures that a reader looks for first, on one scale that ends at 100 %."""
+def headline(evaluation: Evaluation) -> Scale:
+    """Return the metrics that a reader looks for first, on one scale that ends at 100 %."""
     wanted = [("Accuracy", "slice.accuracy"), ("F1, weighted", "slice.f1_weighted")]
-    wanted += [(f"Sensitivity, {c}", f"slice.sensitivity.{c}") for c in metrics.classes]
+    wanted += [(f"Sensitivity, {c}", f"slice.sensitivity.{c}") for c in evaluation.classes]
     wanted += [("Accuracy, patients", "patient.accuracy")]
-    found = [(name, metrics.figures[key]) for name, key in wanted if key in metrics.figures]
-    ends = [v for _, f in found for v in (f.low, f.naive_low, f.value) if v is not None]
-    start = min(0.9, math.floor(10 * min(ends, default=0.5) - 1e-9) / 10)  # a whole ten per cent
+    metrics = evaluation.metrics
+    rows = [(name, metrics[id_]) for name, id_ in wanted if id_ in metrics]
+    ends = [v for _, m in rows for v in (m.low, m.naive_low, m.value) if v is not None]
+    # The scale starts at a whole ten per cent, at 90 % at the latest.
+    start = min(0.9, math.floor(10 * min(ends, default=0.5) - 1e-9) / 10)
     start = max(0.0, start)
     steps = round(10 * (1 - start))
     step = 1 if steps <= 5 else 2
     ticks = [1 - k / 10 for k in range(0, steps + 1, step)][::-1]
     return Scale(
-        tuple(Measure(name, f, _strip(f, start=start, end=1.0)) for name, f in found),
+        tuple(NamedMetric(name, m, _strip(m, start=start, end=1.0)) for name, m in rows),
         tuple((100 * (t - start) / (1 - start), f"{100 * t:.0f}") for t in ticks),
     )
 
 
-def differences(metrics: Metrics) -> Scale:
-    """Paired differences, on one scale with 0 in its middle."""
-    found = metrics.below("difference.")
-    ends = [abs(v) for f in found for v in (f.value, f.low, f.high) if v is not None]
+def differences(evaluation: Evaluation) -> Scale:
+    """Return the paired differences, on one scale with 0 in its middle."""
+    metrics = evaluation.metrics_of("difference.")
+    ends = [abs(v) for m in metrics for v in (m.value, m.low, m.high) if v is not None]
     reach = max(0.01, math.ceil(100 * max(ends, default=0.01) - 1e-9) / 100)
     ticks = ((0.0, f"−{100 * reach:.0f}"), (50.0, "0"), (100.0, f"+{100 * reach:.0f}"))
-    measures = []
-    for one in found:
-        level, _, name = one.id.removeprefix("difference.").partition(".")
-        measures.append(
-            Measure(f"{label(name)}, {level}s", one, _strip(one, start=-reach, end=reach))
-        )
-    return Scale(tuple(measures), ticks)
+    rows = []
+    for metric in metrics:
+        level, _, name = metric.id.removeprefix("difference.").partition(".")
+        strip = _strip(metric, start=-reach, end=reach)
+        rows.append(NamedMetric(f"{label(name)}, {level}s", metric, strip))
+    return Scale(tuple(rows), ticks)
 
 
-def _strip(one: Figure, *, start: float, end: float) -> Strip:
+def _strip(metric: Metric, *, start: float, end: float) -> Strip:
     def at(value: float) -> float:
         return 100 * min(1.0, max(0.0, (value - start) / (end - start)))
 
     def span(low: float | None, high: float | None) -> tuple[float, float] | None:
         return None if low is None or high is None else (at(low), at(high) - at(low))
 
-    dot = None if one.value is None else at(one.value)
-    return Strip(dot, span(one.low, one.high), span(one.naive_low, one.naive_high))
+    dot = None if metric.value is None else at(metric.value)
+    return Strip(dot, span(metric.low, metric.high), span(metric.naive_low, metric.naive_high))
 
 
 def label(name: str) -> str:
-    """`sensitivity.covid` -> `Sensitivity, covid`."""
+    """Return the heading of a metric: `Sensitivity, covid` for `sensitivity.covid`."""
     first, _, rest = name.partition(".")
     first = NAMES.get(first, first)
     return f"{first}, {rest}" if rest else first
 
 
-def funnel(metrics: Metrics) -> tuple[Stage, ...]:
-    """From what was indexed to what was evaluated."""
-    counts = metrics.section("accounting")
-    of = {name: whole(counts.get(name)) for name in ("indexed", "scored", "labelled", "evaluated")}
-    most = max([value for value in of.values() if value] or [1])
+def funnel(evaluation: Evaluation) -> tuple[Stage, ...]:
+    """Return the steps from indexed to evaluated slices."""
+    counts = evaluation.section("accounting")
+    descriptions = {
+        "indexed": "slices in the archive",
+        "scored": "slices with a prediction",
+        "labelled": "slices with a label",
+        "evaluated": "slices that the metrics are computed from",
+    }
+
+    def count(name: str) -> int:
+        return int(counts.get(name) or 0)
+
     codes = (counts.get("labelled_errors") or {}).items()
-    lost: dict[str, list[tuple[int, str]]] = {
+    dropped: dict[str, list[tuple[int, str]]] = {
         "indexed": [
-            (int(counts.get("errors") or 0), "could not be scored and have an error row"),
-            (int(counts.get("pending") or 0), "are not scored yet"),
+            (count("errors"), "could not be scored and have an error row"),
+            (count("pending"), "are not scored yet"),
         ],
-        "scored": [
-            (int(counts.get("predictions_without_label") or 0), "have no label, so none to compare")
-        ],
+        "scored": [(count("predictions_without_label"), "have no label to compare with")],
         "labelled": [
-            (int(counts.get("labels_without_prediction") or 0), "find no slice in the archive"),
+            (count("labels_without_prediction"), "have no slice in the archive"),
             *(
                 (int(n), f"{code}: {SLICE_CODES.get(code, NOT_SCORED)}")
                 for code, n in sorted(codes, key=lambda item: (-int(item[1]), item[0]))
             ),
         ],
     }
-    what = {
-        "indexed": "slices found in the archive",
-        "scored": "slices with a prediction",
-        "labelled": "slices with a label",
-        "evaluated": "slices that the figures rest on",
-    }
+    values = {name: whole(counts.get(name)) for name in descriptions}
+    most = max([value for value in values.values() if value] or [1])
     return tuple(
         Stage(
             name,
-            what[name],
+            descriptions[name],
             value,
             100 * (value or 0) / most,
-            tuple((n, why) for n, why in lost.get(name, ()) if n),
+            tuple((n, reason) for n, reason in dropped.get(name, ()) if n),
         )
-        for name, value in of.items()
+        for name, value in values.items()
         if value is not None
     )
 
 
-def confusion(metrics: Metrics, *, level: str) -> tuple[Truth, ...]:
-    """The matrix of slices or patients, () where there is none."""
-    found = metrics.section("confusion").get(level)
-    if not found:
+def confusion(evaluation: Evaluation, *, level: str) -> tuple[MatrixRow, ...]:
+    """Return the confusion matrix of slices or patients, () if there is none."""
+    section = evaluation.section("confusion").get(level)
+    if not section:
         return ()
-    matrix = [[int(n) for n in row] for row in found["matrix"]]
-    size = len(metrics.classes)
+    matrix = [[int(n) for n in row] for row in section["matrix"]]
+    size = len(evaluation.classes)
     if len(matrix) != size or any(len(row) != size for row in matrix):
         raise ValueError("the matrix does not have a row and a column for each class")
-    unscored = found.get("unscored")
+    unscored = section.get("unscored")
     rows = []
-    for k, (name, row) in enumerate(zip(metrics.classes, matrix, strict=True)):
-        out = None if unscored is None else int(unscored[k])
-        total = sum(row) + (out or 0)
-        share = [n / total if total else 0.0 for n in row]
-        cells = [Share(n, s, i == k) for i, (n, s) in enumerate(zip(row, share, strict=True))]
-        last = None if out is None else Share(out, out / total if total else 0.0)
-        rows.append(Truth(name, tuple(cells), last, total))
+    for k, (name, row) in enumerate(zip(evaluation.classes, matrix, strict=True)):
+        num_unscored = None if unscored is None else int(unscored[k])
+        total = sum(row) + (num_unscored or 0)
+
+        def cell(n: int, total: int = total, *, correct: bool = False) -> MatrixCell:
+            return MatrixCell(n, n / total if total else 0.0, correct)
+
+        rows.append(
+            MatrixRow(
+                name,
+                tuple(cell(n, correct=i == k) for i, n in enumerate(row)),
+                None if num_unscored is None else cell(num_unscored),
+                total,
+            )
+        )
     return tuple(rows)
 
 
-def by_class(metrics: Metrics, *, level: str) -> list[tuple[str, list[Figure | None]]]:
-    """Of every class its rates; [] if there are none."""
+def by_class(evaluation: Evaluation, *, level: str) -> list[tuple[str, list[Metric | None]]]:
+    """Return each class with its metrics, [] if there are none."""
     rows = [
-        (name, [metrics.figures.get(f"{level}.{rate}.{name}") for rate in RATES])
-        for name in metrics.classes
+        (name, [evaluation.metrics.get(f"{level}.{rate}.{name}") for rate in RATES])
+        for name in evaluation.classes
     ]
-    return rows if any(f for _, figures in rows for f in figures) else []
+    return rows if any(m for _, metrics in rows for m in metrics) else []
 
 
-def overall(metrics: Metrics, *, level: str) -> list[Measure]:
-    """Accuracy and F1 of slices or patients."""
-    keys = [(NAMES[key], f"{level}.{key}") for key in OVERALL]
-    return [Measure(name, metrics.figures[key]) for name, key in keys if key in metrics.figures]
+def overall(evaluation: Evaluation, *, level: str) -> list[NamedMetric]:
+    """Return accuracy and F1 of slices or patients."""
+    names = [(NAMES[name], f"{level}.{name}") for name in OVERALL]
+    metrics = evaluation.metrics
+    return [NamedMetric(name, metrics[id_]) for name, id_ in names if id_ in metrics]
 
 
-def worst_case(metrics: Metrics) -> list[tuple[str, Figure, Figure | None]]:
-    """Figures with every failure counted as wrong, beside those without."""
+def worst_case(evaluation: Evaluation) -> list[tuple[str, Metric, Metric | None]]:
+    """Return the worst-case metrics of classification, each beside the plain one.
+
+    Those of detection are in the section on lesions.
+    """
     return [
         (
-            label(one.id.removeprefix("worst_case.")),
-            one,
-            metrics.figures.get(one.id.replace("worst_case.", "slice.", 1)),
+            label(metric.id.removeprefix("worst_case.")),
+            metric,
+            evaluation.metrics.get(metric.id.replace("worst_case.", "slice.", 1)),
         )
-        for one in metrics.below("worst_case.")
+        for metric in evaluation.metrics_of("worst_case.")
+        if not metric.id.startswith("worst_case.detection.")
     ]
 
 
-def cohorts(metrics: Metrics) -> tuple[Cohort, ...]:
-    """Every grouping with its cells; their figures get ids, so that the appendix can hold them."""
-    return tuple(_cohort(entry) for entry in metrics.section("cohorts") or ())
+def detection(evaluation: Evaluation) -> list[tuple[str, Metric]]:
+    """Return the metrics of lesions with their short ids, the worst case last."""
+    prefixes = ("detection.", "worst_case.detection.")
+    return [
+        (metric.id.replace("detection.", "", 1), metric)
+        for prefix in prefixes
+        for metric in evaluation.metrics_of(prefix)
+    ]
 
 
-def _cohort(entry: Mapping[str, Any]) -> Cohort:
+def cohorts(evaluation: Evaluation) -> tuple[Grouping, ...]:
+    """Return every grouping; its metrics get ids of their own, for the appendix."""
+    return tuple(_grouping(entry) for entry in evaluation.section("cohorts") or ())
+
+
+def _grouping(entry: Mapping[str, Any]) -> Grouping:
     by = tuple(str(name) for name in entry["by"])
     cells: Sequence[Mapping[str, Any]] = entry["cells"]
-    keys = list(dict.fromkeys(key for cell in cells for key in cell.get("figures") or {}))
+    names = list(dict.fromkeys(name for cell in cells for name in cell.get("metrics") or {}))
     rows = []
     for cell in cells:
         values = tuple(str(value) for value in cell["values"])
         if len(values) != len(by):
             raise ValueError("a cell does not have one value for each of `by`")
-        figures = cell.get("figures") or {}
-        where = f"cohort.{'+'.join(by)}.{'+'.join(values)}"
+        entries = cell.get("metrics") or {}
+        prefix = f"cohort.{'+'.join(by)}.{'+'.join(values)}"
         rows.append(
-            Cell(
+            Cohort(
                 values,
                 bool(cell.get("hidden")),
                 whole(cell.get("slices")),
                 whole(cell.get("patients")),
                 tuple(
-                    figure(f"{where}.{k}", entry=figures[k]) if k in figures else None for k in keys
+                    Metric.from_json(f"{prefix}.{name}", entry=entries[name])
+                    if name in entries
+                    else None
+                    for name in names
                 ),
             )
         )
-    return Cohort(by, tuple(label(key) for key in keys), tuple(rows))
+    return Grouping(by, tuple(label(name) for name in names), tuple(rows))
 
 
-def provenance(metrics: Metrics) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Everything that says where the figures come from, as it stands in the file."""
-    groups = {
+def provenance(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the entries that say where the numbers come from, as they stand in the file."""
+    sections = {
         "Model": "model",
         "Labels": "labels",
         "Bootstrap": "bootstrap",
@@ -287,8 +316,8 @@ def provenance(metrics: Metrics) -> list[tuple[str, list[tuple[str, str]]]]:
         "Scored with": "scoring",
         "Made": "made",
     }
-    found = [(title, _flat(metrics.section(name))) for title, name in groups.items()]
-    return [(title, lines) for title, lines in found if lines]
+    groups = [(title, _flat(evaluation.section(name))) for title, name in sections.items()]
+    return [(title, lines) for title, lines in groups if lines]
 
 
 def _flat(section: Mapping[str, Any], *, prefix: str = "") -> list[tuple[str, str]]:

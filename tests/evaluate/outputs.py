@@ -1,4 +1,4 @@
-"""Output folders as a scoring run leaves them, made without one: fast, and of any logits."""
+"""Output folders like those of a scoring run, written without one: fast, and with any logits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_output(
     model_id: str = "standin",
     columns: Mapping[str, Sequence[Any]] | None = None,
 ) -> None:
-    """Predictions of the names, in order; `errors` by name, "pending" for those without a row."""
+    """Write predictions of these names; `errors` has codes by name, "pending" for no row."""
     (out / "predictions").mkdir(parents=True)
     (out / "private/inventory").mkdir(parents=True)
     errors = errors or {}
@@ -74,7 +74,7 @@ def _size(path: Path) -> int:
 def study(
     patients: int = 40, *, most: int = 20, seed: int = 0, skill: float = 2.0
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names as COVIDx-CT has them, logits and true classes; a patient's slices err together."""
+    """Return names as COVIDx-CT has them, logits and classes; a patient's errors are correlated."""
     rng = np.random.default_rng(seed)
     names, logits, truth = [], [], []
     for patient in range(patients):
@@ -89,7 +89,7 @@ def study(
 
 
 def write_labels(path: Path, names: Sequence[str], truth: Sequence[int], **columns: Any) -> Path:
-    """A CSV of uri, label, patient and further columns."""
+    """Write a CSV of uri, label, patient and further columns."""
     lines = [",".join(["uri", "label", "patient", *columns])]
     for i, (name, label) in enumerate(zip(names, truth, strict=True)):
         extra = [str(values[i]) for values in columns.values()]

@@ -1,4 +1,4 @@
-"""What two sets share: on the published lists, and by the content of files."""
+"""The overlap of two sets: of the published lists, and by the content of files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from cctmn.data.labels import covidx_ct
+from cctmn.data.labels import covidx_ct, identities
 from cctmn.errors import DataError
 from cctmn.evaluate.audit import compare, named, read_set, summary
+from cctmn.evaluate.known_sets import known_set
+from cctmn.metrics.document import PAPER_REMAINING
 from tests.makers import png
 
 
@@ -19,7 +21,7 @@ def of(name, **columns):
     return read_set(pa.table(columns), name=name)
 
 
-def test_published_lists(shared):
+def test_overlap_of_the_published_lists(shared):
     """606 of the 608 sampled patients are in the 58,782 set; COVIDx-CT's splits share nobody."""
     data = shared / "data"
     sampled = str(data / "covid_ct_mask_net/train_split_classification.txt")
@@ -29,6 +31,9 @@ def test_published_lists(shared):
     for overlap in compare(sets):
         assert {k: v for k, v in overlap.shared.items() if v} == {}
     assert summary(sets, compare(sets))["warnings"] == []
+    known = known_set(identities(rest))
+    assert known is not None
+    assert known.name == PAPER_REMAINING
     sets = [read_set(covidx_ct(sampled)[0], name="sample"), read_set(rest, name="rest")]
     [overlap] = compare(sets)
     assert overlap.counts() == {
@@ -41,10 +46,10 @@ def test_published_lists(shared):
         "pixels": None,
     }
     [warning] = summary(sets, [overlap])["warnings"]
-    assert "606 of the 608 patients of the one and of the 862 of the other" in warning
+    assert "606 of the 608 patients of the first and of the 862 of the second" in warning
 
 
-def test_scans_are_of_their_patient():
+def test_equal_scan_numbers_of_different_patients_are_not_shared():
     one = of("one", uri=["a", "b"], patient=["1", "2"], scan=["1", "1"])
     other = of("other", uri=["c", "d"], patient=["1", "3"], scan=["2", "1"])
     [overlap] = compare([one, other])
@@ -53,13 +58,13 @@ def test_scans_are_of_their_patient():
     assert named([overlap]) == {"a": ["one"], "b": ["other"], "kind": ["patients"], "name": ["1"]}
 
 
-def test_unknown_patients_are_nobody():
+def test_unknown_patients_are_not_shared():
     [overlap] = compare([of("one", uri=["a"], patient=[""]), of("other", uri=["b"], patient=[""])])
     assert overlap.shared["patients"] == []
     assert named([overlap]) == {"a": [], "b": [], "kind": [], "name": []}
 
 
-def test_files_and_pixels(tmp_path):
+def test_hashes_find_copied_files_and_equal_pictures(tmp_path):
     """A copy under another name is the same file, the same greys in a TIFF the same picture."""
     (tmp_path / "a.png").write_bytes(png(1))
     (tmp_path / "copy.png").write_bytes(png(1))
@@ -83,7 +88,7 @@ def test_files_and_pixels(tmp_path):
     assert about["warnings"]
 
 
-def test_hashes_need_files():
+def test_hashes_need_loose_files():
     with pytest.raises(DataError, match="no column uri"):
         read_set(pa.table({"slice_id": ["a"]}), name="ids", hashes=True)
     with pytest.raises(DataError, match="is in an archive"):

@@ -1,4 +1,4 @@
-"""The card's temperature and patient rule: found, kept, and applied when scoring."""
+"""The temperature and the patient rule: fitted, kept in the card, and used when scoring."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from cctmn.errors import ConfigError, DataError, ModelError
 from cctmn.evaluate import run
 from cctmn.evaluate.fit_calibration import calibrate
-from cctmn.evaluate.options import EvaluationJob
+from cctmn.evaluate.options import EvaluationOptions
 from cctmn.metrics.intervals import Resampling
 from cctmn.model.card import CARD, read_card
 from cctmn.score.models import open_source
@@ -35,7 +35,7 @@ def validation(folder: Path, model: Path, *, sharpness: float = 4.0) -> tuple[st
     return str(folder / "valid"), str(write_labels(folder / "valid.csv", names, truth))
 
 
-def test_found_kept_and_used(tmp_path, model):
+def test_calibrate_writes_the_card_and_evaluation_uses_it(tmp_path, model):
     out, labels = validation(tmp_path, model)
     before = read_card(model)
     assert (before.temperature, before.top_m) == (1.0, None)
@@ -46,8 +46,8 @@ def test_found_kept_and_used(tmp_path, model):
     assert found["loss_after"] < found["loss_before"]
     assert (found["slices"], found["patients"]) == (found["slices"], 90)
     assert card.weights_sha256 == before.weights_sha256
-    # evaluation takes both from the card, and says that these labels are no test
-    job = EvaluationJob(
+    # An evaluation takes both from the card, and warns that these labels are not a test.
+    options = EvaluationOptions(
         out=out,
         labels=labels,
         to=str(tmp_path / "e"),
@@ -55,17 +55,17 @@ def test_found_kept_and_used(tmp_path, model):
         gallery=False,
         resampling=Resampling(resamples=100),
     )
-    metrics = run.evaluate(job)
+    metrics = run.evaluate(options)
     assert metrics["model"]["temperature"] == card.temperature
     assert metrics["model"]["top_m"] == card.top_m
     assert any("fitted on these very labels" in text for text in metrics["warnings"])
-    raw = run.evaluate(EvaluationJob(**(vars(job) | {"model": None})))
-    ece = [m["figures"]["calibration.ece"]["value"] for m in (metrics, raw)]
+    raw = run.evaluate(EvaluationOptions(**(vars(options) | {"model": None})))
+    ece = [m["metrics"]["calibration.ece"]["value"] for m in (metrics, raw)]
     assert ece[0] < ece[1]
-    assert any("no validation chose" in text for text in raw["warnings"])
+    assert any("was not chosen by validation" in text for text in raw["warnings"])
 
 
-def test_scoring_divides_by_it_and_the_fingerprint_tells(tmp_path, model):
+def test_scoring_divides_by_the_temperature_and_the_fingerprint_changes(tmp_path, model):
     plain = open_source(str(model))
     out, labels = validation(tmp_path, model)
     calibrate(str(model), out=out, labels=labels)
@@ -88,7 +88,7 @@ def test_scoring_divides_by_it_and_the_fingerprint_tells(tmp_path, model):
     assert source.described["parameters"] > 1_000_000
 
 
-def test_cards_from_before_calibration_are_read(model):
+def test_cards_without_calibration_are_read(model):
     card = json.loads((model / CARD).read_text())
     del card["calibration"]
     (model / CARD).write_text(json.dumps(card))
@@ -99,7 +99,7 @@ def test_cards_from_before_calibration_are_read(model):
             read_card(model)
 
 
-def test_refusals(tmp_path, model):
+def test_unusable_models_and_labels_raise_one_line(tmp_path, model):
     _, labels = validation(tmp_path, model)
     names, logits, _ = study(90, most=30, skill=1.0)
     demo = read_card("cctmn:demo").model_id

@@ -1,4 +1,4 @@
-"""Lesions on disk against masks drawn by hand: the shipped model on phantoms, end to end."""
+"""Detected lesions against masks drawn by hand: the shipped model on phantoms, end to end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from cctmn.errors import ConfigError, DataError
 from cctmn.evaluate import run
-from cctmn.evaluate.options import EvaluationJob
+from cctmn.evaluate.options import EvaluationOptions
 from cctmn.metrics.intervals import Resampling
 from cctmn.phantom import layouts
 from cctmn.train import measure
@@ -36,8 +36,8 @@ def scored(tmp_path_factory: pytest.TempPathFactory, cctmn) -> Path:
     return folder
 
 
-def job(folder: Path, **changes) -> EvaluationJob:
-    plain = EvaluationJob(
+def options(folder: Path, **changes) -> EvaluationOptions:
+    plain = EvaluationOptions(
         out=str(folder / "out"),
         to=str(folder / "eval"),
         masks=str(folder / "data"),
@@ -48,22 +48,22 @@ def job(folder: Path, **changes) -> EvaluationJob:
 
 @pytest.fixture(scope="module")
 def metrics(scored: Path) -> dict:
-    return run.evaluate(job(scored))
+    return run.evaluate(options(scored))
 
 
-def test_masks_on_disk_give_what_the_model_gives_in_memory(scored, metrics):
-    """Of 512 x 512 px the stored image is the model's input, so nothing may differ."""
+def test_metrics_from_disk_equal_those_in_memory(scored, metrics):
+    """A stored image of 512 x 512 px is the model's input, so there is no difference."""
     expected = measure.detections("cctmn:demo", data=Data(str(scored / "data")))
     for name in ("image_ap50", "image_ap75", "image_map", "coco_ap50", "coco_ap75", "coco_map"):
-        figure = metrics["figures"][f"detection.mask.{name}"]
-        assert figure["value"] == pytest.approx(expected[name], abs=1e-6), name
-        assert figure["n"] == SLICES
-        assert figure["low"] <= figure["value"] <= figure["high"]
-    assert metrics["figures"]["detection.box.image_ap50"]["value"] > 0.7
-    assert metrics["figures"]["detection.froc.at_8"]["value"] > 0.8
+        metric = metrics["metrics"][f"detection.mask.{name}"]
+        assert metric["value"] == pytest.approx(expected[name], abs=1e-6), name
+        assert metric["n"] == SLICES
+        assert metric["low"] <= metric["value"] <= metric["high"]
+    assert metrics["metrics"]["detection.box.image_ap50"]["value"] > 0.7
+    assert metrics["metrics"]["detection.froc.at_8"]["value"] > 0.8
 
 
-def test_what_was_counted(metrics):
+def test_images_are_counted(metrics):
     about = metrics["detection"]
     assert (about["images"], about["joined"], about["missing"], about["errors"]) == (8, 8, 0, 0)
     assert (about["froc_of"], about["note"]) == ("mask", None)
@@ -71,8 +71,8 @@ def test_what_was_counted(metrics):
     assert metrics["curves"]["froc"]["x"][0] == 0
 
 
-def test_slices_without_scores_have_their_worst_case(scored, tmp_path):
-    """One row taken away, one made an error: two of eight images where nothing was found."""
+def test_slices_without_scores_count_in_the_worst_case(scored, tmp_path):
+    """One row is removed and one made an error row, so that two of eight images have no scores."""
     shutil.copytree(scored / "out", tmp_path / "out")
     inventory = pq.read_table(tmp_path / "out/private/inventory").to_pylist()
     ids = {Path(row["uri"]).name: row["slice_id"] for row in inventory}
@@ -82,39 +82,39 @@ def test_slices_without_scores_have_their_worst_case(scored, tmp_path):
         for row in rows:
             row["error_code"] = "corrupt" if row["slice_id"] == broken else row["error_code"]
         pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(file)), file)
-    found = run.evaluate(job(tmp_path, masks=str(scored / "data")))
-    about, figures = found["detection"], found["figures"]
+    found = run.evaluate(options(tmp_path, masks=str(scored / "data")))
+    about, by_id = found["detection"], found["metrics"]
     assert (about["joined"], about["missing"], about["errors"]) == (6, 1, 1)
-    assert figures["detection.mask.image_map"]["n"] == 6
-    plain = figures["detection.mask.image_map"]["value"]
-    worst = figures["worst_case.detection.mask.image_map"]["value"]
+    assert by_id["detection.mask.image_map"]["n"] == 6
+    plain = by_id["detection.mask.image_map"]["value"]
+    worst = by_id["worst_case.detection.mask.image_map"]["value"]
     assert worst == pytest.approx(plain * 6 / 8, abs=1e-6)
     assert any("2 of 8 slices with lesions have no scores" in w for w in found["warnings"])
 
 
-def test_boxes_alone_say_how_to_get_masks(scored, tmp_path):
+def test_boxes_without_masks_give_a_note(scored, tmp_path):
     shutil.copytree(scored / "out", tmp_path / "out")
     for file in (tmp_path / "out/predictions").iterdir():
         pq.write_table(pq.read_table(file).drop_columns(["lesion_masks"]), file)
-    found = run.evaluate(job(tmp_path, masks=str(scored / "data")))
+    found = run.evaluate(options(tmp_path, masks=str(scored / "data")))
     assert "--set masks=true" in found["detection"]["note"]
-    assert not any(name.startswith("detection.mask") for name in found["figures"])
+    assert not any(name.startswith("detection.mask") for name in found["metrics"])
     assert found["detection"]["froc_of"] == "box"
 
 
-def test_what_a_user_can_mend(scored, tmp_path):
+def test_unusable_options_raise_one_line(scored, tmp_path):
     with pytest.raises(ConfigError, match=r"give --labels LABELS, --masks DATA or both"):
-        run.evaluate(job(scored, masks=None))
+        run.evaluate(options(scored, masks=None))
     layouts.write_lesions(tmp_path / "data", count=2, seed=9)
     with pytest.raises(DataError, match="none of its slices"):
-        run.evaluate(job(scored, masks=str(tmp_path / "data")))
+        run.evaluate(options(scored, masks=str(tmp_path / "data")))
     with pytest.raises(DataError, match="masks"):
-        run.evaluate(job(scored, masks=str(scored / "data/imgs")))
+        run.evaluate(options(scored, masks=str(scored / "data/imgs")))
     shutil.copytree(scored / "out", tmp_path / "out")
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     del manifest["model"]
     (tmp_path / "out/manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ConfigError, match="give the model with -m"):
-        run.evaluate(job(tmp_path, masks=str(scored / "data")))
-    again = run.evaluate(job(tmp_path, masks=str(scored / "data"), model="cctmn:demo"))
+        run.evaluate(options(tmp_path, masks=str(scored / "data")))
+    again = run.evaluate(options(tmp_path, masks=str(scored / "data"), model="cctmn:demo"))
     assert again["model"]["name"]

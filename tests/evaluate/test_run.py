@@ -1,4 +1,4 @@
-"""An evaluation from an output folder and labels: figures, accounting, refusals, privacy."""
+"""An evaluation from an output folder and labels: metrics, accounting, errors, privacy."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from cctmn.data.labels import identities, read_table
 from cctmn.errors import ConfigError, DataError
-from cctmn.evaluate import run, slice_metrics
-from cctmn.evaluate.options import EvaluationJob
+from cctmn.evaluate import known_sets, run
+from cctmn.evaluate.options import EvaluationOptions
+from cctmn.metrics.document import PAPER_REMAINING
 from cctmn.metrics.intervals import Resampling
 from cctmn.metrics.patients import TOP_M
 from tests.evaluate.outputs import CLASSES, study, write_labels, write_output
@@ -21,19 +23,19 @@ from tests.makers import png
 FEW = Resampling(resamples=200)
 
 
-def job(folder: Path, **changes) -> EvaluationJob:
+def options(folder: Path, **changes) -> EvaluationOptions:
     settings = {
         "out": str(folder / "out"),
         "labels": str(folder / "labels.csv"),
         "to": str(folder / "eval"),
         "resampling": FEW,
     }
-    return EvaluationJob(**(settings | changes))
+    return EvaluationOptions(**(settings | changes))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """Two errors, a pending slice, one label too many and two predictions too many."""
+    """Two errors, a pending slice, a label without prediction, two predictions without label."""
     folder = tmp_path_factory.mktemp("evaluate")
     names, logits, truth = study()
     (folder / "images").mkdir()
@@ -47,17 +49,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     write_labels(
         folder / "labels.csv", lost, [*truth[:-2], 1], sex=[*sex, "F"], site=[*site, "large"]
     )
-    said: list[str] = []
+    lines: list[str] = []
     found = run.evaluate(
-        job(folder, by=(("sex",), ("site", "sex")), training=str(folder / "labels.csv")),
-        report=lambda text, *, transient=False, names="": said.append(f"{text} ({names})"),
+        options(folder, by=(("sex",), ("site", "sex")), training=str(folder / "labels.csv")),
+        report=lambda text, *, transient=False, names="": lines.append(f"{text} ({names})"),
     )
-    assert any("1 labels without a prediction (CP_900_1_0001.png)" in line for line in said)
-    assert any("2 predictions without a label" in line for line in said)
+    assert any("1 labels without a prediction (CP_900_1_0001.png)" in line for line in lines)
+    assert any("2 predictions without a label" in line for line in lines)
     return folder, found
 
 
-def test_accounting_balances(whole):
+def test_accounting_adds_up(whole):
     _, found = whole
     names, _, _ = study()
     counts = found["accounting"]
@@ -73,24 +75,24 @@ def test_accounting_balances(whole):
     assert counts["evaluated"] == counts["labelled"] - lost
 
 
-def test_figures_are_those_of_sklearn(whole):
+def test_metrics_equal_sklearns(whole):
     _, found = whole
     _, logits, truth = study()
     logits, truth = logits[3:-2], truth[3:-2]
-    called, p = logits.argmax(axis=1), 1 / (1 + np.exp(-logits))
-    value = {name: figure["value"] for name, figure in found["figures"].items()}
-    assert value["slice.accuracy"] == pytest.approx(sk.accuracy_score(truth, called), abs=1e-6)
+    predicted, p = logits.argmax(axis=1), 1 / (1 + np.exp(-logits))
+    value = {name: metric["value"] for name, metric in found["metrics"].items()}
+    assert value["slice.accuracy"] == pytest.approx(sk.accuracy_score(truth, predicted), abs=1e-6)
     for k, name in enumerate(CLASSES):
         auc = sk.roc_auc_score(truth == k, p[:, k])
         assert value[f"slice.auc.{name}"] == pytest.approx(auc, abs=1e-6)
-    assert found["confusion"]["slice"]["matrix"] == sk.confusion_matrix(truth, called).tolist()
+    assert found["confusion"]["slice"]["matrix"] == sk.confusion_matrix(truth, predicted).tolist()
     assert sum(found["confusion"]["slice"]["unscored"]) == 4
     evaluated, labelled = len(truth), len(truth) + 4
     worst = value["slice.accuracy"] * evaluated / labelled
     assert value["worst_case.accuracy"] == pytest.approx(worst, abs=1e-6)
 
 
-def test_patients_are_the_mean_of_their_top_slices(whole):
+def test_patients_take_the_mean_of_their_top_slices(whole):
     _, found = whole
     names, logits, truth = study()
     p = 1 / (1 + np.exp(-logits))
@@ -101,18 +103,18 @@ def test_patients_are_the_mean_of_their_top_slices(whole):
         rows = rows[(rows >= 3) & (rows < len(names) - 2)]
         mean = np.sort(p[rows], axis=0)[::-1][:TOP_M].mean(axis=0)
         right.append(mean.argmax() == truth[rows[0]])
-    figure = found["figures"]["patient.accuracy"]
-    assert figure["value"] == pytest.approx(np.mean(right), abs=1e-6)
-    assert figure["n"] == figure["patients"] == len(right)
-    assert figure["naive_low"] is None
+    metric = found["metrics"]["patient.accuracy"]
+    assert metric["value"] == pytest.approx(np.mean(right), abs=1e-6)
+    assert metric["n"] == metric["patients"] == len(right)
+    assert metric["naive_low"] is None
 
 
-def test_intervals_hold_the_value_and_are_wider_than_the_naive(whole):
+def test_intervals_contain_the_value_and_are_wider_than_naive_ones(whole):
     _, found = whole
-    for name, figure in found["figures"].items():
-        if figure["low"] is not None and "ece" not in name:
-            assert figure["low"] <= figure["value"] <= figure["high"], name
-    accuracy = found["figures"]["slice.accuracy"]
+    for name, metric in found["metrics"].items():
+        if metric["low"] is not None and "ece" not in name:
+            assert metric["low"] <= metric["value"] <= metric["high"], name
+    accuracy = found["metrics"]["slice.accuracy"]
     naive = accuracy["naive_high"] - accuracy["naive_low"]
     assert accuracy["high"] - accuracy["low"] > 1.5 * naive
     names, _, _ = study()
@@ -124,14 +126,14 @@ def test_cohorts_hide_small_cells(whole):
     by_sex, by_both = found["cohorts"]
     assert [cell["values"] for cell in by_sex["cells"]] == [["F"], ["M"]]
     assert all(cell["patients"] >= 10 for cell in by_sex["cells"])
-    assert {"accuracy", "sensitivity.covid"} <= by_sex["cells"][0]["figures"].keys()
+    assert {"accuracy", "sensitivity.covid"} <= by_sex["cells"][0]["metrics"].keys()
     hidden = [cell for cell in by_both["cells"] if cell["hidden"]]
     assert [cell["values"] for cell in hidden] == [["2 more", ""]]
     assert "small" not in json.dumps(found["cohorts"])
     assert all(cell.keys() == {"values", "hidden"} for cell in hidden)
 
 
-def test_the_gallery_shows_one_slice_a_patient(whole):
+def test_gallery_has_one_slice_per_patient(whole):
     folder, found = whole
     names, logits, truth = study()
     by_id = {f"{i:032x}": i for i in range(len(names))}
@@ -150,7 +152,7 @@ def test_the_gallery_shows_one_slice_a_patient(whole):
             assert picture.stat().st_mode & 0o077 == 0
 
 
-def test_what_names_somebody_stays_in_private(whole):
+def test_names_stay_in_private(whole):
     folder, found = whole
     text = json.dumps(found)
     names, _, _ = study()
@@ -159,11 +161,11 @@ def test_what_names_somebody_stays_in_private(whole):
     assert (folder / "eval/metrics.json").read_text() == json.dumps(found, indent=2) + "\n"
     text = (folder / "eval/private/unjoined.csv").read_text()
     rows = list(csv.DictReader(text.splitlines()))
-    assert [row["what"] for row in rows].count("prediction without label") == 2
+    assert [row["problem"] for row in rows].count("prediction without label") == 2
     assert {row["name"] for row in rows} >= {"CP_900_1_0001.png"}
 
 
-def test_the_audit_finds_itself(whole):
+def test_audit_reports_a_set_that_equals_the_training_set(whole):
     folder, found = whole
     [pair] = found["audit"]["pairs"]
     assert pair["patients"] == found["labels"]["patients"]
@@ -172,28 +174,30 @@ def test_the_audit_finds_itself(whole):
     assert "patients" in (folder / "eval/private/audit.csv").read_text()
 
 
-def test_two_models_are_compared_in_pairs(tmp_path):
+def test_two_models_are_compared_in_the_same_resamples(tmp_path):
     names, logits, truth = study()
     write_output(tmp_path / "out", names, logits)
     better = logits + 1.5 * np.eye(3)[truth]
     write_output(tmp_path / "other", names, better, model_id="better", errors={names[5]: "corrupt"})
     write_labels(tmp_path / "labels.csv", names, truth)
-    found = run.evaluate(job(tmp_path, against=str(tmp_path / "other"), gallery=False))
+    found = run.evaluate(options(tmp_path, against=str(tmp_path / "other"), gallery=False))
     kept = np.arange(len(names)) != 5
     expected = (logits.argmax(1) == truth)[kept].mean() - (better.argmax(1) == truth)[kept].mean()
-    figure = found["figures"]["difference.slice.accuracy"]
-    assert figure["value"] == pytest.approx(expected, abs=1e-6)
-    assert figure["low"] < figure["value"] < figure["high"] < 0
-    alone = found["figures"]["slice.accuracy"]
-    assert figure["high"] - figure["low"] < alone["high"] - alone["low"]  # pairs are drawn together
+    metric = found["metrics"]["difference.slice.accuracy"]
+    assert metric["value"] == pytest.approx(expected, abs=1e-6)
+    assert metric["low"] < metric["value"] < metric["high"] < 0
+    alone = found["metrics"]["slice.accuracy"]
+    assert (
+        metric["high"] - metric["low"] < alone["high"] - alone["low"]
+    )  # both models are resampled together
     assert found["comparison"] == {
         "model_id": "better",
         "name": "stand-in",
         "n": len(names) - 1,
         "patients": 40,
     }
-    same = run.evaluate(job(tmp_path, against=str(tmp_path / "out"), gallery=False))
-    zero = same["figures"]["difference.slice.accuracy"]
+    same = run.evaluate(options(tmp_path, against=str(tmp_path / "out"), gallery=False))
+    zero = same["metrics"]["difference.slice.accuracy"]
     assert (zero["value"], zero["low"], zero["high"]) == (0, 0, 0)
 
 
@@ -201,8 +205,10 @@ def test_joins_by_uri_and_slice_id(tmp_path):
     names, logits, truth = study(12)
     write_output(tmp_path / "out", names, logits)
     write_labels(tmp_path / "labels.csv", names, truth)
-    by_name = run.evaluate(job(tmp_path, gallery=False))
-    by_uri = run.evaluate(job(tmp_path, gallery=False, key="uri", root=str(tmp_path / "images")))
+    by_name = run.evaluate(options(tmp_path, gallery=False))
+    by_uri = run.evaluate(
+        options(tmp_path, gallery=False, key="uri", root=str(tmp_path / "images"))
+    )
     ids = [f"{i:032x}" for i in range(len(names))]
     lines = [
         f"{i},{CLASSES[t]},{n.split('_')[1]}" for i, n, t in zip(ids, names, truth, strict=True)
@@ -211,14 +217,14 @@ def test_joins_by_uri_and_slice_id(tmp_path):
     for file in (tmp_path / "out/private/inventory").iterdir():
         file.unlink()
     by_id = run.evaluate(
-        job(tmp_path, gallery=False, key="slice_id", labels=str(tmp_path / "ids.csv"))
+        options(tmp_path, gallery=False, key="slice_id", labels=str(tmp_path / "ids.csv"))
     )
-    assert by_name["figures"] == by_uri["figures"] == by_id["figures"]
+    assert by_name["metrics"] == by_uri["metrics"] == by_id["metrics"]
     with pytest.raises(DataError, match="join by --key slice_id"):
-        run.evaluate(job(tmp_path, gallery=False))
+        run.evaluate(options(tmp_path, gallery=False))
 
 
-def test_slices_of_one_name_are_not_guessed(tmp_path):
+def test_names_that_match_several_slices_are_refused(tmp_path):
     names, logits, truth = study(12)
     write_output(
         tmp_path / "out",
@@ -226,39 +232,44 @@ def test_slices_of_one_name_are_not_guessed(tmp_path):
         np.vstack([logits, logits[:1]]),
     )
     write_labels(tmp_path / "labels.csv", names, truth)
-    with pytest.raises(DataError, match=r"1 labels mean more than one slice.*--key uri"):
-        run.evaluate(job(tmp_path, gallery=False))
+    with pytest.raises(DataError, match=r"1 labels match more than one slice.*--key uri"):
+        run.evaluate(options(tmp_path, gallery=False))
 
 
-def test_without_patients_the_report_says_so(tmp_path):
+def test_labels_without_patients_give_a_warning(tmp_path):
     names, logits, truth = study(12)
     write_output(tmp_path / "out", names, logits)
     lines = [f"{n},{CLASSES[t]}" for n, t in zip(names, truth, strict=True)]
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *lines]))
-    found = run.evaluate(job(tmp_path, gallery=False))
+    found = run.evaluate(options(tmp_path, gallery=False))
     assert any("intervals are too narrow" in text for text in found["warnings"])
-    assert "patient.accuracy" not in found["figures"]
-    accuracy = found["figures"]["slice.accuracy"]
+    assert "patient.accuracy" not in found["metrics"]
+    accuracy = found["metrics"]["slice.accuracy"]
     assert (accuracy["low"], accuracy["high"]) == (accuracy["naive_low"], accuracy["naive_high"])
 
 
-def test_patients_of_the_header_serve_where_labels_have_none(tmp_path):
+def test_patients_come_from_the_header_if_labels_have_none(tmp_path):
     names, logits, truth = study(12)
     keys = [n.split("_")[1] for n in names]
     write_output(tmp_path / "out", names, logits, columns={"patient_key": keys})
     lines = [f"{n},{CLASSES[t]}" for n, t in zip(names, truth, strict=True)]
     (tmp_path / "labels.csv").write_text("\n".join(["name,label", *lines]))
-    found = run.evaluate(job(tmp_path, gallery=False))
+    found = run.evaluate(options(tmp_path, gallery=False))
     assert found["labels"]["patients"] == 12
-    assert found["figures"]["patient.accuracy"]["n"] == 12
+    assert found["metrics"]["patient.accuracy"]["n"] == 12
 
 
-def test_the_58782_slices_say_what_they_are(tmp_path, monkeypatch):
+def test_a_known_set_is_named_and_gives_a_warning(tmp_path, monkeypatch):
     names, logits, truth = study(12)
     write_output(tmp_path / "out", names, logits)
     write_labels(tmp_path / "labels.csv", names, truth)
-    monkeypatch.setattr(slice_metrics, "REMAINING", tuple(np.bincount(truth).tolist()))
-    found = run.evaluate(job(tmp_path, gallery=False))
+    assert run.evaluate(options(tmp_path, gallery=False))["labels"]["known_set"] is None
+    [known] = known_sets.KNOWN_SETS.values()
+    table, _ = read_table(str(tmp_path / "labels.csv"))
+    these = {known_sets.identity_hash(identities(table)): known}
+    monkeypatch.setattr(known_sets, "KNOWN_SETS", these)
+    found = run.evaluate(options(tmp_path, gallery=False))
+    assert found["labels"]["known_set"] == PAPER_REMAINING
     assert any("606 of the 608 patients" in text for text in found["warnings"])
 
 
@@ -269,33 +280,33 @@ def test_the_58782_slices_say_what_they_are(tmp_path, monkeypatch):
         ("uri,class\na.png,covid\n", DataError, "no column label"),
         ("file,label\na.png,covid\n", DataError, "add uri, name or slice_id"),
         ("uri,label\n", DataError, "holds no line"),
-        ("uri,label\nnowhere.png,covid\n", DataError, "no label finds a prediction"),
+        ("uri,label\nnowhere.png,covid\n", DataError, "no label has a prediction"),
         ("uri,label\na.png,covid\na.png,covid\n", DataError, "listed more than once"),
         ("uri,label\n,covid\n", DataError, "line 2 has no"),
         ("uri,label\na.png\n", DataError, "not a CSV table"),
         ("uri,uri,label\na,a,covid\n", DataError, "two columns have the same name"),
     ],
 )
-def test_labels_that_do_not_hold(tmp_path, text, error, said):
+def test_unusable_labels_raise_one_line(tmp_path, text, error, said):
     names, logits, _ = study(4)
     write_output(tmp_path / "out", names, logits)
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(error, match=said):
-        run.evaluate(job(tmp_path))
+        run.evaluate(options(tmp_path))
     assert not (tmp_path / "eval").exists()
 
 
-def test_outputs_that_do_not_hold(tmp_path, fresh_model):
+def test_unusable_outputs_raise_one_line(tmp_path, fresh_model):
     names, logits, truth = study(9)
     write_labels(tmp_path / "labels.csv", names, truth)
     with pytest.raises(DataError, match="holds no predictions"):
-        run.evaluate(job(tmp_path))
+        run.evaluate(options(tmp_path))
     write_output(tmp_path / "out", names, logits)
     with pytest.raises(ConfigError, match=r"are of model standin, .* give the model that scored"):
-        run.evaluate(job(tmp_path, model=str(fresh_model)))
+        run.evaluate(options(tmp_path, model=str(fresh_model)))
     with pytest.raises(ConfigError, match=r"--by age: no such column; there are .*label"):
-        run.evaluate(job(tmp_path, by=(("age",),)))
+        run.evaluate(options(tmp_path, by=(("age",),)))
     many = [f"{i}" for i in range(len(names))]
     write_labels(tmp_path / "labels.csv", names, truth, note=many)
-    with pytest.raises(ConfigError, match=r"--by note: \d+ different values make no cohorts"):
-        run.evaluate(job(tmp_path, by=(("note",),)))
+    with pytest.raises(ConfigError, match=r"--by note: \d+ different values are too many"):
+        run.evaluate(options(tmp_path, by=(("note",),)))

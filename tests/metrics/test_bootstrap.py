@@ -1,4 +1,4 @@
-"""The bootstrap over patients: what it equals, what it covers, and where it has nothing to say."""
+"""The bootstrap over patients: known special cases, coverage, and metrics without interval."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ import pytest
 from scipy import stats
 
 from cctmn.metrics import bootstrap as bootstrap_module
-from cctmn.metrics.bootstrap import Size, bootstrap, exact, figure, group, interval
+from cctmn.metrics.bootstrap import (
+    bootstrap,
+    exact_interval,
+    group_patients,
+    interval,
+    make_metric,
+)
+from cctmn.metrics.metric import Size
 
 
 def accuracy(right_N, group_N, groups):
@@ -17,20 +24,20 @@ def accuracy(right_N, group_N, groups):
     return lambda weights_BG: {"accuracy": weights_BG @ right_G / (weights_BG @ count_G)}
 
 
-def test_one_slice_a_patient_is_the_ordinary_bootstrap():
+def test_one_slice_per_patient_equals_the_ordinary_bootstrap():
     rng = np.random.default_rng(1)
     right_N = (rng.uniform(size=50) < 0.8).astype(float)
-    group_N, groups = group([f"p{i}" for i in range(50)])
+    group_N, groups = group_patients([f"p{i}" for i in range(50)])
     ours = bootstrap(groups, accuracy(right_N, group_N, groups), resamples=300, seed=7)
     again = np.random.default_rng(7)
     plain = [right_N[again.integers(0, 50, 50)].mean() for _ in range(300)]
     np.testing.assert_allclose(ours["accuracy"], plain, rtol=0, atol=1e-12)
 
 
-def test_equal_slices_are_patients_drawn():
+def test_patients_of_identical_slices_equal_a_bootstrap_of_patients():
     rng = np.random.default_rng(2)
     right_G = (rng.uniform(size=40) < 0.7).astype(float)
-    group_N, groups = group(np.repeat([f"p{i}" for i in range(40)], 25).tolist())
+    group_N, groups = group_patients(np.repeat([f"p{i}" for i in range(40)], 25).tolist())
     slices = bootstrap(groups, accuracy(np.repeat(right_G, 25), group_N, groups), seed=3)
     patients = bootstrap(40, accuracy(right_G, np.arange(40), 40), seed=3)
     np.testing.assert_allclose(slices["accuracy"], patients["accuracy"], rtol=0, atol=1e-12)
@@ -52,7 +59,7 @@ def test_draws_do_not_depend_on_the_chunk():
 
 
 def test_nominal_95_covers_93_to_97():
-    """Patients with their own chance to be read rightly, 1 to 60 slices each; 1000 studies."""
+    """1000 studies of patients with an accuracy of their own and 1 to 60 slices each."""
     rng = np.random.default_rng(11)
     patients, studies, covered, naive_covered = 150, 1000, 0, 0
     slices_G = 1 + rng.integers(0, 60, patients)
@@ -75,24 +82,33 @@ def test_nominal_95_covers_93_to_97():
 
 
 def test_unknown_patients_count_as_one_each():
-    group_N, groups = group(["a", "", "b", "a", ""])
+    group_N, groups = group_patients(["a", "", "b", "a", ""])
     assert group_N.tolist() == [0, 1, 2, 0, 3]
     assert groups == 4
 
 
-def test_no_error_seen_is_not_certainty():
-    right = figure("accuracy", 1.0, over_patients=np.ones(100), size=Size(500, 30))
+def test_a_sample_without_errors_gets_an_exact_interval():
+    right = make_metric(
+        1.0, name=("slice.accuracy", "accuracy"), over_patients=np.ones(100), size=Size(500, 30)
+    )
     low = stats.binomtest(30, 30).proportion_ci(0.95, method="exact").low
     assert (right.low, right.high) == (pytest.approx(low), 1.0)
     assert "no error" in right.method
     high = stats.binomtest(0, 30).proportion_ci(0.95, method="exact").high
-    assert exact(False, 30) == (0.0, pytest.approx(high))
+    assert exact_interval(30, proportion=0) == (0.0, pytest.approx(high))
 
 
-def test_figures_without_interval_say_why():
-    undefined = figure("ppv", float("nan"), over_patients=np.full(10, np.nan), size=Size(5, 3))
+def test_metrics_without_interval_name_the_reason():
+    undefined = make_metric(
+        float("nan"),
+        name=("slice.ppv.covid", "ppv"),
+        over_patients=np.full(10, np.nan),
+        size=Size(5, 3),
+    )
     assert (undefined.value, undefined.method) == (None, "not defined")
-    alone = figure("accuracy", 0.5, over_patients=np.full(10, 0.5), size=Size(5, 1))
+    alone = make_metric(
+        0.5, name=("slice.accuracy", "accuracy"), over_patients=np.full(10, 0.5), size=Size(5, 1)
+    )
     assert (alone.low, alone.method) == (None, "too few patients for an interval")
     rare = np.concatenate([np.full(80, 0.5), np.full(20, np.nan)])
     assert interval(rare) is None

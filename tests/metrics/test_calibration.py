@@ -1,4 +1,4 @@
-"""ECE, Brier, reliability and temperature, against hand and scikit-learn."""
+"""ECE, Brier score, reliability and temperature, against scikit-learn and by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cctmn.model.probabilities import probabilities
 
 
 def made(count=4000, *, sharpness=1.0, seed=0):
-    """Logits whose softmax is true at sharpness 1."""
+    """Return logits whose softmax is calibrated at sharpness 1, and classes."""
     rng = np.random.default_rng(seed)
     logits_NC = rng.normal(size=(count, 3)) * 2
     p_NC = special.softmax(logits_NC, axis=1)
@@ -23,17 +23,19 @@ def made(count=4000, *, sharpness=1.0, seed=0):
 
 
 def whole(binned):
-    """The figures of the sample itself."""
+    """Return the metrics of the unweighted sample."""
     count = len(binned.bin_N)
-    found = binned.figures(np.ones((1, count)), group_N=np.arange(count))
+    found = binned.metrics(np.ones((1, count)), group_N=np.arange(count))
     return {name: float(values[0]) for name, values in found.items()}
 
 
-def test_figures_against_sklearn():
+def test_metrics_equal_sklearns():
     logits_NC, truth_N = made(500)
     for activation in ("softmax", "sigmoid"):
         p_NC = probabilities(logits_NC, activation=activation)
-        found = whole(Binned.of(logits_NC, truth_N, activation=activation, temperature=1.0))
+        found = whole(
+            Binned.from_logits(logits_NC, truth_N, activation=activation, temperature=1.0)
+        )
         brier = sum(brier_score_loss(truth_N == c, p_NC[:, c]) for c in range(3))
         assert found["brier"] == pytest.approx(brier)
         each = [log_loss(truth_N == c, p_NC[:, c]) for c in range(3)]
@@ -42,27 +44,28 @@ def test_figures_against_sklearn():
 
 
 def test_ece_by_hand():
-    # 15 bins of one slice each: ECE is the mean of |right - confidence|
+    # With 15 bins of one slice each, ECE is the mean of |right - confidence|.
     logits_NC, truth_N = made(15)
-    binned = Binned.of(logits_NC, truth_N, activation="softmax", temperature=1.0)
+    binned = Binned.from_logits(logits_NC, truth_N, activation="softmax", temperature=1.0)
     gap = np.abs(binned.right_N - binned.confidence_N).mean()
     assert whole(binned)["ece"] == pytest.approx(gap)
     assert sorted(binned.bin_N) == list(range(15))
-    # 30 of equal confidence: mass is still equal, and ECE uses each bin's share of right ones
-    said = np.log(np.tile([0.6, 0.3, 0.1], (30, 1)))
+    # Bins of 30 slices with equal confidence still have equal mass.
+    logits = np.log(np.tile([0.6, 0.3, 0.1], (30, 1)))
     truth_N = np.repeat([0, 1], 15)
-    binned = Binned.of(said, truth_N, activation="softmax", temperature=1.0)
+    binned = Binned.from_logits(logits, truth_N, activation="softmax", temperature=1.0)
     assert binned.reliability()["n"] == [2] * 15
-    expected = (7 * 0.4 + 0.1 + 7 * 0.6) / 15  # pairs of right ones, one mixed, pairs of wrong ones
+    # Seven bins of right predictions, one mixed bin, seven bins of wrong predictions.
+    expected = (7 * 0.4 + 0.1 + 7 * 0.6) / 15
     assert whole(binned)["ece"] == pytest.approx(expected)
 
 
-def test_weights_are_repeated_slices():
+def test_a_weight_equals_repeated_slices():
     logits_NC, truth_N = made(40)
     group_N = np.repeat(np.arange(8), 5)
     weights = np.array([[2, 0, 1, 0, 3, 1, 0, 1]], float)
-    binned = Binned.of(logits_NC, truth_N, activation="sigmoid", temperature=1.0)
-    ours = {k: v[0] for k, v in binned.figures(weights, group_N=group_N).items()}
+    binned = Binned.from_logits(logits_NC, truth_N, activation="sigmoid", temperature=1.0)
+    ours = {k: v[0] for k, v in binned.metrics(weights, group_N=group_N).items()}
     rows = np.concatenate(
         [np.flatnonzero(group_N == g).repeat(int(w)) for g, w in enumerate(weights[0])]
     )
@@ -75,16 +78,16 @@ def test_weights_are_repeated_slices():
     assert ours["ece"] == pytest.approx(gap / len(rows))
 
 
-def test_the_temperature_is_found():
+def test_temperature_fit_recovers_the_sharpness():
     logits_NC, truth_N = made(sharpness=2.5)
     found = fit_temperature(logits_NC, truth_N, activation="softmax")
     assert found == pytest.approx(2.5, rel=0.08)
-    raw, mended = (
-        whole(Binned.of(logits_NC, truth_N, activation="softmax", temperature=t))
+    raw, fitted = (
+        whole(Binned.from_logits(logits_NC, truth_N, activation="softmax", temperature=t))
         for t in (1.0, found)
     )
-    assert mended["ece"] < raw["ece"] / 3
-    assert mended["nll"] < raw["nll"]
+    assert fitted["ece"] < raw["ece"] / 3
+    assert fitted["nll"] < raw["nll"]
     sigmoid = fit_temperature(logits_NC, truth_N, activation="sigmoid")
     slightly = losses(logits_NC / (sigmoid * 1.1), truth_N, activation="sigmoid").mean()
     assert losses(logits_NC / sigmoid, truth_N, activation="sigmoid").mean() < slightly
@@ -92,9 +95,9 @@ def test_the_temperature_is_found():
 
 def test_a_temperature_at_its_bound_is_refused():
     truth_N = np.repeat([0, 1, 2], 10)
-    with pytest.raises(DataError, match="some that are called wrongly"):
+    with pytest.raises(DataError, match="some of them predicted wrongly"):
         fit_temperature(np.eye(3)[truth_N] * 5, truth_N, activation="softmax")
 
 
-def test_fifteen_bins():
+def test_ece_uses_fifteen_bins():
     assert calibration.BINS == 15

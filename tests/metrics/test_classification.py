@@ -1,4 +1,4 @@
-"""The confusion matrix and its figures, among them those that were published."""
+"""The confusion matrix and its metrics, including the published ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPLIT = (9450, 7395, 4346)  # test slices a class
         pytest.param(PAPER, (91.66, 92.10, 91.62, 90.80), id="paper"),
     ],
 )
-def test_published_figures(matrix, published):
+def test_matrices_give_the_published_metrics(matrix, published):
     figures = classification.summary(np.array(matrix), classes=CLASSES)
     keys = ("accuracy", *(f"sensitivity_{name}" for name in CLASSES))
     assert tuple(round(100 * figures[key], 2) for key in keys) == published
@@ -76,7 +76,7 @@ def test_figures_by_hand():
     assert all(type(value) is float for value in figures.values())
 
 
-def test_what_is_not_defined_is_nan():
+def test_undefined_metrics_are_nan():
     figures = classification.summary(np.array([[2, 1], [0, 0]]), classes=("a", "b"))
     assert math.isnan(figures["sensitivity_b"])
     assert figures["ppv_b"] == 0
@@ -111,7 +111,7 @@ def test_parts_add_up():
 
 
 @pytest.mark.parametrize("wrong", [[-1, 0], [0, 3], [0]])
-def test_a_class_out_of_range_is_our_mistake(wrong):
+def test_a_class_out_of_range_is_an_assertion(wrong):
     for pair in (([0, 1], wrong), (wrong, [0, 1])):
         with pytest.raises(AssertionError):
             classification.confusion(*map(np.array, pair), classes=3)
@@ -173,7 +173,7 @@ def test_areas_against_sklearn(levels):
     rng = np.random.default_rng(levels)
     truth = rng.uniform(size=300) < 0.3
     score = rng.integers(0, levels, 300) / levels + truth * 0.2
-    ranking = classification.Ranking.of(score, truth)
+    ranking = classification.Ranking.from_scores(score, truth)
     weights = rng.integers(0, 4, (5, 300)).astype(float)
     weights[0] = 1
     aucs, aps = classification.areas(ranking, weights)
@@ -184,7 +184,7 @@ def test_areas_against_sklearn(levels):
 
 
 def test_areas_of_one_side_alone_are_not_defined():
-    ranking = classification.Ranking.of(np.array([0.1, 0.2]), np.array([True, True]))
+    ranking = classification.Ranking.from_scores(np.array([0.1, 0.2]), np.array([True, True]))
     auc, ap = classification.areas(ranking, np.ones((1, 2)))
     assert math.isnan(auc[0])
     assert ap[0] == 1
@@ -195,7 +195,7 @@ def test_curves_go_through_sklearns_points():
     rng = np.random.default_rng(6)
     truth = rng.uniform(size=5000) < 0.3
     score = np.round(rng.normal(size=5000) + truth, 2)
-    found = classification.curves(classification.Ranking.of(score, truth))
+    found = classification.curves(classification.Ranking.from_scores(score, truth))
     fallout, sensitivity, _ = metrics.roc_curve(truth, score, drop_intermediate=False)
     ours = np.interp(np.linspace(0, 1, 50), found["roc"]["x"], found["roc"]["y"])
     np.testing.assert_allclose(

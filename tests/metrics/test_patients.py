@@ -1,4 +1,4 @@
-"""Patients from their slices: the mean of the m highest, and which m."""
+"""Probabilities of patients from their slices, and the choice of m."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_top_mean_by_hand():
     ]
 
 
-def test_top_mean_against_a_loop():
+def test_top_mean_equals_a_loop():
     rng = np.random.default_rng(0)
     p_NC, group_N = rng.uniform(size=(500, 3)), rng.integers(0, 40, 500)
     for m in (1, 4, 1000):
@@ -26,15 +26,15 @@ def test_top_mean_against_a_loop():
         np.testing.assert_allclose(ours, loop)
 
 
-def test_class_of_patients():
+def test_class_of_patients_with_one_or_several_classes():
     truth_N, group_N = np.array([1, 1, 0, 2, 2]), np.array([0, 0, 1, 1, 2])
     assert class_of(truth_N, group_N, groups=3).tolist() == [1, -1, 2]
 
 
-def test_m_is_chosen_by_patients():
-    """Sick patients show in 3 of 20 slices; a noisy slice of a healthy one looks as sick as those.
+def test_choose_m_maximises_patient_accuracy():
+    """Sick patients have lesions in 3 of 20 slices, and healthy ones have one misleading slice.
 
-    One slice is fooled by the noise, twenty drown the lesions.
+    With m = 1 the misleading slice decides, and with m = 20 the lesions are averaged away.
     """
     rng = np.random.default_rng(3)
     group_N = np.repeat(np.arange(60), 20)

@@ -1,4 +1,4 @@
-"""metrics.json as an evaluation writes it: made-up but plausible, every section, any classes."""
+"""metrics.json as an evaluation writes it: invented but plausible, with every section."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from cctmn.metrics import document
 from cctmn.phantom import draw
 
 CLASSES = ("control", "pneumonia", "covid")
@@ -21,26 +22,25 @@ LESIONS = {draw.GGO: "ggo", draw.CONSOLIDATION: "consolidation"}
 
 
 def metrics(*, classes: Sequence[str] = CLASSES, seed: int = 0, cases: int = 8) -> dict[str, Any]:
-    """All sections."""
+    """Return every section, for any classes."""
     rng = np.random.default_rng(seed)
     slices, patients = 21_191, 426
-    share = rng.dirichlet([8] * len(classes))
-    matrix = _matrix(rng, (share * slices).astype(int), right=0.93)
-    of_patients = _matrix(rng, (share * patients).astype(int), right=0.95)
+    fractions = rng.dirichlet([8] * len(classes))
+    matrix = _matrix(rng, (fractions * slices).astype(int), accuracy=0.93)
+    of_patients = _matrix(rng, (fractions * patients).astype(int), accuracy=0.95)
     unscored = rng.integers(0, 30, len(classes))
-    figures = {
+    metrics_by_id = {
         **_rates(matrix, classes, level="slice", patients=patients, rng=rng),
         **_rates(of_patients, classes, level="patient", patients=patients, rng=rng),
         **_worst(matrix, unscored, classes, patients=patients, rng=rng),
-        "calibration.ece": _figure(0.021, "expected calibration error", n=slices, rng=rng),
-        "calibration.ece_uncalibrated": _figure(0.047, "the same before", n=slices, rng=rng),
-        "calibration.brier": _figure(0.118, "Brier score", n=slices, rng=rng),
-        "calibration.nll": _figure(0.214, "negative log-likelihood", n=slices, rng=rng),
+        "calibration.ece": _metric(0.021, "expected calibration error", n=slices, rng=rng),
+        "calibration.brier": _metric(0.118, "Brier score", n=slices, rng=rng),
+        "calibration.nll": _metric(0.214, "negative log-likelihood", n=slices, rng=rng),
         **_detection(rng),
         **_differences(classes, rng=rng),
     }
     return {
-        "format": 1,
+        "format": document.FORMAT,
         "made": {"cctmn": "0.1.0", "at": "2026-11-24T22:40:00Z"},
         "title": "COVIDx-CT test split, ResNet-34 t1",
         "classes": list(classes),
@@ -53,16 +53,17 @@ def metrics(*, classes: Sequence[str] = CLASSES, seed: int = 0, cases: int = 8) 
             "trained": True,
             "calibrated_on": "val_COVIDx_CT-1.txt",
             "backbone": "resnet34, truncation 1",
-            "intended_use": "Research only; no medical device.",
+            "intended_use": "Research only; not a medical device.",
         },
         "labels": {
             "name": "test_COVIDx_CT-1.txt",
             "sha256": hashlib.sha256(b"labels").hexdigest(),
             "slices": slices,
             "patients": patients,
-            "by_class": dict(zip(classes, map(int, share * slices), strict=True)),
+            "by_class": dict(zip(classes, map(int, fractions * slices), strict=True)),
             "key": "name",
             "unknown_patients": 0,
+            "known_set": None,
         },
         "bootstrap": {"resamples": 2000, "seed": 0, "level": 0.95},
         "accounting": {
@@ -78,10 +79,10 @@ def metrics(*, classes: Sequence[str] = CLASSES, seed: int = 0, cases: int = 8) 
             "abstained": 118,
             "mixed_patients": 3,
         },
-        "figures": figures,
+        "metrics": metrics_by_id,
         "confusion": {
             "slice": {"matrix": matrix.tolist(), "unscored": unscored.tolist()},
-            "patient": {"matrix": of_patients.tolist()},
+            "patient": {"matrix": of_patients.tolist(), "unscored": [0] * len(classes)},
         },
         "curves": _curves(classes, rng=rng),
         "cohorts": _cohorts(classes, rng=rng),
@@ -109,6 +110,10 @@ def metrics(*, classes: Sequence[str] = CLASSES, seed: int = 0, cases: int = 8) 
             "joined": 98,
             "missing": 1,
             "errors": 1,
+            "without_lesion": 4,
+            "unreadable": 0,
+            "lesions": 311,
+            "froc_of": "mask",
             "note": None,
         },
         "comparison": {
@@ -137,11 +142,11 @@ def metrics(*, classes: Sequence[str] = CLASSES, seed: int = 0, cases: int = 8) 
 
 
 def minimum() -> dict[str, Any]:
-    """Only what must be there."""
+    """Return only what a report needs."""
     return {
-        "format": 1,
+        "format": document.FORMAT,
         "classes": [],
-        "figures": {},
+        "metrics": {},
         "accounting": {"indexed": 3, "scored": 2, "errors": 1, "pending": 0},
         "curves": None,
         "cases": None,
@@ -149,7 +154,7 @@ def minimum() -> dict[str, Any]:
 
 
 def guessing(classes: Sequence[str] = CLASSES) -> dict[str, Any]:
-    """A model that guesses: its curves run through the corner where names would stand."""
+    """Return a model that guesses: its curves run through the corner meant for their names."""
     content = metrics(classes=classes, cases=1)
     for name, curve in content["curves"].items():
         if ".roc." in name:
@@ -162,7 +167,7 @@ def guessing(classes: Sequence[str] = CLASSES) -> dict[str, Any]:
 def folder(
     path: Path, content: dict[str, Any], *, pictures: bool = True, leave_out: int = 1
 ) -> str:
-    """An evaluation folder; `leave_out` cases have no picture."""
+    """Write an evaluation folder; the first `leave_out` cases have no picture."""
     private = path / "private" / "cases"
     private.mkdir(parents=True)
     (path / "metrics.json").write_text(json.dumps(content))
@@ -173,7 +178,7 @@ def folder(
 
 
 def picture(seed: int) -> bytes:
-    """A phantom slice as an 8-bit grey PNG through a lung window."""
+    """Return a phantom slice as an 8-bit grey PNG in a lung window."""
     grey = np.clip((_phantom(seed).hu + 1350) / 1500 * 255, 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(grey).resize((PICTURE_PX, PICTURE_PX)).save(buffer, "PNG", optimize=True)
@@ -190,9 +195,9 @@ def _phantom(seed: int) -> draw.PhantomSlice:
 def _case(seed: int, classes: Sequence[str], *, wrong: bool) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     truth = int(rng.integers(len(classes)))
-    called = (truth + 1 + int(rng.integers(len(classes) - 1))) % len(classes) if wrong else truth
+    predicted = (truth + 1 + int(rng.integers(len(classes) - 1))) % len(classes) if wrong else truth
     p = rng.uniform(0.001, 0.3, len(classes))
-    p[called] = rng.uniform(0.6, 0.999)
+    p[predicted] = rng.uniform(0.6, 0.999)
     drawn = _phantom(seed)
     lesions = []
     for label, name in LESIONS.items():
@@ -212,7 +217,7 @@ def _case(seed: int, classes: Sequence[str], *, wrong: bool) -> dict[str, Any]:
     return {
         "slice_id": hashlib.sha256(str(seed).encode()).hexdigest()[:32],
         "truth": classes[truth],
-        "predicted": classes[called],
+        "predicted": classes[predicted],
         "p": {name: float(x) for name, x in zip(classes, p, strict=True)},
         "rows": size,
         "cols": size,
@@ -220,8 +225,13 @@ def _case(seed: int, classes: Sequence[str], *, wrong: bool) -> dict[str, Any]:
     }
 
 
-def _figure(
-    value: float, what: str, *, rng: np.random.Generator, n: int = 21_191, patients: int = 426
+def _metric(
+    value: float,
+    description: str,
+    *,
+    rng: np.random.Generator,
+    n: int = 21_191,
+    patients: int = 426,
 ) -> dict[str, Any]:
     half = max(0.002, 2 * float(np.sqrt(max(value * (1 - value), 0.001) / patients)))
     naive = half / float(rng.uniform(3, 6))
@@ -234,15 +244,15 @@ def _figure(
         "n": n,
         "patients": patients,
         "method": "bootstrap over patients",
-        "what": what,
+        "description": description,
     }
 
 
-def _matrix(rng: np.random.Generator, true: np.ndarray, *, right: float) -> np.ndarray:
+def _matrix(rng: np.random.Generator, true: np.ndarray, *, accuracy: float) -> np.ndarray:
     size = len(true)
     rows = []
     for k, n in enumerate(true):
-        p = np.full(size, (1 - right) / max(1, size - 1)) * rng.uniform(0.3, 1.7, size)
+        p = np.full(size, (1 - accuracy) / max(1, size - 1)) * rng.uniform(0.3, 1.7, size)
         p[k] = 0
         p[k] = 1 - p.sum()
         rows.append(rng.multinomial(n, p))
@@ -258,8 +268,8 @@ def _rates(
     rng: np.random.Generator,
 ) -> dict[str, Any]:
     total, right = int(matrix.sum()), np.diag(matrix)
-    true, called = matrix.sum(axis=1), matrix.sum(axis=0)
-    f1 = 2 * right / (true + called)
+    true, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
+    f1 = 2 * right / (true + predicted)
     values = {
         "accuracy": right.sum() / total,
         "f1_weighted": (true * f1).sum() / total,
@@ -267,12 +277,12 @@ def _rates(
     }
     for k, name in enumerate(classes):
         values[f"sensitivity.{name}"] = right[k] / true[k]
-        values[f"ppv.{name}"] = right[k] / called[k]
-        values[f"specificity.{name}"] = 1 - (called[k] - right[k]) / (total - true[k])
+        values[f"ppv.{name}"] = right[k] / predicted[k]
+        values[f"specificity.{name}"] = 1 - (predicted[k] - right[k]) / (total - true[k])
         values[f"auc.{name}"] = 0.98
         values[f"ap.{name}"] = 0.96
     return {
-        f"{level}.{key}": _figure(
+        f"{level}.{key}": _metric(
             float(value), f"{key.replace('.', ', ')}, {level}s", n=total, rng=rng, patients=patients
         )
         for key, value in values.items()
@@ -291,7 +301,7 @@ def _worst(
     values = {"accuracy": right.sum() / true.sum(), "f1_weighted": right.sum() / true.sum()}
     values |= {f"sensitivity.{name}": right[k] / true[k] for k, name in enumerate(classes)}
     return {
-        f"worst_case.{key}": _figure(float(v), f"{key}, every failure wrong", rng=rng)
+        f"worst_case.{key}": _metric(float(v), f"{key}, every failure wrong", rng=rng)
         for key, v in values.items()
     }
 
@@ -311,14 +321,14 @@ def _detection(rng: np.random.Generator) -> dict[str, Any]:
         "froc.mean": 0.588,
     }
     return {
-        f"detection.{key}": _figure(value, f"lesions, {key}", rng=rng, n=98, patients=43)
+        f"detection.{key}": _metric(value, f"lesions, {key}", rng=rng, n=98, patients=43)
         | {"naive_low": None, "naive_high": None}
         for key, value in values.items()
     }
 
 
 def _differences(classes: Sequence[str], *, rng: np.random.Generator) -> dict[str, Any]:
-    values = {"slice.accuracy": 0.013, "slice.f1_weighted": 0.012, "patient.accuracy": -0.004}
+    values = {"slice.accuracy": 0.013, "slice.f1_weighted": -0.012, "slice.f1_macro": -0.004}
     values |= {f"slice.sensitivity.{name}": float(rng.normal(0, 0.01)) for name in classes}
     return {
         f"difference.{key}": {
@@ -330,7 +340,7 @@ def _differences(classes: Sequence[str], *, rng: np.random.Generator) -> dict[st
             "n": 21_191,
             "patients": 426,
             "method": "paired bootstrap over patients",
-            "what": f"difference of {key}",
+            "description": f"difference of {key}",
         }
         for key, value in values.items()
     }
@@ -348,10 +358,10 @@ def _curves(classes: Sequence[str], *, rng: np.random.Generator) -> dict[str, An
                 roc, pr = np.round(roc * 30) / 30, np.round(pr * 60) / 60
             curves[f"{level}.roc.{name}"] = {"x": x.tolist(), "y": roc.tolist()}
             curves[f"{level}.pr.{name}"] = {"x": x.tolist(), "y": pr.tolist()}
-    stated = np.sort(np.concatenate([rng.uniform(0.4, 0.9, 6), rng.uniform(0.9, 1, 9)]))
-    right = np.clip(stated - rng.uniform(0, 0.08, 15), 0, 1)
+    confidence = np.sort(np.concatenate([rng.uniform(0.4, 0.9, 6), rng.uniform(0.9, 1, 9)]))
+    right = np.clip(confidence - rng.uniform(0, 0.08, 15), 0, 1)
     curves["reliability"] = {
-        "confidence": stated.tolist(),
+        "confidence": confidence.tolist(),
         "accuracy": right.tolist(),
         "n": [1413] * 14 + [1409],
     }
@@ -364,9 +374,9 @@ def _cohorts(classes: Sequence[str], *, rng: np.random.Generator) -> list[dict[s
     def cell(*values: str, hidden: bool = False) -> dict[str, Any]:
         if hidden:
             return {"values": list(values), "hidden": True}
-        figures = {"accuracy": _figure(float(rng.uniform(0.88, 0.95)), "accuracy", rng=rng)}
-        figures |= {
-            f"sensitivity.{name}": _figure(float(rng.uniform(0.85, 0.97)), "sensitivity", rng=rng)
+        of_cell = {"accuracy": _metric(float(rng.uniform(0.88, 0.95)), "accuracy", rng=rng)}
+        of_cell |= {
+            f"sensitivity.{name}": _metric(float(rng.uniform(0.85, 0.97)), "sensitivity", rng=rng)
             for name in classes
         }
         return {
@@ -374,7 +384,7 @@ def _cohorts(classes: Sequence[str], *, rng: np.random.Generator) -> list[dict[s
             "hidden": False,
             "slices": int(rng.integers(2000, 9000)),
             "patients": int(rng.integers(40, 200)),
-            "figures": figures,
+            "metrics": of_cell,
         }
 
     return [
@@ -388,3 +398,29 @@ def _cohorts(classes: Sequence[str], *, rng: np.random.Generator) -> list[dict[s
             ],
         },
     ]
+
+
+def format_1(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the same content as the first format of metrics.json had it."""
+
+    def figures(metrics_by_id: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: {("what" if key == "description" else key): value for key, value in one.items()}
+            for name, one in metrics_by_id.items()
+        }
+
+    older = {key: value for key, value in content.items() if key != "metrics"}
+    older |= {"format": 1, "figures": figures(content["metrics"])}
+    older["labels"] = {k: v for k, v in content["labels"].items() if k != "known_set"}
+    older["cohorts"] = [
+        {
+            "by": grouping["by"],
+            "cells": [
+                {k: v for k, v in cell.items() if k != "metrics"}
+                | ({"figures": figures(cell["metrics"])} if "metrics" in cell else {})
+                for cell in grouping["cells"]
+            ],
+        }
+        for grouping in content["cohorts"]
+    ]
+    return older

@@ -1,4 +1,4 @@
-"""The report in a browser, on a desk, on a phone, in the dark and on paper."""
+"""The report in a browser: on a desktop, on a phone, in dark mode and on paper."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 
-# What the page cannot tell of itself: each picture decoded, or the reason.
+# The width of each decoded picture, or the error.
 LOADED = """
 const done = arguments[arguments.length - 1];
 const hrefs = [...document.querySelectorAll('img, image')].map(
@@ -29,7 +29,7 @@ const hrefs = [...document.querySelectorAll('img, image')].map(
 Promise.all(hrefs.map(href => { const i = new Image(); i.src = href;
   return i.decode().then(() => i.naturalWidth, why => String(why)); })).then(done);
 """
-# Texts of plots that leave their drawing, or that lie over another text.
+# Texts of plots that are cut by the edge of the plot or overlap another text.
 UNREADABLE = """
 const bad = [];
 for (const svg of document.querySelectorAll('svg.plot')) {
@@ -47,7 +47,7 @@ for (const svg of document.querySelectorAll('svg.plot')) {
 }
 return bad;
 """
-# Least contrast of any text with the nearest background colour above it (WCAG 2, AA: 4.5).
+# The lowest contrast of any text with its background colour (WCAG 2, AA: 4.5).
 CONTRAST = """
 const lum = c => { const f = v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
   return .2126 * f(c[0]) + .7152 * f(c[1]) + .0722 * f(c[2]); };
@@ -114,7 +114,7 @@ def show(browser: Any, uri: str, *, size: str, scheme: str = "light") -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["full", "minimum", "six", "guessing"])
-def test_it_fits_and_loads(
+def test_page_fits_and_pictures_load(
     browser: Any, reports: dict[str, str], tmp_path: Path, name: str, size: str
 ) -> None:
     show(browser, reports[name], size=size)
@@ -150,7 +150,7 @@ def test_text_has_contrast(browser: Any, reports: dict[str, str], scheme: str) -
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
 
 
-def test_a_number_leads_to_its_row(browser: Any, reports: dict[str, str]) -> None:
+def test_a_number_links_to_its_row(browser: Any, reports: dict[str, str]) -> None:
     show(browser, reports["full"], size="phone")
     browser.execute_script("document.querySelector('a.n[href=\"#m-slice.accuracy\"]').click()")
     row = "document.querySelector('tr:target')"
@@ -159,8 +159,8 @@ def test_a_number_leads_to_its_row(browser: Any, reports: dict[str, str]) -> Non
     assert 0 <= top < SIZES["phone"][1]
 
 
-def test_paper(browser: Any, reports: dict[str, str], tmp_path: Path) -> None:
-    """On paper nothing is dark, coloured as a link, or behind a scroll bar."""
+def test_print_layout(browser: Any, reports: dict[str, str], tmp_path: Path) -> None:
+    """On paper nothing is dark, coloured like a link, or hidden behind a scroll bar."""
     show(browser, reports["full"], size="desk", scheme="dark")
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     metrics = {"width": 690, "height": 1000, "deviceScaleFactor": 1, "mobile": False}  # A4

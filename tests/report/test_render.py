@@ -1,4 +1,4 @@
-"""The report as text: what stands in it, what it refuses, and that nothing is fetched."""
+"""The text of the report: its content, the errors it raises, and that it fetches nothing."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from typing import Any
 import pytest
 
 from cctmn.errors import DataError
+from cctmn.metrics.metric import Metric
 from cctmn.report import gallery, plots, render
-from cctmn.report.figures import anchor, figure
+from cctmn.report.numbers import anchor, interval_text, naive_text, times_narrower, value_text
 from tests.report import made
 
 SIX = ("control", "pneumonia_bacterial", "pneumonia_viral_oth", "covid", "tuberculosis_active", "x")
 
 
 class Page(HTMLParser):
-    """Ids, links, tags with their attributes, and text."""
+    """The tags of a page with their attributes, and its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ def rendered(tmp_path: Path, content: dict[str, Any], *, pictures: bool = False)
 
 
 def assert_sound(text: str) -> Page:
-    """Links resolve, ids are unique, nothing is fetched, headings descend step by step."""
+    """Check that links resolve, ids are unique, nothing is fetched, and headings are nested."""
     page = Page(text)
     ids = Counter(page.values("id"))
     assert [i for i, n in ids.items() if n > 1] == []
@@ -83,7 +84,7 @@ def assert_sound(text: str) -> Page:
     return page
 
 
-def test_all_sections(full: str) -> None:
+def test_page_has_all_sections(full: str) -> None:
     page = assert_sound(full)
     sections = set(page.values("id"))
     assert {
@@ -91,35 +92,36 @@ def test_all_sections(full: str) -> None:
         "cohorts", "comparison", "gallery", "audit", "provenance", "appendix",
     } <= sections  # fmt: skip
     assert ("html", {"lang": "en"}) in page.tags
-    assert page.text.count("no medical device") >= 2
+    assert page.text.count("not a medical device") >= 2
     assert page.text.index("Read this first") < page.text.index("Which interval to read")
     assert "Not evaluated in this run" not in page.text
-    assert "under 10 patients" in page.text
+    assert "fewer than 10 patients" in page.text
     assert sum(tag == "image" for tag, _ in page.tags) == 23
     assert "no picture in private/cases" in page.text
     assert len(full.encode()) < 4_000_000
 
 
-def test_every_figure_has_a_row_and_most_are_linked(full: str) -> None:
+def test_every_metric_has_a_row_and_a_link_to_it(full: str) -> None:
     page = Page(full)
     content = made.metrics()
     ids, hrefs = set(page.values("id")), set(page.values("href"))
-    assert {f"m-{name}" for name in content["figures"]} <= ids
-    assert {f"#m-{name}" for name in content["figures"]} <= hrefs
+    assert {f"m-{name}" for name in content["metrics"]} <= ids
+    assert {f"#m-{name}" for name in content["metrics"]} <= hrefs
     assert "m-cohort.sex.F.sensitivity.covid" in ids
 
 
-def test_value_and_intervals_stand_in_the_headline(full: str) -> None:
-    entry = made.metrics()["figures"]["slice.accuracy"]
-    one = figure("slice.accuracy", entry=entry)
+def test_headline_shows_value_and_intervals(full: str) -> None:
+    entry = made.metrics()["metrics"]["slice.accuracy"]
+    metric = Metric.from_json("slice.accuracy", entry=entry)
     assert f'href="#m-slice.accuracy">{100 * entry["value"]:.1f}</a>' in full
-    assert f'href="#m-slice.accuracy">{one.interval()}</a>' in full
-    assert f'href="#m-slice.accuracy">{one.naive()}</a>' in full
-    assert one.times_narrower is not None
-    assert f">{one.times_narrower:.1f}</a> times narrower" in full
+    assert f'href="#m-slice.accuracy">{interval_text(metric)}</a>' in full
+    assert f'href="#m-slice.accuracy">{naive_text(metric)}</a>' in full
+    narrower = times_narrower(metric)
+    assert narrower is not None
+    assert f">{narrower:.1f}</a> times narrower" in full
 
 
-def test_minimum(tmp_path: Path) -> None:
+def test_page_of_a_minimal_file(tmp_path: Path) -> None:
     text = rendered(tmp_path, made.minimum())
     page = assert_sound(text)
     assert "Classification was not evaluated in this run." in page.text
@@ -129,39 +131,44 @@ def test_minimum(tmp_path: Path) -> None:
     assert "<image" not in text
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name for name in made.metrics(cases=0) if name not in made.minimum() or name == "cases"],
-)
-@pytest.mark.parametrize("how", ["absent", "null"])
-def test_each_section_may_be_missing(tmp_path: Path, name: str, how: str) -> None:
+def test_any_section_may_be_absent_or_null(tmp_path: Path) -> None:
+    complete = made.metrics(cases=0)
+    optional = [name for name in complete if name not in made.minimum() or name == "cases"]
+    assert len(optional) > 10
+    for name in optional:
+        absent = {key: value for key, value in complete.items() if key != name}
+        assert_sound(rendered(tmp_path / name / "absent", absent))
+        assert_sound(rendered(tmp_path / name / "null", complete | {name: None}))
+
+
+def test_a_file_of_format_1_gives_the_same_page(tmp_path: Path) -> None:
     content = made.metrics(cases=0)
-    if how == "null":
-        content[name] = None
-    else:
-        del content[name]
-    assert_sound(rendered(tmp_path, content))
+    older = made.format_1(content)
+    assert "metrics" not in older
+    assert rendered(tmp_path / "older", older) == rendered(tmp_path / "newer", content)
+    older["labels"] |= {"slices": 58_782}
+    assert "has no row here" not in rendered(tmp_path / "known", older).split("Table 9")[0]
 
 
 @pytest.mark.parametrize("classes", [("control", "covid"), SIX], ids=["two", "six"])
-def test_other_classes(tmp_path: Path, classes: tuple[str, ...]) -> None:
+def test_pages_of_other_classes(tmp_path: Path, classes: tuple[str, ...]) -> None:
     page = assert_sound(rendered(tmp_path, made.metrics(classes=classes, cases=1)))
     has_row = "classes, so it has no row here" not in page.text
     assert has_row == (len(classes) == 2)
 
 
-def test_figures_without_value_or_interval(tmp_path: Path) -> None:
+def test_metrics_without_value_or_interval(tmp_path: Path) -> None:
     content = made.metrics(cases=0)
-    for entry in content["figures"].values():
+    for entry in content["metrics"].values():
         entry |= dict.fromkeys(("low", "high", "naive_low", "naive_high"))
-    content["figures"]["slice.accuracy"]["value"] = None
-    content["figures"]["slice.ppv.covid"]["value"] = float("nan")
+    content["metrics"]["slice.accuracy"]["value"] = None
+    content["metrics"]["slice.ppv.covid"]["value"] = float("nan")
     page = assert_sound(rendered(tmp_path, content))
     assert "no interval" in page.text
     assert not re.search(r"\bnan\b", page.text)
 
 
-def test_what_comes_from_outside_is_escaped(tmp_path: Path) -> None:
+def test_text_of_the_file_is_escaped(tmp_path: Path) -> None:
     evil = "<script>alert('$1')</script>\"&"
     content = made.metrics(classes=("control", evil), cases=1)
     content["title"] = content["model"]["name"] = content["labels"]["name"] = evil
@@ -182,11 +189,11 @@ def test_what_comes_from_outside_is_escaped(tmp_path: Path) -> None:
     assert "m-slice.sensitivity.~3cscript~3e" in text
 
 
-def test_the_same_folder_gives_the_same_text(tmp_path: Path, full: str) -> None:
+def test_the_same_folder_gives_the_same_page(tmp_path: Path, full: str) -> None:
     assert render.render(made.folder(tmp_path / "again", made.metrics())) == full
 
 
-def test_written_beside_metrics(tmp_path: Path) -> None:
+def test_write_puts_the_page_beside_metrics_json(tmp_path: Path) -> None:
     folder = made.folder(tmp_path / "with pictures", made.metrics(cases=1))
     uri = render.write(folder)
     path = Path(folder) / "report.html"
@@ -198,7 +205,7 @@ def test_written_beside_metrics(tmp_path: Path) -> None:
     assert stat.S_IMODE((Path(plain) / "report.html").stat().st_mode) & 0o044
 
 
-def test_on_s3(s3: Any, tmp_path: Path) -> None:
+def test_write_on_s3(s3: Any, tmp_path: Path) -> None:
     s3.bucket("reports")
     folder = Path(made.folder(tmp_path / "out", made.metrics(cases=1)))
     for path in folder.rglob("*.*"):
@@ -212,18 +219,17 @@ def test_on_s3(s3: Any, tmp_path: Path) -> None:
     ("content", "said"),
     [
         (None, "no metrics.json in this folder; run `cctmn evaluate` first"),
-        (b"{", "no valid JSON"),
-        (b"\xff\xfe", "no valid JSON"),
-        (b"[]", "format None, this version reads 1"),
-        (b'{"format": 2}', "format 2, this version reads 1"),
-        (b'{"format": 1}', "`classes, figures, accounting` is malformed"),
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[]", "format None, this version of cctmn reads 1 and 2"),
+        (b'{"format": 3}', "format 3, this version of cctmn reads 1 and 2"),
+        (b'{"format": 1}', "`classes, metrics, accounting` is malformed"),
+        (b'{"format": 2}', "`classes, metrics, accounting` is malformed"),
         (b'{"format": 1, "classes": "abc", "figures": {}, "accounting": {}}', "is malformed"),
         (b'{"format": 1, "classes": [], "figures": {"a": 1}, "accounting": {}}', "is malformed"),
     ],
 )
-def test_what_is_no_evaluation_is_one_line(
-    tmp_path: Path, content: bytes | None, said: str
-) -> None:
+def test_unreadable_files_raise_one_line(tmp_path: Path, content: bytes | None, said: str) -> None:
     if content is not None:
         (tmp_path / "metrics.json").write_bytes(content)
     with pytest.raises(DataError) as raised:
@@ -233,33 +239,34 @@ def test_what_is_no_evaluation_is_one_line(
     assert str(tmp_path) in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "broken"),
-    [
-        ("confusion", {"slice": {"matrix": [[1, 2]]}}),
-        ("confusion", {"slice": 3}),
-        ("curves", {"slice.roc.covid": {"x": [0, 1], "y": [0, 1, 2]}}),
-        ("curves", {"reliability": {"confidence": [0.1], "accuracy": []}}),
-        ("cohorts", [{"by": ["sex"], "cells": [{"values": []}]}]),
-        ("cases", {"hits": [{"slice_id": "a"}]}),
-        ("accounting", {"indexed": "many"}),
-        ("bootstrap", {"level": "high"}),
-        ("labels", {"slices": "many"}),
-        ("model", ["a"]),
-        ("audit", {"sets": ["a"]}),
-        ("comparison", "b"),
-    ],
-)
-def test_a_malformed_section_is_named(tmp_path: Path, name: str, broken: Any) -> None:
-    with pytest.raises(DataError, match=name) as raised:
-        rendered(tmp_path, made.metrics(cases=0) | {name: broken})
-    assert "\n" not in str(raised.value)
+MALFORMED = [
+    ("confusion", {"slice": {"matrix": [[1, 2]]}}),
+    ("confusion", {"slice": 3}),
+    ("curves", {"slice.roc.covid": {"x": [0, 1], "y": [0, 1, 2]}}),
+    ("curves", {"reliability": {"confidence": [0.1], "accuracy": []}}),
+    ("cohorts", [{"by": ["sex"], "cells": [{"values": []}]}]),
+    ("cases", {"hits": [{"slice_id": "a"}]}),
+    ("accounting", {"indexed": "many"}),
+    ("bootstrap", {"level": "high"}),
+    ("labels", {"slices": "many"}),
+    ("model", ["a"]),
+    ("audit", {"sets": ["a"]}),
+    ("comparison", "b"),
+]
+
+
+def test_malformed_sections_raise_one_line_with_their_name(tmp_path: Path) -> None:
+    complete = made.metrics(cases=0)
+    for number, (name, broken) in enumerate(MALFORMED):
+        with pytest.raises(DataError, match=name) as raised:
+            rendered(tmp_path / str(number), complete | {name: broken})
+        assert "\n" not in str(raised.value), name
 
 
 # --- pictures
 
 
-def test_pictures_are_drawn_in_px_of_the_slice(full: str) -> None:
+def test_boxes_are_drawn_in_px_of_the_slice(full: str) -> None:
     case = made.metrics()["cases"]["misses"][1]
     assert f'<svg viewBox="0 0 {case["cols"]} {case["rows"]}" role="img"' in full
     lesion = case["lesions"][0]
@@ -268,46 +275,47 @@ def test_pictures_are_drawn_in_px_of_the_slice(full: str) -> None:
     assert full.count('vector-effect="non-scaling-stroke"') == 2 * full.count('class="box b') - 4
 
 
-def test_labels_differ_without_colour() -> None:
+def test_lines_differ_without_colour() -> None:
     assert len(set(gallery.DASHES)) == 6
     assert len(set(plots.DASHES)) == len(set(plots.CLASSES)) == 6
 
 
 @pytest.mark.parametrize(
-    ("data", "why"),
+    ("data", "reason"),
     [
         (None, "no picture in private/cases"),
-        (b"GIF89a", "the file in private/cases is no PNG"),
+        (b"GIF89a", "the file in private/cases is not a PNG"),
         (gallery.PNG + bytes(gallery.BUDGET_BYTES), "left out to keep this file small"),
     ],
 )
-def test_a_picture_that_cannot_be_shown(data: bytes | None, why: str) -> None:
+def test_a_missing_picture_has_a_reason(data: bytes | None, reason: str) -> None:
     cases = made.metrics(cases=1)["cases"]
     found = gallery.build(cases, classes=made.CLASSES, read=lambda name: data)
     assert (found.pictures, found.missing) == (0, 3)
-    assert all(why in case.why for wall in found.walls for case in wall.cases)
+    cases_shown = [case for group in found.groups for case in group.cases]
+    assert all(reason in case.no_picture for case in cases_shown)
 
 
-def test_an_id_is_no_path() -> None:
+def test_a_slice_id_is_not_used_as_a_path() -> None:
     cases = {"hits": [made.metrics(cases=1)["cases"]["hits"][0] | {"slice_id": "../../etc/x"}]}
     asked: list[str] = []
     gallery.build(cases, classes=made.CLASSES, read=lambda name: asked.append(name))
     assert asked == []
 
 
-def test_many_boxes_are_counted_not_drawn() -> None:
+def test_further_boxes_are_counted_but_not_drawn() -> None:
     case = copy.deepcopy(made.metrics(cases=1)["cases"]["hits"][0])
     case["lesions"] = [case["lesions"][0]] * 30
     found = gallery.build({"hits": [case]}, classes=made.CLASSES, read=lambda name: None)
-    assert len(found.walls[0].cases[0].boxes) == gallery.BOXES
-    assert found.walls[0].cases[0].more == 30 - gallery.BOXES
+    assert len(found.groups[0].cases[0].boxes) == gallery.BOXES
+    assert found.groups[0].cases[0].more == 30 - gallery.BOXES
 
 
 # --- curves
 
 
 @pytest.mark.parametrize("draw", [plots.roc, plots.pr])
-def test_names_stand_below_where_curves_run_through_their_corner(draw: Any) -> None:
+def test_names_move_below_a_plot_whose_curves_run_through_their_corner(draw: Any) -> None:
     x = [0.0, 0.5, 1.0]
     good = plots.line("a$b$c", index=0, points={"x": x, "y": [0.9, 1.0, 0.9]})
     poor = plots.line("<b>", index=1, points={"x": x, "y": [0.1, 0.1, 0.1]})
@@ -323,7 +331,7 @@ def test_names_stand_below_where_curves_run_through_their_corner(draw: Any) -> N
     assert heights == [plots.HEIGHT_PX, plots.HEIGHT_PX + 14 + 2 * plots.ROW_PX]
 
 
-def test_a_curve_without_two_known_points_is_no_curve() -> None:
+def test_a_curve_needs_two_known_points() -> None:
     points = {"x": [0.1, None, 0.3], "y": [0.5, 0.5, float("nan")]}
     assert plots.line("a", index=0, points=points) is None
 
@@ -342,8 +350,8 @@ def test_a_curve_without_two_known_points_is_no_curve() -> None:
         ("slice.accuracy", None, "–"),
     ],
 )
-def test_numbers_as_text(name: str, value: float | None, text: str) -> None:
-    assert figure(name, entry={"value": value}).text() == text
+def test_values_as_text(name: str, value: float | None, text: str) -> None:
+    assert value_text(Metric.from_json(name, entry={"value": value})) == text
 
 
 def test_anchors_are_valid_and_distinct() -> None:

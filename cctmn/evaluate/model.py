@@ -1,0 +1,106 @@
+"""The model whose predictions are evaluated, as its card or the manifest describes it.
+
+Output folders of older versions describe less of the model, or describe it under other keys. All
+such cases are handled here, so that the rest of the evaluation sees one type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cctmn.evaluate.join import Scored
+from cctmn.identity import RunIdentity
+from cctmn.metrics import patients
+from cctmn.model.card import read_card
+
+# Entries of the description that metrics.json repeats as they are.
+_SHOWN: Final = (
+    "trained",
+    "backbone",
+    "image_classes",
+    "lesion_classes",
+    "training_slices",
+    "calibration",
+    "intended_use",
+    "parameters",
+)
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """The part of a model's description that an evaluation needs."""
+
+    model_id: str
+    name: str
+    activation: str  # "sigmoid" or "softmax"
+    temperature: float = 1.0  # the logits are divided by it
+    top_m: int = patients.TOP_M  # slices whose mean gives a patient's probability
+    top_m_validated: bool = False  # whether a calibration chose top_m
+    calibrated_on: str | None = None  # file name of the labels of the calibration
+    calibration_sha256: str | None = None  # hash of those labels
+    lesion_classes: tuple[str, ...] = ()
+    trained: bool = True  # False: at least one part has random weights
+    training_slices: int | None = None
+    parameters: int | None = None
+    input: Mapping[str, Any] | None = None  # the input contract; None if not recorded
+    shown: Mapping[str, Any] = field(default_factory=dict)  # further entries for metrics.json
+
+    @classmethod
+    def from_description(cls, described: Mapping[str, Any]) -> EvaluatedModel:
+        """Read a description as `Card.described` or a manifest gives it."""
+        calibration = described.get("calibration") or {}
+        return cls(
+            model_id=described["model_id"],
+            name=described.get("name") or described["model_id"],
+            activation=described.get("activation") or "sigmoid",
+            temperature=float(calibration.get("temperature", 1.0)),
+            top_m=int(calibration.get("top_m", patients.TOP_M)),
+            top_m_validated="top_m" in calibration,
+            calibrated_on=calibration.get("labels"),
+            calibration_sha256=calibration.get("labels_sha256"),
+            lesion_classes=tuple(described.get("lesion_classes") or ()),
+            trained=described.get("trained") is not False,
+            training_slices=described.get("training_slices"),
+            parameters=described.get("parameters"),
+            input=described.get("input"),
+            shown={key: described[key] for key in _SHOWN if key in described},
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the section `model` of metrics.json."""
+        return {
+            "model_id": self.model_id,
+            **self.shown,
+            "name": self.name,
+            "activation": self.activation,
+            "temperature": self.temperature,
+            "top_m": self.top_m,
+            "calibrated_on": self.calibrated_on,
+        }
+
+
+def evaluated_model(scored: Scored, *, folder: str | None) -> EvaluatedModel:
+    """Describe the model that scored an output, from the manifest and the card in `folder`.
+
+    The card takes precedence. Raises ConfigError if it is of another model.
+    """
+    described = _recorded(scored)
+    if folder is not None:
+        card = read_card(folder)
+        scored.check_model(card, where=folder)
+        described |= card.described
+    return EvaluatedModel.from_description(described)
+
+
+def _recorded(scored: Scored) -> dict[str, Any]:
+    """Return the manifest's description of the model, {} in folders of older versions.
+
+    Older manifests keep the activation and the input contract under `answers` only, newer ones
+    under `identity` and `model`.
+    """
+    manifest = scored.manifest
+    of_model = RunIdentity.read(manifest).values.get("model") or {}
+    older = {key: of_model[key] for key in ("activation", "input") if key in of_model}
+    return older | (manifest.get("model") or {}) | {"model_id": scored.model_id}

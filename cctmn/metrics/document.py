@@ -1,0 +1,373 @@
+"""metrics.json: its sections, as data, and how files of older formats are read.
+
+`cctmn evaluate` writes the file and `cctmn report` reads it. `SCHEMA` is a JSON Schema of format 2
+with a sentence for each section; the ids of metrics are those of `metric.catalogue`. Format 1 used
+other keys (`figures`, `what`), and `parse` translates them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from cctmn.metrics.metric import catalogue, cohort_catalogue
+
+FILE: Final = "metrics.json"
+FORMAT: Final = 2
+READABLE: Final = (1, 2)
+
+# The value of labels.known_set for the 58,782 slices of the paper's Table 7.
+PAPER_REMAINING: Final = "covidx-ct-train-remaining"
+_PAPER_REMAINING_SLICES: Final = 58_782  # recognises the set in files of format 1
+
+_COUNT: Final = {"type": "integer", "minimum": 0}
+_COUNT_OR_NULL: Final = {"type": ["integer", "null"], "minimum": 0}
+_NUMBER_OR_NULL: Final = {"type": ["number", "null"]}
+_TEXT: Final = {"type": "string"}
+_TEXT_OR_NULL: Final = {"type": ["string", "null"]}
+_COUNTS: Final = {"type": "object", "additionalProperties": _COUNT}
+_SHARED: Final = ("patients", "scans", "slices", "files", "pixels")
+_TEXTS: Final = {"type": "array", "items": _TEXT}
+
+
+def _object(
+    description: str, properties: Mapping[str, Any], *, optional: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Return the schema of an object with these keys alone."""
+    return {
+        "description": description,
+        "type": "object",
+        "properties": dict(properties),
+        "required": [name for name in properties if name not in optional],
+        "additionalProperties": False,
+    }
+
+
+METRIC: Final = _object(
+    "A value with its intervals and sample size.",
+    {
+        "description": _TEXT,
+        "value": _NUMBER_OR_NULL,
+        "low": _NUMBER_OR_NULL,
+        "high": _NUMBER_OR_NULL,
+        "naive_low": _NUMBER_OR_NULL,
+        "naive_high": _NUMBER_OR_NULL,
+        "n": _COUNT,
+        "patients": _COUNT,
+        "method": _TEXT,
+    },
+)
+_CURVE: Final = _object(
+    "Points of a curve.",
+    {name: {"type": "array", "items": {"type": "number"}} for name in ("x", "y")},
+)
+_MATRIX: Final = _object(
+    "A confusion matrix: rows are true classes, columns predicted ones; `unscored` counts slices "
+    "or patients of each true class without scores.",
+    {
+        "matrix": {"type": "array", "items": {"type": "array", "items": _COUNT}},
+        "unscored": {"type": "array", "items": _COUNT},
+    },
+)
+_LESION: Final = _object(
+    "A detected lesion: box in px of the original image, score 0..1, class.",
+    {name: {"type": "number"} for name in ("x0", "y0", "x1", "y1", "score")} | {"label": _TEXT},
+)
+_CASE: Final = _object(
+    "A slice of the gallery.",
+    {
+        "slice_id": _TEXT,
+        "truth": _TEXT,
+        "predicted": _TEXT,
+        "p": {"type": "object", "additionalProperties": {"type": "number"}},
+        "rows": _COUNT,
+        "cols": _COUNT,
+        "lesions": {"type": "array", "items": _LESION},
+    },
+)
+_CASES: Final = {"type": "array", "items": _CASE}
+
+SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "format": {"description": "Version of this format.", "const": FORMAT},
+    "made": _object("Version of cctmn and time (UTC).", {"cctmn": _TEXT, "at": _TEXT}),
+    "title": {"description": "Title of the report.", **_TEXT},
+    "classes": {
+        "description": "Image classes in the order of the logits; empty for a detector.",
+        **_TEXTS,
+    },
+    "model": {
+        "description": "The evaluated model: id, name, activation, the temperature that the "
+        "logits were divided by, and further entries of its card.",
+        "type": "object",
+        "properties": {
+            "model_id": _TEXT,
+            "name": _TEXT,
+            "activation": {"enum": ["sigmoid", "softmax"]},
+            "temperature": {"type": "number", "exclusiveMinimum": 0},
+            "top_m": {"type": "integer", "minimum": 1},
+            "calibrated_on": _TEXT_OR_NULL,
+        },
+        "required": ["model_id", "name", "activation", "temperature", "top_m", "calibrated_on"],
+    },
+    "model_size": _object("Number of trainable parameters.", {"parameters": _COUNT_OR_NULL}),
+    "bootstrap": _object(
+        "How the intervals were made.",
+        {"resamples": _COUNT, "seed": {"type": "integer"}, "level": {"type": "number"}},
+    ),
+    "accounting": _object(
+        "Number of slices from indexed to evaluated, and of those that dropped out on the way.",
+        {
+            "indexed": _COUNT,
+            "scored": _COUNT,
+            "errors": _COUNT,
+            "pending": _COUNT,
+            "labelled": _COUNT,
+            "evaluated": _COUNT,
+            "labels_without_prediction": _COUNT,
+            "predictions_without_label": _COUNT,
+            "labelled_errors": {"description": "By error code, or `pending`.", **_COUNTS},
+            "abstained": _COUNT,
+            "mixed_patients": {
+                "description": "Patients whose slices have several classes; they are excluded "
+                "from patient-level metrics.",
+                **_COUNT,
+            },
+        },
+        optional=(
+            "labelled",
+            "evaluated",
+            "labels_without_prediction",
+            "predictions_without_label",
+            "labelled_errors",
+            "abstained",
+            "mixed_patients",
+        ),
+    ),
+    "labels": _object(
+        "The labels: file name and hash, and their number by class.",
+        {
+            "name": _TEXT,
+            "sha256": _TEXT,
+            "slices": _COUNT,
+            "patients": _COUNT,
+            "unknown_patients": {"description": "Slices whose patient is unknown.", **_COUNT},
+            "by_class": _COUNTS,
+            "key": _TEXT,
+            "known_set": {
+                "description": "Name of a published set that these slices are.",
+                "enum": [PAPER_REMAINING, None],
+            },
+        },
+    ),
+    "training": {
+        "description": "Number of training slices, where it is known.",
+        "anyOf": [{"type": "null"}, _object("Training set.", {"slices": _COUNT})],
+    },
+    "confusion": _object(
+        "Confusion matrices of slices and of patients.",
+        {"slice": _MATRIX, "patient": _MATRIX},
+        optional=("patient",),
+    ),
+    "curves": {
+        "description": "Curves by id: <level>.roc.<class> (x: 1 - specificity, y: sensitivity), "
+        "<level>.pr.<class> (x: sensitivity, y: PPV), froc (x: false positives per image, y: "
+        "detected fraction of the lesions), and reliability by bin.",
+        "type": "object",
+        "properties": {
+            "froc": _CURVE,
+            "reliability": _object(
+                "Mean probability of the predicted class, accuracy and slices of each bin.",
+                {
+                    "confidence": {"type": "array", "items": {"type": "number"}},
+                    "accuracy": {"type": "array", "items": {"type": "number"}},
+                    "n": {"type": "array", "items": _COUNT},
+                },
+            ),
+        },
+        "patternProperties": {r"^(slice|patient)\.(roc|pr)\.[a-z0-9_]+$": _CURVE},
+        "additionalProperties": False,
+    },
+    "comparison": _object(
+        "The other model, and the slices and patients that both models scored.",
+        {"model_id": _TEXT, "name": _TEXT, "n": _COUNT, "patients": _COUNT},
+    ),
+    "cohorts": {
+        "description": "Metrics by cohort; a cohort of fewer than ten patients is hidden.",
+        "type": "array",
+        "items": _object(
+            "A grouping by one or more columns.",
+            {
+                "by": _TEXTS,
+                "cells": {
+                    "type": "array",
+                    "items": _object(
+                        "One combination of values.",
+                        {
+                            "values": _TEXTS,
+                            "hidden": {"type": "boolean"},
+                            "slices": _COUNT,
+                            "patients": _COUNT,
+                            "metrics": {"type": "object", "additionalProperties": METRIC},
+                        },
+                        optional=("slices", "patients", "metrics"),
+                    ),
+                },
+            },
+        ),
+    },
+    "audit": _object(
+        "Patients, scans, slices, files and pictures that two sets share; null: not compared.",
+        {
+            "sets": {
+                "type": "array",
+                "items": _object(
+                    "A set.",
+                    {"name": _TEXT, "slices": _COUNT, "patients": _COUNT, "unreadable": _COUNT},
+                    optional=("unreadable",),
+                ),
+            },
+            "pairs": {
+                "type": "array",
+                "items": _object(
+                    "Two sets.",
+                    {"a": _TEXT, "b": _TEXT} | dict.fromkeys(_SHARED, _COUNT_OR_NULL),
+                ),
+            },
+            "warnings": _TEXTS,
+        },
+    ),
+    "cases": _object(
+        "Slices of the gallery, at most one per patient in each list.",
+        {"misses": _CASES, "false_alarms": _CASES, "hits": _CASES},
+    ),
+    "detection": _object(
+        "Images with lesion masks: how many, how many have a prediction, and why others have none.",
+        {
+            "images": _COUNT,
+            "patients": _COUNT,
+            "joined": _COUNT,
+            "missing": _COUNT,
+            "errors": _COUNT,
+            "without_lesion": _COUNT,
+            "unreadable": _COUNT,
+            "lesions": _COUNT,
+            "froc_of": {"enum": ["box", "mask"]},
+            "note": _TEXT_OR_NULL,
+        },
+    ),
+    "metrics": {
+        "description": "Every metric by its id, see `metric.catalogue`.",
+        "type": "object",
+        "additionalProperties": METRIC,
+    },
+    "warnings": {"description": "What a reader must know before any number.", **_TEXTS},
+    "versions": {
+        "description": "Libraries of the evaluation.",
+        "type": "object",
+        "additionalProperties": _TEXT_OR_NULL,
+    },
+    "scoring": _object(
+        "Fingerprint of the settings and libraries of the scoring run.",
+        {"fingerprint": _TEXT_OR_NULL, "versions": {"type": "object"}},
+    ),
+}
+# Sections that every evaluation has. The others depend on its options.
+REQUIRED: Final = (
+    "format",
+    "made",
+    "title",
+    "classes",
+    "model",
+    "model_size",
+    "bootstrap",
+    "accounting",
+    "curves",
+    "metrics",
+    "warnings",
+    "versions",
+    "scoring",
+)
+SCHEMA: Final[Mapping[str, Any]] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "metrics.json of cctmn",
+    "type": "object",
+    "properties": SECTIONS,
+    "required": list(REQUIRED),
+    "additionalProperties": False,
+}
+
+
+def unknown(content: Mapping[str, Any]) -> list[str]:
+    """Return sections and ids of metrics that the format does not have, in alphabetical order."""
+    classes = content["classes"]
+    of_cohorts = [
+        cell.get("metrics", {})
+        for grouping in content.get("cohorts") or ()
+        for cell in grouping["cells"]
+    ]
+    known_ids, cohort_ids = catalogue(classes), cohort_catalogue(classes)
+    names = {name for name in content if name not in SECTIONS}
+    names |= {f"metrics.{id_}" for id_ in content["metrics"] if id_ not in known_ids}
+    names |= {f"cohorts.{id_}" for cell in of_cohorts for id_ in cell if id_ not in cohort_ids}
+    return sorted(names)
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """Return the content of a metrics.json as format 2.
+
+    Raises ValueError, with the reason as its text, for data that is not JSON or has an unreadable
+    format. Sections are not checked here.
+    """
+    try:
+        content = json.loads(data)
+    except ValueError:  # includes data that is not UTF-8
+        raise ValueError("not valid JSON") from None
+    version = content.get("format") if isinstance(content, dict) else None
+    if version not in READABLE or isinstance(version, bool):
+        readable = " and ".join(map(str, READABLE))
+        raise ValueError(f"format {version!r}, this version of cctmn reads {readable}")
+    return content if version == FORMAT else _from_format_1(content)
+
+
+def _from_format_1(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate format 1, leaving malformed sections as they are for the reader to report."""
+    translated = {key: value for key, value in content.items() if key != "figures"}
+    translated["format"] = FORMAT
+    if "figures" in content:
+        translated["metrics"] = _metrics_from_format_1(content["figures"])
+    cohorts = content.get("cohorts")
+    if isinstance(cohorts, list):
+        translated["cohorts"] = [_cohort_from_format_1(one) for one in cohorts]
+    labels = content.get("labels")
+    if isinstance(labels, dict) and labels.get("slices") == _PAPER_REMAINING_SLICES:
+        translated["labels"] = {**labels, "known_set": PAPER_REMAINING}
+    return translated
+
+
+def _metrics_from_format_1(figures: Any) -> Any:
+    if not isinstance(figures, dict):
+        return figures
+    return {
+        id_: {("description" if key == "what" else key): value for key, value in entry.items()}
+        if isinstance(entry, dict)
+        else entry
+        for id_, entry in figures.items()
+    }
+
+
+def _cohort_from_format_1(grouping: Any) -> Any:
+    if not isinstance(grouping, dict) or not isinstance(grouping.get("cells"), list):
+        return grouping
+    cells = [
+        {
+            ("metrics" if key == "figures" else key): (
+                _metrics_from_format_1(value) if key == "figures" else value
+            )
+            for key, value in cell.items()
+        }
+        if isinstance(cell, dict)
+        else cell
+        for cell in grouping["cells"]
+    ]
+    return {**grouping, "cells": cells}
