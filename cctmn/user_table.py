@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,12 +44,12 @@ class UserTable:
         values: list[str] = self.table[name].to_pylist()
         return values
 
-    def slices(self) -> list[str]:
-        """Return the slice of every row as the table names it.
+    def slices(self, columns: Sequence[str] = SLICE_COLUMNS) -> list[str]:
+        """Return the slice of every row as the table names it, by the first of `columns` present.
 
         Raises DataError if no column names slices, if there is no row, or if a row is empty.
         """
-        column = next((c for c in SLICE_COLUMNS if c in self.table.column_names), None)
+        column = next((c for c in columns if c in self.table.column_names), None)
         if column is None:
             present = ", ".join(self.table.column_names) or "none"
             raise DataError(
@@ -81,16 +82,27 @@ def read_user_table(place: str, *, hint: str = "give a .csv or .parquet table") 
     """
     data = store.read_all(store.to_uri(place), hint=hint)
     table = _parquet(data, place) if place.lower().endswith(".parquet") else _csv(data, place)
+    if len(set(table.column_names)) < len(table.column_names):
+        raise DataError(f"{place}: two columns have the same name; rename one")
     for i, name in enumerate(table.column_names):
         if name in TEXT_COLUMNS:
-            text = pc.utf8_trim_whitespace(pc.fill_null(table[name].cast(pa.string()), ""))
-            table = table.set_column(i, name, text)
+            table = table.set_column(
+                i, name, _as_text(table[name], where=f"{place}: column {name}")
+            )
     return UserTable(place, hashlib.sha256(data).hexdigest(), table)
+
+
+def _as_text(column: pa.ChunkedArray, *, where: str) -> pa.ChunkedArray:
+    """Return the column as text without outer blanks; a null is an empty text."""
+    try:
+        return pc.utf8_trim_whitespace(pc.fill_null(column.cast(pa.string()), ""))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise DataError(f"{where} holds {column.type}, not text; write it as text") from None
 
 
 def _parquet(data: bytes, place: str) -> pa.Table:
     try:
-        return pq.read_table(io.BytesIO(data))
+        return pq.ParquetFile(io.BytesIO(data)).read()
     except pa.ArrowInvalid:
         raise DataError(f"{place}: not a Parquet file; write it again") from None
 
@@ -102,8 +114,6 @@ def _csv(data: bytes, place: str) -> pa.Table:
         text = data.decode("utf-8-sig")
         header = next(csv.reader(io.StringIO(text, newline=""), skipinitialspace=True), [])
         names = [name.strip() for name in header]
-        if len(set(names)) < len(names):
-            raise DataError(f"{place}: two columns have the same name; rename one")
         if not names:
             return pa.table({})
         return pacsv.read_csv(

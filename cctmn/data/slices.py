@@ -32,6 +32,8 @@ LAYOUTS: Final = (
 )
 # What the data sets call a class: ours, COVIDx-CT's prefix, iCTCF's folder.
 _SYNONYMS: Final = (("control", "normal", "nct"), ("pneumonia", "cp"), ("covid", "ncp", "pct"))
+# In a training list `path` comes first: these lists had it before they could have a `uri`.
+TRAINING_COLUMNS: Final = ("path", "uri", "name")
 BOX_COLUMNS: Final = 4
 _NAME: Final = re.compile(r"(\d|normal|cp|ncp)_([^_]+)_([^_]+)_([^_]+)", re.IGNORECASE)
 
@@ -197,7 +199,7 @@ def _from_names(
 def _from_table(place: str, classes: tuple[str, ...], *, root: str | None) -> SliceSet:
     """Read a training list: a column that names the slices, `label`, and perhaps `patient`."""
     given = read_user_table(place, hint="give a table with uri, label and patient")
-    names, labels = given.slices(), given.column("label")
+    names, labels = given.slices(TRAINING_COLUMNS), given.column("label")
     has_patient = "patient" in given.table.column_names
     patients = given.column("patient") if has_patient else [""] * len(names)
     base = root or store.parent(place)

@@ -1,0 +1,75 @@
+"""The one parser of user tables: CSV and Parquet give the same text, and mistakes are one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cctmn.classes import COVIDX_CLASSES
+from cctmn.data.labels import read_labels
+from cctmn.data.slices import open_slices
+from cctmn.errors import DataError
+from cctmn.user_table import read_user_table
+
+
+def parquet(folder: Path, table: pa.Table) -> str:
+    pq.write_table(table, folder / "t.parquet")
+    return str(folder / "t.parquet")
+
+
+def csv_file(folder: Path, text: str) -> str:
+    (folder / "t.csv").write_text(text, encoding="utf-8")
+    return str(folder / "t.csv")
+
+
+def test_csv_keeps_leading_zeros_and_drops_the_byte_order_mark(tmp_path: Path) -> None:
+    read = read_user_table(csv_file(tmp_path, "\ufeffuri, patient\na.png, 0012 \n"))
+    assert read.table.column_names == ["uri", "patient"]
+    assert read.column("patient") == ["0012"]
+
+
+def test_parquet_numbers_categories_and_nulls_become_text(tmp_path: Path) -> None:
+    columns = {
+        "name": pa.array(["a.png", "b.png"]).dictionary_encode(),
+        "label": pa.array([0, 2], pa.int8()),
+        "patient": pa.array(["0012", None]),
+        "frame": pa.array([0, 1]),
+    }
+    read = read_user_table(parquet(tmp_path, pa.table(columns)))
+    assert read.slices() == ["a.png", "b.png"]
+    assert read.column("label") == ["0", "2"]
+    assert read.column("patient") == ["0012", ""]
+    # only columns with known names are text
+    assert read.table["frame"].type == pa.int64()
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    doubled = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["uri", "uri"])
+    for place in (csv_file(tmp_path, "uri,uri\na,b\n"), parquet(tmp_path, doubled)):
+        with pytest.raises(DataError, match="two columns have the same name; rename one"):
+            read_user_table(place)
+
+
+def test_a_known_column_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    place = parquet(tmp_path, pa.table({"uri": ["a"], "label": pa.array([[1, 2]])}))
+    with pytest.raises(DataError, match=r"column label holds list<.*>, not text"):
+        read_user_table(place)
+
+
+def test_an_empty_slice_is_named_by_its_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="line 3: no uri; fill it in"):
+        read_user_table(csv_file(tmp_path, "uri,label\na.png,0\n,1\n")).slices()
+
+
+def test_training_lists_prefer_path_and_manifests_prefer_uri(tmp_path: Path) -> None:
+    """Each reader keeps the column that it read before the three became synonyms."""
+    place = csv_file(tmp_path, "uri,path,name,label\nu.png,p.png,n.png,covid\n")
+    assert read_user_table(place).slices() == ["u.png"]
+    [sample] = open_slices(place, classes=COVIDX_CLASSES).samples
+    assert sample.name == "p.png"
+    labels = read_labels(place, classes=COVIDX_CLASSES)
+    assert labels.table["uri"].to_pylist() == ["u.png"]
+    assert labels.table["name"].to_pylist() == ["n.png"]
