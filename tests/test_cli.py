@@ -1,4 +1,4 @@
-"""The command as a person uses it: exit codes, one-line errors, models, doctor, the demo."""
+"""The commands as a user runs them: exit codes, one-line errors, models, doctor, the demo."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from click.testing import CliRunner
 
 from cctmn import store
 from cctmn.cli import cli, main
+from cctmn.errors import ConfigError
 from cctmn.score.doctor import spread
+from cctmn.score.run import Job
 from tests.conftest import REPO, S3Server
 from tests.makers import dicom, png, zipped
 
@@ -31,7 +33,7 @@ def one_line(done: subprocess.CompletedProcess[str], *, code: int, said: str) ->
 
 
 def call(*args: object) -> subprocess.CompletedProcess[str]:
-    """The command in this process: for what ends before any heavy work."""
+    """Run the command in this process, for commands that end before any heavy work."""
     runner = CliRunner()
     words = [str(a) for a in args]
 
@@ -56,6 +58,7 @@ def call(*args: object) -> subprocess.CompletedProcess[str]:
         (["score", ".", "-o", "out", "-m", "nomodel"], 4, "card.json not found"),
         (["score", ".", "-o", "out", "--set", "batchsize=3"], 2, "no such setting"),
         (["score", ".", "-o", "out", "--config", "none.toml"], 2, "cannot be read"),
+        (["score", ".", "-o", "out", "-m", "x.pth"], 4, "import it: cctmn models import x.pth"),
         (["models", "show", "nomodel"], 4, "card.json not found"),
         (["models", "verify", "nomodel"], 4, "card.json not found"),
         (["models", "show", "cctmn:none"], 4, "card.json not found"),
@@ -63,12 +66,13 @@ def call(*args: object) -> subprocess.CompletedProcess[str]:
         (["models", "evaluate", "cctmn:demo", "--slices", "nowhere"], 2, "no such file"),
         (["train", "detector", "--data", ".", "-o", "out", "--preset", "x"], 2, "paper-resnet50"),
         (["train", "detector", "--data", ".", "-o", "out", "--set", "init=none"], 2, "imgs/"),
+        (["score", "-o", "out", "-m", "cctmn:demo"], 2, "no INPUT"),
         (["train", "classifier", "--data", ".", "-o", "out"], 2, "give -m MODEL"),
         (["train", "classifier", "--data", ".", "-o", "out", "--set", "optim.lr=-1"], 2, "below 0"),
         (["train", "classifier", "--data", ".", "-o", "out", "--set", "loss=l2"], 2, "bce, cross"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(
+def test_error_of_the_user_is_one_line(
     args: list[str], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -76,25 +80,42 @@ def test_what_a_user_can_mend_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_checkpoint_that_is_none_is_one_line(tmp_path: Path) -> None:
+def test_error_of_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(b"not a checkpoint")
     done = call("models", "import", tmp_path / "x.pth", "-o", tmp_path / "m")
     one_line(done, code=4, said="x.pth")
 
 
-def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path, fresh_model: Path) -> None:
+def test_error_of_an_unwritable_output_is_one_line(tmp_path: Path, fresh_model: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     done = call("score", tmp_path / "a.png", "-o", tmp_path / "a.png" / "out", "-m", fresh_model)
     one_line(done, code=4, said="check OUT")
 
 
-def test_no_cluster_at_an_address_is_one_line(
+def test_error_of_a_missing_cluster_is_one_line(
     cctmn: Command, tmp_path: Path, fresh_model: Path
 ) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     args = [tmp_path / "a.png", "-o", tmp_path / "out", "-m", fresh_model, "-q"]
     for address in ("127.0.0.1:1", "nonsense"):
         one_line(cctmn("score", *args, "--address", address), code=4, said="no Ray cluster")
+
+
+def test_device_sets_the_gpus_of_a_scorer(
+    tmp_path: Path, fresh_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def stop(job: Job, **_: object) -> None:
+        seen.append(job.settings.gpus)
+        raise ConfigError("stop")
+
+    monkeypatch.setattr("cctmn.score.run.score", stop)
+    words = ["-i", tmp_path, "--output", tmp_path / "out", "-m", fresh_model]
+    for device in ([], ["--device", "cpu"], ["--device", "gpu"]):
+        call("score", *words, *device)
+    call("score", *words, "--device", "gpu", "--set", "gpus=0.5")
+    assert seen == [-1, 0, 1, 0.5]
 
 
 def test_dry_run_prints_the_plan(tmp_path: Path) -> None:
@@ -115,9 +136,7 @@ def test_models_are_shown_and_verified(fresh_model: Path) -> None:
     assert "sound" in call("models", "verify", fresh_model).stdout
 
 
-def test_a_detector_becomes_a_classifier_that_says_it_is_untrained(
-    tmp_path: Path, shared: Path
-) -> None:
+def test_import_as_classifier_notes_that_it_is_untrained(tmp_path: Path, shared: Path) -> None:
     pth = shared / "reference/segmentation_model_r18t1.pth"
     done = call("models", "import", pth, "-o", tmp_path / "m", "--as-classifier", "--seed", 3)
     assert done.returncode == 0
@@ -183,7 +202,9 @@ def test_doctor_samples_evenly(count: int) -> None:
     assert count - max(gaps) <= sample[-1] < count
 
 
-def test_the_demo_runs_twice_and_compares_with_the_truth(cctmn: Command, tmp_path: Path) -> None:
+def test_demo_runs_twice_and_compares_predictions_with_the_truth(
+    cctmn: Command, tmp_path: Path
+) -> None:
     done = cctmn("demo", "-o", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
     assert "32 slices = 32 ok + 0 error + 0 pending" in done.stderr
@@ -200,10 +221,10 @@ def test_the_demo_runs_twice_and_compares_with_the_truth(cctmn: Command, tmp_pat
     assert again.stdout == done.stdout
 
 
-def test_the_job_file_runs_on_the_cluster_that_is_there(
+def test_job_script_runs_on_a_running_cluster(
     tmp_path: Path, fresh_model: Path, s3: S3Server
 ) -> None:
-    """As `ray job submit` runs it: an address in the environment, input and output on S3."""
+    """As `cctmn submit` runs it, with input and output on S3."""
     import ray
 
     from cctmn import runtime

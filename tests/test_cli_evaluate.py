@@ -1,4 +1,4 @@
-"""`labels`, `evaluate`, `report` and `models calibrate` as a person uses them."""
+"""`labels`, `evaluate`, `report` and `models calibrate` as a user runs them."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def test_labels_go_to_stdout_or_a_file(folder: Path) -> None:
     assert f"{folder / 'split.txt'},{folder / 'l.parquet'},patients,7" in named.stdout
 
 
-def test_names_to_exclude_that_are_nowhere_are_told(folder: Path) -> None:
+def test_unknown_names_to_exclude_are_reported(folder: Path) -> None:
     (folder / "list.txt").write_text("1_8_80_0002.png\n2_1_1_1.png\n")
     done = call("labels", "covidx-ct", folder / "split.txt", "--exclude", folder / "list.txt")
     assert "1 names are not in" in done.stderr
     assert "(2_1_1_1.png)" in done.stderr
 
 
-def test_evaluate_writes_figures_and_a_report(folder: Path) -> None:
+def test_evaluate_writes_metrics_and_a_report(folder: Path) -> None:
     args = [folder / "out", "--labels", folder / "labels.csv", "--resamples", 200]
     done = call("evaluate", *args, "--by", "patient_key", "--no-gallery")
     assert done.returncode == 0, done.stderr
@@ -60,6 +60,10 @@ def test_evaluate_writes_figures_and_a_report(folder: Path) -> None:
     quiet = call("evaluate", *args, "-o", folder / "e", "--no-gallery", "-q", "--json")
     assert quiet.stderr == ""
     assert json.loads(quiet.stdout)["metrics"] == metrics["metrics"]
+    # --to is the older name of --out
+    older = call("evaluate", *args, "--to", folder / "older", "--no-gallery", "-q")
+    assert older.returncode == 0
+    assert (folder / "older/metrics.json").exists()
     other = call("evaluate", *args, "-o", folder / "e", "--no-gallery", "--seed", 1, "--json")
     low = json.loads(other.stdout)["metrics"]["slice.accuracy"]["low"]
     assert low != metrics["metrics"]["slice.accuracy"]["low"]
@@ -88,7 +92,7 @@ def test_evaluate_writes_figures_and_a_report(folder: Path) -> None:
         ),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(
+def test_error_of_the_user_is_one_line(
     folder: Path, args: list[str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "notes.md").write_text("notes")

@@ -26,10 +26,10 @@ OPTIONS = {
     "report": "FOLDER --open",
     "labels covidx-ct": "SPLIT --exclude -o/--out/--output",
     "labels audit": "SETS --hash --json --names --root",
-    "train detector": "--address --config --data --json --preset --root --set --split --valid "
-    "--valid-split -m/--model -o/--out/--output -q/--quiet",
-    "train classifier": "--address --config --data --json --preset --root --set --split --valid "
-    "--valid-split -m/--model -o/--out/--output -q/--quiet",
+    "train detector": "--address --config --data --device --json --preset --root --set --split "
+    "--valid --valid-split -m/--model -o/--out/--output -q/--quiet",
+    "train classifier": "--address --config --data --device --json --preset --root --set --split "
+    "--valid --valid-split -m/--model -o/--out/--output -q/--quiet",
     "models import": "FILE --as-classifier --lesions --seed -o/--out/--output",
     "models show": "FOLDER --json",
     "models verify": "FOLDER",
@@ -89,7 +89,7 @@ def test_every_setting_is_listed_in_help_and_by_the_command(stage: str) -> None:
     listed = CliRunner().invoke(cli, ["settings", stage]).output
     for one in describe(config.SETTINGS[stage]):
         assert f"{one.key} = {to_text(one.default)}" in shown
-        assert f"{one.key} = {to_text(one.default)}" in listed
+        assert f"{one.key} = {to_text(one.default)}   [{one.allowed}" in listed
         assert one.help
     assert all(name in shown for name in config.presets(stage))
 

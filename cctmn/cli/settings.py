@@ -58,7 +58,7 @@ def settings_epilog(stage: str, example: str) -> str:
     parts = [f"\b\nExample:\n{textwrap.indent(example, '  ')}"]
     listed = "\n".join(
         textwrap.fill(
-            f"{one.key} = {to_text(one.default)}: {one.help}",
+            f"{one.key} = {to_text(one.default)}: {one.help} [{one.allowed}]",
             WIDTH - 2,
             initial_indent="  ",
             subsequent_indent="      ",

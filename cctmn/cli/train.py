@@ -26,6 +26,7 @@ class TrainOptions(TypedDict):
     out: str
     model: str | None
     preset: str | None
+    device: str
     config_file: Path | None
     sets: tuple[str, ...]
     address: str | None
@@ -58,6 +59,13 @@ def _train_options(command: Callable[..., None]) -> Callable[..., None]:
             ),
             click.option("-m", "--model", metavar="MODEL", help="Model to start from."),
             click.option("--preset", metavar="NAME", help="A preset of settings; see below."),
+            click.option(
+                "--device",
+                type=click.Choice(config.DEVICES),
+                default="auto",
+                show_default=True,
+                help="Same as --set hardware.device=DEVICE.",
+            ),
             click.option(
                 "--config",
                 "config_file",
@@ -123,7 +131,10 @@ def train_classifier(**options: Unpack[TrainOptions]) -> None:
 def _train(cls: type[Any], options: TrainOptions) -> None:
     # Settings first: a mistake in them must not cost the import of torch.
     files = [] if options["config_file"] is None else [options["config_file"]]
-    settings = config.load(cls, preset=options["preset"], files=files, sets=options["sets"])
+    device = options["device"]
+    sets = [] if device == "auto" else [f"hardware.device={device}"]
+    sets += options["sets"]
+    settings = config.load(cls, preset=options["preset"], files=files, sets=sets)
 
     from cctmn.train import run
     from cctmn.train.datasets import Data

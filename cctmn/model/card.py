@@ -25,6 +25,11 @@ SHIPPED: Final = "cctmn:"  # cctmn:demo is the model `demo` that comes with cctm
 ASSETS: Final = Path(__file__).parents[1] / "assets" / "models"
 WEIGHTS: Final = "weights.safetensors"
 CARD: Final = "card.json"
+CHECKPOINTS: Final = (
+    ".pth",
+    ".pt",
+    ".ckpt",
+)  # endings of files that users give in place of a model folder
 ACTIVATIONS: Final = ("sigmoid", "softmax")
 NAME: Final = re.compile("[a-z][a-z0-9_]*")  # of a class that becomes a column
 
@@ -220,7 +225,15 @@ def parse_card(card_bytes: bytes, *, where: str) -> Card:
 
 
 def read_card(folder: Path | str) -> Card:
-    """The card of a model folder, a path or URI. Raises ModelError: missing, of unknown form."""
+    """Return the card of a model folder, given by path or URI.
+
+    Raises ModelError if the card is missing or of an unknown form, or if `folder` is a checkpoint.
+    """
+    if str(folder).endswith(CHECKPOINTS):
+        raise ModelError(
+            f"{folder}: a checkpoint, not a model folder; import it: "
+            f"cctmn models import {folder} -o DIR"
+        )
     return parse_card(_read(folder, CARD), where=str(folder))
 
 

@@ -22,11 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cctmn import runtime, store, versions
+from cctmn.config import ScoreConfig
 from cctmn.errors import SLICE_CODES, CctmnError
 from cctmn.read import inventory
 from cctmn.read.intensity import InputContract
 from cctmn.reporter import duration
-from cctmn.score import models, scorer
+from cctmn.score import models, run, scorer
 from cctmn.score.prepare import prepare
 
 SAMPLE: Final = 24  # slices
@@ -36,8 +37,6 @@ THREADS: Final = 8
 BATCH: Final = 4  # slices per forward pass
 # Scoring the sample stops after this time, for large networks on slow machines.
 SCORE_S: Final = 30.0
-# Slices per file of a large job, see BLOCK_ROWS in score/run.py.
-FILE_ROWS: Final = 128
 
 
 def examine(
@@ -216,10 +215,13 @@ def _estimate(
     finally:
         torch.set_num_threads(threads)
     gpus = torch.cuda.device_count()
-    scorers = gpus or runtime.usable_cores()
+    here = runtime.Resources(cpus=runtime.usable_cores() + runtime.SPARE_CPUS, gpus=gpus)
+    plan = run.make_plan(here, ScoreConfig(), pending=len(rows))
+    scorers = min(plan.actors, gpus or runtime.usable_cores())
     seconds = timed_s / max(1, timed)
     total_s = len(rows) * seconds / scorers
-    disk = _disk_bytes(pa.concat_tables(scored), inventory_rows=rows)
+    predicted = pa.concat_tables(scored)
+    disk = _disk_bytes(predicted, inventory_rows=rows, file_rows=plan.block_rows)
     return {
         "slices": len(rows),
         "slices_are_all": complete,
@@ -233,7 +235,7 @@ def _estimate(
     }
 
 
-def _disk_bytes(rows: pa.Table, *, inventory_rows: pa.Table) -> int:
+def _disk_bytes(rows: pa.Table, *, inventory_rows: pa.Table, file_rows: int) -> int:
     """Estimate the size of predictions and inventory from these rows as Parquet.
 
     Each file of predictions has a constant part, which two sizes tell apart from that of a row.
@@ -241,7 +243,7 @@ def _disk_bytes(rows: pa.Table, *, inventory_rows: pa.Table) -> int:
     all_, one = (_parquet_bytes(part) for part in (rows, rows.slice(0, 1)))
     row = (all_ - one) / max(1, len(rows) - 1)
     slices = len(inventory_rows)
-    files = -(-slices // FILE_ROWS)
+    files = -(-slices // file_rows)
     return round(slices * row + files * (one - row)) + _parquet_bytes(inventory_rows)
 
 
