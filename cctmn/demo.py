@@ -28,7 +28,10 @@ RESAMPLES = 500
 # Patients that training did not see.
 SEED = 7
 HARD = "The hard slices are the ends of a lesion, where little of it is visible."
-WARNING = "Phantoms, and a model trained on phantoms: not a medical device."
+WARNING = (
+    "The slices are phantoms and the model was trained on phantoms. cctmn is research software, "
+    "not a medical device."
+)
 
 
 def prepare(folder: Path, *, report: Reporter) -> Job:

@@ -56,7 +56,7 @@ def labels_covidx_ct(split: str, *, exclude: str | None, out: str | None) -> Non
     """
     from cctmn import store
     from cctmn.data import labels as tables
-    from cctmn.data.issues import few
+    from cctmn.data.issues import first_few
 
     table, strange = tables.covidx_ct(split, exclude=exclude)
     if out is not None and not out.lower().endswith((".csv", ".parquet")):
@@ -73,7 +73,7 @@ def labels_covidx_ct(split: str, *, exclude: str | None, out: str | None) -> Non
     click.echo(f"{len(table):,} slices of {patients:,} patients: {by_class}", err=True)
     if strange:
         click.echo(
-            f"{exclude}: {len(strange):,} names are not in {split} ({few(strange)})", err=True
+            f"{exclude}: {len(strange):,} names are not in {split} ({first_few(strange)})", err=True
         )
 
 

@@ -1,8 +1,7 @@
-"""What is wrong with the slices of a labelled data set, and the check that finds out.
+"""The slices that a labelled data set cannot use, with the reason, and the check that finds them.
 
-In: samples and how to read one. Out: those that can be used, and the names of the others by kind.
-Nothing is left out of a training without being counted here. The lines name files, which may
-identify patients: they are for the terminal and `OUT/private/`, never for a model's card.
+Every slice that is left out of training is counted here. The lines contain file names, which may
+identify patients. They belong on the terminal and in `OUT/private/`, never in a model's card.
 """
 
 from __future__ import annotations
@@ -14,23 +13,25 @@ from typing import Final, Protocol, TypeVar
 
 from cctmn.errors import DataError, ObjectError, SliceError
 
-NAMED: Final = 5  # names a line; the count tells the rest
+# Names per line; the count covers the rest.
+NAMED: Final = 5
 
 
 class Sample(Protocol):
-    """What all labelled slices have."""
+    """A labelled slice of any data set."""
 
     @property
     def name(self) -> str: ...
     @property
-    def patient(self) -> str: ...  # "" if unknown
+    def patient(self) -> str:
+        """Return the patient's id, or "" if it is unknown."""
 
 
 S = TypeVar("S", bound=Sample)
 
 
 @dataclass(frozen=True)
-class Problems:
+class DatasetIssues:
     """Names of the slices that were left out, by reason."""
 
     no_mask: tuple[str, ...] = ()
@@ -41,11 +42,11 @@ class Problems:
     unreadable: tuple[tuple[str, str], ...] = ()  # with its key of SLICE_CODES
 
     def lines(self) -> list[str]:
-        """One line for each kind that occurs: how many, and the first few by name."""
-        return [f"{what} ({names})" for what, names in self.kinds()]
+        """Return one line per kind of issue that occurs: its count and the first names."""
+        return [f"{kind} ({names})" for kind, names in self.kinds()]
 
     def kinds(self) -> list[tuple[str, str]]:
-        """For each kind that occurs how many, and apart from it the first few by name."""
+        """Return, for each kind of issue that occurs, its count as text and the first names."""
         kinds = {
             "images without a mask": self.no_mask,
             "masks without an image": self.no_image,
@@ -54,29 +55,32 @@ class Problems:
             "slices without a lesion": self.empty,
             "unreadable slices": [f"{name} ({code})" for name, code in self.unreadable],
         }
-        return [(f"{kind}: {len(names)}", few(names)) for kind, names in kinds.items() if names]
+        return [
+            (f"{kind}: {len(names)}", first_few(names)) for kind, names in kinds.items() if names
+        ]
 
 
-def few(names: Sequence[str]) -> str:
-    """The first names, with dots where there are more."""
+def first_few(names: Sequence[str]) -> str:
+    """Return the first names as text, with dots if there are more."""
     return ", ".join([*names[:NAMED], *["..."] * (len(names) > NAMED)])
 
 
-def usable(samples: Sequence[S], *, problems: Problems, where: str) -> tuple[S, ...]:
-    """The samples, or a DataError if none is left."""
+def require_samples(samples: Sequence[S], *, issues: DatasetIssues, where: str) -> tuple[S, ...]:
+    """Return the samples. Raises DataError if there is none."""
     if not samples:
-        reason = "; ".join(problems.lines()) or "the data set is empty"
+        reason = "; ".join(issues.lines()) or "the data set is empty"
         raise DataError(f"{where}: no slice can be used ({reason}); check its files and lists")
     return tuple(samples)
 
 
-def sift(
-    samples: Sequence[S], *, problems: Problems, read: Callable[[S], bool], threads: int
-) -> tuple[tuple[S, ...], Problems]:
-    """Read every sample once; those that fail, or for which `read` is False, become problems.
+def filter_readable(
+    samples: Sequence[S], *, issues: DatasetIssues, read: Callable[[S], bool], threads: int
+) -> tuple[tuple[S, ...], DatasetIssues]:
+    """Read every sample once and keep those that can be used; the others become issues.
 
-    Training reads each slice once an epoch anyway, so this adds the reading of one epoch to 50 or
-    100 of them, and no epoch ends at a broken file.
+    `read` raises ObjectError or SliceError for an unreadable sample and returns False for one
+    without a lesion. Training reads each slice once per epoch anyway, so this adds one reading to
+    50 or 100 of them, and no epoch stops at a broken file. Raises DataError if no sample is left.
     """
 
     def code_of(sample: S) -> str:
@@ -85,15 +89,15 @@ def sift(
         except (ObjectError, SliceError) as error:
             return error.code
 
-    # Storage that does not answer raises through map, which then cancels what has not begun.
+    # A StoreError (storage does not answer) passes through map, which cancels the waiting reads.
     with ThreadPoolExecutor(threads, thread_name_prefix="check") as pool:
         codes = list(zip(samples, pool.map(code_of, samples), strict=True))
     empty = [s.name for s, code in codes if code == "empty"]
     unreadable = [(s.name, code) for s, code in codes if code not in ("ok", "empty")]
-    problems = replace(
-        problems,
-        empty=(*problems.empty, *empty),
-        unreadable=(*problems.unreadable, *unreadable),
+    issues = replace(
+        issues,
+        empty=(*issues.empty, *empty),
+        unreadable=(*issues.unreadable, *unreadable),
     )
     kept = [sample for sample, code in codes if code == "ok"]
-    return usable(kept, problems=problems, where="data set"), problems
+    return require_samples(kept, issues=issues, where="data set"), issues

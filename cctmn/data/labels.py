@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from cctmn import store
 from cctmn.classes import COVIDX_CLASSES, JOIN_KEYS
-from cctmn.data.issues import few
-from cctmn.data.slices import class_index, parse_name, read_split
+from cctmn.data.covidx import class_index, parse_name, read_split
+from cctmn.data.issues import first_few
 from cctmn.errors import DataError
 from cctmn.schema import LABELS
 from cctmn.user_table import is_table, read_user_table
@@ -130,8 +130,8 @@ def keys_of(table: pa.Table, *, key: str, place: str) -> list[str]:
     if len(set(doubled)) < len(doubled):
         twice = [name for name, n in Counter(doubled).items() if n > 1]
         raise DataError(
-            f"{place}: {len(twice)} slices are listed more than once ({few(twice)}); keep one line "
-            "of each" + (", or join by --key uri" if key == "name" else "")
+            f"{place}: {len(twice)} slices are listed more than once ({first_few(twice)}); "
+            "keep one line per slice" + (", or join by --key uri" if key == "name" else "")
         )
     if "" in keys:
         raise DataError(f"{place}: line {keys.index('') + 2} has no {column}; fill it in")

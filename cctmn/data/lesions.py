@@ -23,7 +23,7 @@ from scipy import ndimage
 from cctmn import store
 from cctmn.classes import LESION_MODES
 from cctmn.data.files import list_images, read_text, stem
-from cctmn.data.issues import Problems, few, sift, usable
+from cctmn.data.issues import DatasetIssues, filter_readable, first_few, require_samples
 from cctmn.errors import DataError, InputError, ObjectError, SliceError, StoreError
 from cctmn.read.decode import open_image, sniff
 from cctmn.read.intensity import InputContract, Slice, to_input
@@ -70,7 +70,7 @@ class LesionSet:
     """Samples in order of their names, and what was left out."""
 
     samples: tuple[LesionSample, ...]
-    problems: Problems
+    issues: DatasetIssues
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,13 +100,13 @@ def open_lesions(folder: str, *, names: str | None = None) -> LesionSet:
         else:
             patient = name.rpartition("_")[0] or name
             samples.append(LesionSample(name, image.uri, mask.uri, patient))
-    problems = Problems(
+    issues = DatasetIssues(
         no_mask=tuple(n for n in wanted if n in images and n not in masks),
         no_image=tuple(n for n in wanted if n in masks and n not in images),
         missing=tuple(n for n in wanted if n not in masks and n not in images),
         unreadable=tuple(unreadable),
     )
-    return LesionSet(usable(samples, problems=problems, where=folder), problems)
+    return LesionSet(require_samples(samples, issues=issues, where=folder), issues)
 
 
 def read_lesions(
@@ -147,8 +147,10 @@ def check_lesions(
         read = read_lesions(sample, lesion_classes=lesion_classes, contract=contract)
         return len(read.labels_M) > 0
 
-    kept, problems = sift(found.samples, problems=found.problems, read=has_lesion, threads=threads)
-    return LesionSet(kept, problems)
+    kept, issues = filter_readable(
+        found.samples, issues=found.issues, read=has_lesion, threads=threads
+    )
+    return LesionSet(kept, issues)
 
 
 def _by_stem(folder: str, *, suffixes: tuple[str, ...]) -> dict[str, list[ObjectInfo]]:
@@ -170,7 +172,7 @@ def _read_names(place: str) -> Collection[str]:
     if not names:
         raise DataError(f"{place}: names no file; write one name a line")
     if twice := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise DataError(f"{place}: holds names twice ({few(twice)}); keep one line of each")
+        raise DataError(f"{place}: holds names twice ({first_few(twice)}); keep one line of each")
     return names
 
 

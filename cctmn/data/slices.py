@@ -1,13 +1,14 @@
-"""Slices with an image class, in the layouts that the public data sets come in.
+"""Slices with an image class, in the layouts of the public data sets.
 
-In: a table, or a folder with or without a split file (`LAYOUTS`), local or on S3. Out: samples with
-a class and, where it is known, a patient. Labels come from names of the data sets or from the
-classes themselves; one that fits no class stops the job, since a guess would train silently.
+A label comes from a table, a split file, a file name or a folder name. A label that fits no class
+stops the job, because a wrong guess would train without anybody noticing.
+
+Reads: a table, or a folder with or without a split file (`LAYOUTS`), local or on S3.
+Returns: samples with a class and, where it is known, a patient; the names of what was left out.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -16,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cctmn import store
-from cctmn.classes import COVIDX_CLASSES
-from cctmn.data.files import IMAGE_SUFFIXES, list_images, read_text, stem
-from cctmn.data.issues import Problems, sift, usable
+from cctmn.data.covidx import SplitLine, class_index, find_class, parse_name, read_split
+from cctmn.data.files import IMAGE_SUFFIXES, list_images, stem
+from cctmn.data.issues import DatasetIssues, filter_readable, require_samples
 from cctmn.errors import DataError
 from cctmn.read.decode import open_image
 from cctmn.read.intensity import InputContract, to_input
@@ -26,16 +27,12 @@ from cctmn.store import ObjectInfo
 from cctmn.user_table import is_table, line_of, read_user_table
 
 LAYOUTS: Final = (
-    "give a .csv of path,label,patient; a folder of images with a split file of COVIDx-CT; a folder"
-    " of CLASS_PATIENT_SCAN_SLICE.png with CLASS 0, 1, 2, Normal, CP or NCP; or one sub-folder for"
-    " each class"
+    "give a table with uri,label,patient; a folder of images with a split file of COVIDx-CT; a"
+    " folder of CLASS_PATIENT_SCAN_SLICE.png with CLASS 0, 1, 2, Normal, CP or NCP; or one"
+    " sub-folder per class"
 )
-# What the data sets call a class: ours, COVIDx-CT's prefix, iCTCF's folder.
-_SYNONYMS: Final = (("control", "normal", "nct"), ("pneumonia", "cp"), ("covid", "ncp", "pct"))
 # In a training list `path` comes first: these lists had it before they could have a `uri`.
 TRAINING_COLUMNS: Final = ("path", "uri", "name")
-BOX_COLUMNS: Final = 4
-_NAME: Final = re.compile(r"(\d|normal|cp|ncp)_([^_]+)_([^_]+)_([^_]+)", re.IGNORECASE)
 
 
 class SliceSample(NamedTuple):
@@ -47,32 +44,12 @@ class SliceSample(NamedTuple):
     patient: str  # "" if unknown
 
 
-class SplitLine(NamedTuple):
-    """A line of a split file: a slice, wherever its image is."""
-
-    name: str
-    key: str  # the same for Normal_1728_1013_0023.png and 0_1728_1013_0023.png
-    label: int
-    patient: str
-    scan: str
-    body: tuple[int, ...]  # box x0 y0 x1 y1 of the body, px; empty if not given
-
-
 @dataclass(frozen=True)
 class SliceSet:
-    """Samples in order of the table, split file or names, and what was left out."""
+    """Samples in the order of the table, split file or names, and what was left out."""
 
     samples: tuple[SliceSample, ...]
-    problems: Problems
-
-
-class Named(NamedTuple):
-    """What a name CLASS_PATIENT_SCAN_SLICE says."""
-
-    label: str
-    patient: str
-    scan: str
-    key: str
+    issues: DatasetIssues
 
 
 def open_slices(
@@ -88,64 +65,39 @@ def open_slices(
     if is_table(data):
         if split is not None:
             raise DataError(f"{data}: a table selects its slices itself; leave out {split}")
-        found = _from_table(data, classes, root=root)
+        opened = _from_table(data, classes, root=root)
     else:
         images = list_images(data, suffixes=IMAGE_SUFFIXES, hint=LAYOUTS)
         folders = {name.split("/")[0] for name in images if "/" in name}
         if split is not None:
-            found = _from_split(images, read_split(split, classes=classes))
-        elif any(_index(folder, classes) is not None for folder in folders):
-            found = _from_names(images, tell=_by_folder, data=data, classes=classes)
+            opened = _from_split(images, read_split(split, classes=classes))
+        elif any(find_class(folder, classes) is not None for folder in folders):
+            opened = _from_names(images, tell=_by_folder, data=data, classes=classes)
         elif any(map(_by_name, images)):
-            found = _from_names(images, tell=_by_name, data=data, classes=classes)
+            opened = _from_names(images, tell=_by_name, data=data, classes=classes)
         else:
-            raise DataError(f"{data}: the layout cannot be told; {LAYOUTS}")
-    return SliceSet(usable(found.samples, problems=found.problems, where=data), found.problems)
-
-
-def read_split(split: str, *, classes: tuple[str, ...]) -> tuple[SplitLine, ...]:
-    """The slices that a split file lists, as `NAME CLASS [box]` or as names that tell the class.
-
-    CLASS and digits are those of COVIDx-CT, whatever the order of `classes`.
-    """
-    lines: dict[str, SplitLine] = {}
-    for number, text in enumerate(read_text(split).splitlines(), start=1):
-        if not text.strip():
-            continue
-        where = f"{split} line {number}"
-        name, *columns = text.split()
-        named = parse_name(name)
-        label = _covidx(columns[0]) if columns else named.label if named else ""
-        if not label:
-            raise DataError(f"{where}: {name} tells no class; write NAME CLASS")
-        if named and named.label != label:
-            raise DataError(f"{where}: {name} is listed as {label}; mend the line")
-        key = named.key if named else stem(name)
-        if key in lines:
-            raise DataError(f"{where}: {name} is listed before; keep one line of each slice")
-        index = class_index(label, where=f"{where}, {name}", classes=classes)
-        patient, scan = (named.patient, named.scan) if named else ("", "")
-        body = _body(columns[1:], where=f"{where}, {name}")
-        lines[key] = SplitLine(name, key, index, patient, scan, body)
-    if not lines:
-        raise DataError(f"{split}: names no slice; write one name a line")
-    return tuple(lines.values())
+            raise DataError(f"{data}: the layout is not recognised; {LAYOUTS}")
+    return SliceSet(
+        require_samples(opened.samples, issues=opened.issues, where=data), opened.issues
+    )
 
 
 def read_slice(uri: str, *, contract: InputContract) -> npt.NDArray[np.uint8]:
-    """Decode the image to the model's input (H x W) just as scoring does."""
+    """Decode an image to the model's input (H x W), exactly as scoring does."""
     return to_input(open_image(store.read_all(uri)).frame(0), contract).pixels
 
 
-def check_slices(found: SliceSet, *, contract: InputContract, threads: int) -> SliceSet:
-    """Read all slices once and keep those that can be read."""
+def check_slices(opened: SliceSet, *, contract: InputContract, threads: int) -> SliceSet:
+    """Read every slice once and keep the readable ones."""
 
     def reads(sample: SliceSample) -> bool:
         read_slice(sample.image, contract=contract)
         return True
 
-    kept, problems = sift(found.samples, problems=found.problems, read=reads, threads=threads)
-    return SliceSet(kept, problems)
+    kept, issues = filter_readable(
+        opened.samples, issues=opened.issues, read=reads, threads=threads
+    )
+    return SliceSet(kept, issues)
 
 
 # --- layouts
@@ -171,8 +123,8 @@ def _from_split(images: Mapping[str, ObjectInfo], lines: tuple[SplitLine, ...]) 
                 samples.append(SliceSample(line.name, uri, line.label, line.patient))
             case ObjectInfo(error_code=code):
                 unreadable.append((line.name, code))
-    problems = Problems(missing=tuple(missing), unreadable=tuple(unreadable))
-    return SliceSet(tuple(samples), problems)
+    issues = DatasetIssues(missing=tuple(missing), unreadable=tuple(unreadable))
+    return SliceSet(tuple(samples), issues)
 
 
 def _from_names(
@@ -182,18 +134,19 @@ def _from_names(
     data: str,
     classes: tuple[str, ...],
 ) -> SliceSet:
-    """Slices whose names relative to the folder tell label and patient."""
+    """Take label and patient from names relative to the folder, by `tell`."""
     samples, unlabelled, unreadable = [], [], []
     for name, info in images.items():
         if info.error_code:
             unreadable.append((name, info.error_code))
-        elif told := tell(name):
-            label = class_index(told[0], where=f"{data}, {name}", classes=classes)
-            samples.append(SliceSample(name, info.uri, label, told[1]))
+        elif (named := tell(name)) is not None:
+            label, patient = named
+            index = class_index(label, where=f"{data}, {name}", classes=classes)
+            samples.append(SliceSample(name, info.uri, index, patient))
         else:
             unlabelled.append(name)
-    problems = Problems(unlabelled=tuple(unlabelled), unreadable=tuple(unreadable))
-    return SliceSet(tuple(samples), problems)
+    issues = DatasetIssues(unlabelled=tuple(unlabelled), unreadable=tuple(unreadable))
+    return SliceSet(tuple(samples), issues)
 
 
 def _from_table(place: str, classes: tuple[str, ...], *, root: str | None) -> SliceSet:
@@ -213,30 +166,10 @@ def _from_table(place: str, classes: tuple[str, ...], *, root: str | None) -> Sl
             raise DataError(f"{where}: {name} is listed before; keep one line per slice")
         index = class_index(label, where=where, classes=classes, numbers=True)
         samples[uri] = SliceSample(name, uri, index, patient)
-    return SliceSet(tuple(samples.values()), Problems())
+    return SliceSet(tuple(samples.values()), DatasetIssues())
 
 
-# --- names and places
-
-
-def parse_name(name: str) -> Named | None:
-    """What a name of COVIDx-CT, or of the author's list, says; None for any other."""
-    match = _NAME.fullmatch(stem(name))
-    if match is None:
-        return None
-    label, patient, scan, number = match.groups()
-    label = _covidx(label)
-    # Patient numbers of COVIDx-CT v1 are unique over its classes, so the number alone is the
-    # patient: should another set use one twice, its splits are refused rather than mixed.
-    return Named(label, patient, scan, f"{label}_{patient}_{scan}_{number}")
-
-
-def _covidx(label: str) -> str:
-    """Our name of a class of COVIDx-CT, given by digit or prefix; others as they are."""
-    if label in ("0", "1", "2"):
-        return COVIDX_CLASSES[int(label)]
-    label = label.lower()
-    return next((names[0] for names in _SYNONYMS if label in names), label)
+# --- class and patient from a name
 
 
 def _by_name(name: str) -> tuple[str, str] | None:
@@ -245,42 +178,12 @@ def _by_name(name: str) -> tuple[str, str] | None:
 
 
 def _by_folder(name: str) -> tuple[str, str] | None:
-    """Label and patient by folders; where classes number their patients alike, two may pass for
-    one patient, but never one for two.
+    """Return label and patient from the two top folders.
+
+    If two classes number their patients alike, two patients may be taken for one, but one patient
+    is never taken for two.
     """
     match name.split("/")[:-1]:
         case [top, *below]:
             return top, below[0] if below else ""
     return None
-
-
-def _index(label: str, classes: tuple[str, ...]) -> int | None:
-    """Index of the class that the label means, by its own name or a synonym."""
-    label = label.lower()
-    same = next((names for names in _SYNONYMS if label in names), (label,))
-    return next((i for i, name in enumerate(classes) if name.lower() in same), None)
-
-
-def class_index(label: str, *, where: str, classes: tuple[str, ...], numbers: bool = False) -> int:
-    """Index of the class that a label names, by a synonym too; with `numbers` a digit is an index.
-
-    Raises DataError, which names `where`, for a label that is none of the classes.
-    """
-    if numbers and label.isascii() and label.isdigit() and int(label) < len(classes):
-        return int(label)
-    index = _index(label, classes)
-    if index is None:
-        raise DataError(
-            f"{where}: label {label!r} is none of the classes {', '.join(classes)}; "
-            "set the classes or leave the slice out"
-        )
-    return index
-
-
-def _body(columns: list[str], *, where: str) -> tuple[int, ...]:
-    """The body's box of a line of COVIDx-CT; whatever else stands there is of no use here."""
-    if len(columns) != BOX_COLUMNS:
-        return ()
-    if not all(column.isascii() and column.isdigit() for column in columns):
-        raise DataError(f"{where}: a box is four whole numbers, x0 y0 x1 y1; mend the line")
-    return tuple(map(int, columns))

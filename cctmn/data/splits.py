@@ -11,7 +11,7 @@ import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 
-from cctmn.data.issues import S, Sample, few
+from cctmn.data.issues import S, Sample, first_few
 from cctmn.errors import DataError
 
 
@@ -21,7 +21,7 @@ def check_disjoint(parts: Mapping[str, Sequence[Sample]]) -> int:
     for (one, ones), (other, others) in itertools.combinations(patients.items(), 2):
         if shared := sorted(ones & others):
             raise DataError(
-                f"{one} and {other} share {len(shared)} patients ({few(shared)}); "
+                f"{one} and {other} share {len(shared)} patients ({first_few(shared)}); "
                 "give splits that no patient crosses"
             )
     return sum(not sample.patient for samples in parts.values() for sample in samples)

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cctmn import store, tables
-from cctmn.data.issues import few
+from cctmn.data.issues import first_few
 from cctmn.data.labels import Labels, base_name, keys_of
 from cctmn.errors import ConfigError, DataError
 from cctmn.metrics import bootstrap
@@ -195,7 +195,9 @@ def read_scored(out: str) -> Scored:
     table = pa.concat_tables(parts).append_column("file", pa.array(np.concatenate(number)))
     models = pc.unique(table["model_id"]).to_pylist()
     if len(models) > 1:
-        raise ConfigError(f"{out}: predictions of several models ({few(models)}); use one OUT each")
+        raise ConfigError(
+            f"{out}: predictions of several models ({first_few(models)}); use one OUT each"
+        )
     manifest = json.loads(store.read_optional(store.join(uri, "manifest.json")) or b"{}")
     listed = [
         part.select(["slice_id", "uri", "member", "frame"])
@@ -265,7 +267,7 @@ def _slice_ids(
     if doubled:
         remedy = "add a column frame" if key == "uri" else "use --key uri, or add a column frame"
         raise DataError(
-            f"{len(doubled)} labels match more than one slice each ({few(sorted(doubled))}); "
+            f"{len(doubled)} labels match more than one slice each ({first_few(sorted(doubled))}); "
             f"{remedy}"
         )
     if frames is None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cctmn import store, tables
 from cctmn.classes import LESION_MODES
 from cctmn.data.files import stem
-from cctmn.data.issues import few
+from cctmn.data.issues import first_few
 from cctmn.data.labels import base_name
 from cctmn.data.lesions import LesionSample, check_lesions, open_lesions, read_truth
 from cctmn.errors import ConfigError, DataError
@@ -77,12 +77,15 @@ def evaluate(
         )
     opened = open_lesions(options.masks, names=options.mask_split)
     kept = check_lesions(opened, lesion_classes=classes, contract=InputContract(), threads=THREADS)
-    for reason, names in kept.problems.kinds():
+    for reason, names in kept.issues.kinds():
         report(f"{options.masks}: {reason}", names=names)
     rows = _rows(kept.samples, scored, place=options.masks)
     missing = [s.name for s in kept.samples if s.name not in rows]
     if missing:
-        report(f"{options.masks}: {len(missing):,} slices without a prediction", names=few(missing))
+        report(
+            f"{options.masks}: {len(missing):,} slices without a prediction",
+            names=first_few(missing),
+        )
     images = _images(kept.samples, rows, classes)
     if not images.scored_I.any():
         raise DataError(
@@ -103,8 +106,8 @@ def evaluate(
         "joined": int(images.scored_I.sum()),
         "missing": len(missing),
         "errors": errors,
-        "without_lesion": len(kept.problems.empty),
-        "unreadable": len(kept.problems.unreadable),
+        "without_lesion": len(kept.issues.empty),
+        "unreadable": len(kept.issues.unreadable),
         "lesions": sum(len(one.labels_M) for one in images.truth),
         "froc_of": kinds[-1],
         "note": None if scored.has_masks else NO_MASKS,

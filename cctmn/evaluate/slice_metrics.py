@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from cctmn import store
-from cctmn.data.issues import few
+from cctmn.data.issues import first_few
 from cctmn.data.labels import Labels, identities, read_labels, read_table
 from cctmn.errors import ConfigError
 from cctmn.evaluate import audit, cases, cohorts
@@ -105,12 +105,12 @@ def _report_unjoined(joined: Joined, to: str, report: Reporter) -> None:
     if without_prediction:
         report(
             f"{labels.place}: {len(without_prediction):,} labels without a prediction",
-            names=few(without_prediction),
+            names=first_few(without_prediction),
         )
     if without_label:
         report(
             f"{joined.scored.out}: {len(without_label):,} predictions without a label",
-            names=few(without_label),
+            names=first_few(without_label),
         )
     table = {
         "problem": ["label without prediction"] * len(without_prediction)
@@ -179,8 +179,8 @@ def _pair(
     scored = read_scored(options.against)
     if scored.classes != joined.scored.classes:
         raise ConfigError(
-            f"{options.against}: its model has the classes {few(scored.classes)}, that of "
-            f"{options.out} {few(joined.scored.classes)}; compare models of the same classes"
+            f"{options.against}: its model has the classes {first_few(scored.classes)}, that of "
+            f"{options.out} {first_few(joined.scored.classes)}; compare models of the same classes"
         )
     other = join(joined.labels, scored, key=options.key, root=options.root)
     other_model = evaluated_model(scored, folder=None)

@@ -1,9 +1,11 @@
-"""Synthetic chest-CT slices with known lesions: no patient, no data set, the same for a seed.
+"""Synthetic chest-CT slices with known lesions, so that every step can be tested without patients.
 
-In: a seed, a finding and a recipe. Out: axial slices in HU (body, lungs with vessels and airways,
-heart, spine, ribs, noise) and their lesions: ground glass for COVID-19 (hazy, peripheral, both
-sides), consolidation for common pneumonia (dense, central or lobar, one side). Good enough to learn
-from and to test every step; nobody can learn medicine from it. `phantom_files` writes them.
+A phantom is an axial slice in HU with body, lungs, vessels, airways, heart, spine, ribs and noise.
+COVID-19 shows as ground glass (hazy, peripheral, on both sides) and common pneumonia as
+consolidation (dense, central or lobar, on one side). The networks can learn from these slices, but
+they are not medically accurate. The same seed gives the same slices.
+
+Takes: a random generator, a finding and a recipe. `layouts` writes the slices to files.
 """
 
 from __future__ import annotations
@@ -29,8 +31,7 @@ AIR, LUNG, FAT, MUSCLE, BLOOD, BONE, MARROW = -1000.0, -840.0, -95.0, 45.0, 40.0
 LUNG_X, LUNG_RX, LUNG_RY = 0.195, 0.16, 0.225  # of an average lung, in parts of the field
 
 Image = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
+LabelImage = npt.NDArray[np.uint8]
 Range = tuple[float, float]
 
 
@@ -53,7 +54,8 @@ class Recipe:
 
 RECIPES: Final = {
     "standard": Recipe(),
-    # Other patients on another scanner: what was learned on one must not hang on its details.
+    # Other patients on another scanner: what a network learns on one recipe must not depend on the
+    # details of that recipe.
     "other": Recipe(
         ggo_hu=(-600.0, -450.0),
         ggo_radius=(0.035, 0.070),
@@ -107,7 +109,7 @@ class Patient:
         finding: str = CONTROL,
         recipe: Recipe = RECIPES["standard"],
     ) -> Patient:
-        """Somebody with this finding."""
+        """Draw a patient with this finding."""
         return cls(
             finding=finding,
             recipe=recipe,
@@ -132,7 +134,7 @@ class PhantomSlice:
     """One slice and its truth."""
 
     hu: Image  # SIZE_PX x SIZE_PX, whole numbers
-    labels: Labels  # BACKGROUND, CLEAN_LUNG, GGO, CONSOLIDATION
+    labels: LabelImage  # BACKGROUND, CLEAN_LUNG, GGO, CONSOLIDATION
 
     @property
     def finding(self) -> str:
@@ -188,7 +190,7 @@ class _Canvas:
     def __init__(self, patient: Patient, *, height: float, rng: np.random.Generator) -> None:
         self.patient, self.height, self.rng = patient, height, rng
         self.hu: Image = np.full((SIZE_PX, SIZE_PX), AIR, np.float32)
-        self.labels: Labels = np.zeros((SIZE_PX, SIZE_PX), np.uint8)
+        self.labels: LabelImage = np.zeros((SIZE_PX, SIZE_PX), np.uint8)
         self.axis = ((np.arange(SIZE_PX) + 0.5) / SIZE_PX - 0.5).astype(np.float32)
         self.ragged = _cloud(rng, 22)  # of outlines
         grown = patient.lung * (0.55 + 0.45 * np.sin(np.pi * (0.15 + 0.7 * height)))

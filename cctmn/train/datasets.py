@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cctmn.data import lesions, slices
-from cctmn.data.issues import Problems, Sample
+from cctmn.data.issues import DatasetIssues, Sample
 from cctmn.data.lesions import LesionSample
 from cctmn.data.slices import SliceSample
 from cctmn.errors import DataError
@@ -41,7 +41,7 @@ def with_lesions(data: Data, *, card: Card, report: Reporter) -> tuple[LesionSam
         contract=InputContract.from_card(card.input),
         threads=READ_THREADS,
     )
-    _tell(data, found.samples, problems=found.problems, report=report)
+    _tell(data, found.samples, issues=found.issues, report=report)
     return tuple(found.samples)
 
 
@@ -54,12 +54,14 @@ def with_classes(
         contract=InputContract.from_card(card.input),
         threads=READ_THREADS,
     )
-    _tell(data, found.samples, problems=found.problems, report=report)
+    _tell(data, found.samples, issues=found.issues, report=report)
     return tuple(found.samples)
 
 
-def _tell(data: Data, samples: tuple[Sample, ...], *, problems: Problems, report: Reporter) -> None:
+def _tell(
+    data: Data, samples: tuple[Sample, ...], *, issues: DatasetIssues, report: Reporter
+) -> None:
     patients = len({sample.patient for sample in samples if sample.patient})
     report(f"{data.what}: {len(samples):,} slices of {patients:,} patients")
-    for what, names in problems.kinds():
+    for what, names in issues.kinds():
         report(f"{data.what}: {what}", names=names)

@@ -132,7 +132,7 @@ def test_identities_are_one_for_two_names():
         ("l.csv", "uri,label\na,covid,x\n", "not a CSV table"),
         ("l.parquet", "text", "not a Parquet file"),
         ("l.xlsx", "", "a labels table is .csv or .parquet"),
-        ("l.txt", "a.png\n", "tells no class"),
+        ("l.txt", "a.png\n", "has no class"),
     ],
 )
 def test_files_that_are_no_tables(tmp_path, name, content, said):

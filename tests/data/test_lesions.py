@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cctmn.classes import LESION_MODES
-from cctmn.data.issues import Problems
+from cctmn.data.issues import DatasetIssues
 from cctmn.data.lesions import (
     LesionSample,
     LesionSlice,
@@ -105,8 +105,8 @@ def test_pairs_by_name(tmp_path: Path) -> None:
     for sample in found.samples:
         assert sample.image.rpartition("/")[2].startswith(sample.name + ".")
         assert sample.mask == (tmp_path / "masks" / f"{sample.name}.png").as_uri()
-    assert found.problems == Problems()
-    assert found.problems.lines() == []
+    assert found.issues == DatasetIssues()
+    assert found.issues.lines() == []
 
 
 def test_orphans_are_named(tmp_path: Path) -> None:
@@ -115,8 +115,8 @@ def test_orphans_are_named(tmp_path: Path) -> None:
     (tmp_path / "imgs" / "1_3.png").unlink()
     found = open_lesions(folder)
     assert [s.name for s in found.samples] == ["1_2"]
-    assert found.problems == Problems(no_mask=("1_1",), no_image=("1_3",))
-    assert found.problems.lines() == [
+    assert found.issues == DatasetIssues(no_mask=("1_1",), no_image=("1_3",))
+    assert found.issues.lines() == [
         "images without a mask: 1 (1_1)",
         "masks without an image: 1 (1_3)",
     ]
@@ -130,14 +130,14 @@ def test_split_file(tmp_path: Path) -> None:
     found = open_lesions(folder, names=str(names))
     assert [s.name for s in found.samples] == ["1_1", "1_3"]
     # 2_1 is an orphan too, but not of this split
-    assert found.problems == Problems(no_mask=("2_0",), no_image=("1_4",), missing=("7_7",))
-    assert "names of the split file without a file: 1 (7_7)" in found.problems.lines()
+    assert found.issues == DatasetIssues(no_mask=("2_0",), no_image=("1_4",), missing=("7_7",))
+    assert "names of the split file without a file: 1 (7_7)" in found.issues.lines()
 
 
 def test_lines_name_the_first_five() -> None:
     names = tuple("abcdefg")
-    problems = Problems(empty=names, unreadable=tuple((name, "corrupt") for name in names[:2]))
-    assert problems.lines() == [
+    issues = DatasetIssues(empty=names, unreadable=tuple((name, "corrupt") for name in names[:2]))
+    assert issues.lines() == [
         "slices without a lesion: 7 (a, b, c, d, e, ...)",
         "unreadable slices: 2 (a (corrupt), b (corrupt))",
     ]
@@ -332,10 +332,10 @@ def test_check_names_empty_and_unreadable(tmp_path: Path) -> None:
     (tmp_path / "masks" / "5_1.png").unlink()
     (tmp_path / "masks" / "5_1.png").symlink_to("nowhere")
     found = open_lesions(folder)
-    assert found.problems.unreadable == (("5_1", "mask_unreadable"),)
+    assert found.issues.unreadable == (("5_1", "mask_unreadable"),)
     checked = check_lesions(found, lesion_classes=BOTH, contract=STORED, threads=2)
     assert [s.name for s in checked.samples] == ["1_1", "2_1"]
-    assert checked.problems == Problems(
+    assert checked.issues == DatasetIssues(
         no_mask=("4_1",),
         empty=("1_2", "2_2"),
         unreadable=(
@@ -347,7 +347,7 @@ def test_check_names_empty_and_unreadable(tmp_path: Path) -> None:
     )
     ggo = check_lesions(found, lesion_classes=("ggo",), contract=STORED, threads=1)
     assert [s.name for s in ggo.samples] == ["1_1"]
-    assert "2_1" in ggo.problems.empty
+    assert "2_1" in ggo.issues.empty
 
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_on_s3(s3: S3Server) -> None:
     found = check_lesions(found, lesion_classes=BOTH, contract=STORED, threads=2)
     image, mask = "s3://cncb/set/imgs/1_1.png", "s3://cncb/set/masks/1_1.png"
     assert found.samples == (LesionSample("1_1", image, mask, "1"),)
-    assert found.problems == Problems(no_mask=("1_2",), no_image=("3 å_2",))
+    assert found.issues == DatasetIssues(no_mask=("1_2",), no_image=("3 å_2",))
     with pytest.raises(DataError, match="s3://cncb/none/imgs: no such"):
         open_lesions("s3://cncb/none")
 

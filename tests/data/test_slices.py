@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cctmn.classes import COVIDX_CLASSES
-from cctmn.data.issues import Problems
+from cctmn.data.issues import DatasetIssues
 from cctmn.data.slices import SliceSample, SliceSet, check_slices, open_slices, read_slice
 from cctmn.errors import DataError
 from cctmn.read.decode import open_image
@@ -65,7 +65,7 @@ def test_split_and_files_in_either_spelling(
     assert rows(found) == [(names[0], 2, "96"), (names[1], 0, "7"), (names[2], 1, "3")]
     by_slice = {name[-6:-4]: (tmp_path / "images" / name).as_uri() for name in files}
     assert [s.image for s in found.samples] == [by_slice[k] for k in ("32", "_1", "_5")]
-    assert found.problems == Problems()  # a split selects: other files are no problem
+    assert found.issues == DatasetIssues()  # a split selects: other files are no problem
 
 
 def test_split_names_that_are_missing(tmp_path: Path) -> None:
@@ -74,9 +74,9 @@ def test_split_names_that_are_missing(tmp_path: Path) -> None:
     split = listed(tmp_path, "\n".join(f"0_1_1_{i}.png" for i in range(1, 9)))
     found = open_slices(folder, split=split, classes=COVIDX_CLASSES)
     assert rows(found) == [("0_1_1_1.png", 0, "1")]
-    assert found.problems.missing == tuple(f"0_1_1_{i}.png" for i in range(3, 9))
-    assert found.problems.unreadable == (("0_1_1_2.png", "not_found"),)
-    assert found.problems.lines()[0] == (
+    assert found.issues.missing == tuple(f"0_1_1_{i}.png" for i in range(3, 9))
+    assert found.issues.unreadable == (("0_1_1_2.png", "not_found"),)
+    assert found.issues.lines()[0] == (
         "names of the split file without a file: 6 "
         "(0_1_1_3.png, 0_1_1_4.png, 0_1_1_5.png, 0_1_1_6.png, 0_1_1_7.png, ...)"
     )
@@ -99,14 +99,14 @@ def test_split_classes_are_covidx_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "names no slice"),
-        ("scan1.png", "line 1: scan1.png tells no class"),
-        ("NCP_1_1_1.png 0", "NCP_1_1_1.png is listed as control; mend"),
+        ("", "holds no name"),
+        ("scan1.png", "line 1: scan1.png has no class"),
+        ("NCP_1_1_1.png 0", "NCP_1_1_1.png is listed as control; correct"),
         ("NCP_1_1_1.png 2\n2_1_1_1.png 2", "line 2: 2_1_1_1.png is listed before"),
         ("7_1_1_1.png", "label '7' is none of the classes control, pneumonia, covid"),
     ],
 )
-def test_split_files_that_do_not_hold(tmp_path: Path, text: str, message: str) -> None:
+def test_wrong_split_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
     folder = write(tmp_path / "images", "0_1_1_1.png")
     with pytest.raises(DataError, match=message):
         open_slices(folder, split=listed(tmp_path, text), classes=COVIDX_CLASSES)
@@ -122,7 +122,7 @@ def test_a_slice_in_both_spellings(tmp_path: Path) -> None:
 # --- folders
 
 
-def test_names_tell_the_class(tmp_path: Path) -> None:
+def test_the_class_is_read_from_names(tmp_path: Path) -> None:
     names = ["0_10_1_3.png", "1_11_1_3.jpg", "x/NCP_12_1_3.png", "Normal_13_1_3.png"]
     folder = write(tmp_path, *names, "IMG-0001-00007.jpg", "readme.txt", ".hidden/0_1_1_1.png")
     found = open_slices(folder, classes=COVIDX_CLASSES)
@@ -132,7 +132,7 @@ def test_names_tell_the_class(tmp_path: Path) -> None:
         ("Normal_13_1_3.png", 0, "13"),
         ("x/NCP_12_1_3.png", 2, "12"),
     ]
-    assert found.problems.lines() == ["files without a class: 1 (IMG-0001-00007.jpg)"]
+    assert found.issues.lines() == ["files without a class: 1 (IMG-0001-00007.jpg)"]
     with pytest.raises(
         DataError, match=r"1_11_1_3.jpg: label 'pneumonia' is none of .* covid; set"
     ):
@@ -143,10 +143,10 @@ def test_real_slices(shared: Path) -> None:
     found = open_slices(str(shared / "data" / "ct_slices"), classes=COVIDX_CLASSES)
     assert np.bincount([s.label for s in found.samples]).tolist() == [4, 4, 4]
     assert {s.patient for s in found.samples} == {"1000", "1001", "1002", "1003"}
-    assert all(name.startswith("IMG-") for name in found.problems.unlabelled)
+    assert all(name.startswith("IMG-") for name in found.issues.unlabelled)
 
 
-def test_folders_tell_the_class(tmp_path: Path) -> None:
+def test_the_class_is_read_from_folders(tmp_path: Path) -> None:
     folder = write(
         tmp_path, "nCT/1.jpg", "pCT/Patient 7/CT/2.jpg", "COVID/8/3.png", "control/4.dcm", "5.png"
     )
@@ -159,7 +159,7 @@ def test_folders_tell_the_class(tmp_path: Path) -> None:
         ("pCT/Patient 7/CT/2.jpg", 1, "Patient 7"),
     ]
     assert found.samples[3].image.endswith("/pCT/Patient%207/CT/2.jpg")
-    assert found.problems == Problems(
+    assert found.issues == DatasetIssues(
         unlabelled=("5.png",), unreadable=(("Control", "not_regular_file"),)
     )
     write(tmp_path, "NiCT/6.jpg")
@@ -173,15 +173,15 @@ def test_classes_of_other_names(tmp_path: Path) -> None:
     assert rows(found) == [("Benign/1.png", 1, ""), ("malignant/p/2.png", 0, "p")]
 
 
-def test_layouts_that_cannot_be_told(tmp_path: Path) -> None:
+def test_unknown_layouts_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", "sub/scan.png", "IMG_1.png")
-    with pytest.raises(DataError, match=r"cannot be told; give a .csv .*split file.*sub-folder"):
+    with pytest.raises(DataError, match=r"not recognised; give a table .*split file.*sub-folder"):
         open_slices(folder, classes=TWO)
-    with pytest.raises(DataError, match=r"none: no such file.*; give a .csv"):
+    with pytest.raises(DataError, match=r"none: no such file.*; give a table"):
         open_slices(str(tmp_path / "none"), classes=TWO)
-    with pytest.raises(DataError, match=r"holds no .*; give a .csv"):
+    with pytest.raises(DataError, match=r"holds no .*; give a table"):
         open_slices(write(tmp_path / "b", "x.txt"), classes=TWO)
-    with pytest.raises(DataError, match=r"x.txt: holds no .*; give a .csv"):
+    with pytest.raises(DataError, match=r"x.txt: holds no .*; give a table"):
         open_slices(str(tmp_path / "b" / "x.txt"), classes=TWO)
 
 
@@ -216,7 +216,7 @@ def test_table(tmp_path: Path) -> None:
         elsewhere.as_uri(),
         "s3://bucket/4.png",
     ]
-    assert found.problems == Problems()
+    assert found.issues == DatasetIssues()
     # an index is into the classes given, not COVIDx-CT's
     assert rows(open_slices(table(tmp_path, "path,label\na.png,1\n"), classes=TWO)) == [
         ("a.png", 1, "")
@@ -238,7 +238,7 @@ def test_table(tmp_path: Path) -> None:
         ("path,label\na.png,0\n./a.png,0\n", "line 3: ./a.png is listed before"),
     ],
 )
-def test_tables_that_do_not_hold(tmp_path: Path, text: str, message: str) -> None:
+def test_wrong_tables_are_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         open_slices(table(tmp_path, text), classes=TWO)
 
@@ -258,7 +258,7 @@ def test_check_names_what_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "d.png").write_bytes(b"")
     found = check_slices(open_slices(data, classes=TWO), contract=CONTRACT, threads=2)
     assert rows(found) == [("a.png", 0, "")]
-    assert found.problems.unreadable == (
+    assert found.issues.unreadable == (
         ("b.png", "not_found"),
         ("c.png", "truncated"),
         ("d.png", "empty_file"),
@@ -283,6 +283,6 @@ def test_on_s3(s3: S3Server) -> None:
     found = open_slices(folder, classes=COVIDX_CLASSES)
     assert check_slices(found, contract=CONTRACT, threads=2).samples == (other, one)
     found = open_slices(folder, split="s3://slices/set/lists/split.txt", classes=COVIDX_CLASSES)
-    assert found == SliceSet((other,), Problems(missing=("2_9_9_9.png",)))
+    assert found == SliceSet((other,), DatasetIssues(missing=("2_9_9_9.png",)))
     found = open_slices("s3://slices/set/lists/labels.csv", classes=COVIDX_CLASSES)
     assert found.samples == (SliceSample("../images/0_2_2_3.png", other.image, 0, ""),)

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import pytest
 
 from cctmn.classes import COVIDX_CLASSES
+from cctmn.data.covidx import SplitLine, read_split
 from cctmn.data.lesions import LesionSample
-from cctmn.data.slices import SliceSample, SplitLine, read_split
+from cctmn.data.slices import SliceSample
 from cctmn.data.splits import check_disjoint, held_out
 from cctmn.errors import DataError
 

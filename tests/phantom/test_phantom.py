@@ -92,7 +92,7 @@ def test_lesion_layout_is_cncbs(tmp_path: Path) -> None:
         threads=1,
     )
     assert len(found.samples) == 10
-    assert not found.problems.lines()
+    assert not found.issues.lines()
     assert {sample.patient for sample in found.samples} == {"30000", "30001", "30002", "30003"}
     masks = [np.asarray(Image.open(path)) for path in (tmp_path / "masks").iterdir()]
     assert {int(v) for mask in masks for v in np.unique(mask)} == {0, 1, 2, 3}
