@@ -38,10 +38,10 @@ def plain(folder: Path, stage: str) -> Iterator[float]:
     import torch
 
     from cctmn.config import ClassifierConfig, DetectorConfig
+    from cctmn.contract import InputContract
     from cctmn.data.lesions import open_lesions
     from cctmn.data.slices import open_slices
     from cctmn.model import checkpoint
-    from cctmn.read.intensity import InputContract
     from cctmn.train.tasks import ClassifierTask, DetectorTask
 
     torch.set_num_threads(1)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
+from cctmn.contract import InputContract
 from cctmn.phantom import draw, layouts
 from cctmn.score.scorer import ImageArray, Source
 
@@ -89,7 +90,7 @@ def stand_in(*, sleep_s: float = 0.0, model_id: str = "standin") -> Source:
         image_classes=("control", "pneumonia", "covid"),
         lesion_classes=("lesion",),
         activation="sigmoid",
-        input={"size_px": 64, "max_size_px": 128},
+        input=InputContract(size_px=64, max_size_px=128).to_card(),
         identity={"model_id": model_id, "classes": ("a", "b")},
         load=functools.partial(StandIn, sleep_s),
     )

@@ -29,6 +29,9 @@ LEVELS = {
     "read": 5,
     "model": 5,
     "store": 6,
+    "contract": 6,
+    "pseudonym": 7,
+    "rle": 7,
     "config": 6,
     "settings": 6,
     "folder": 5,
@@ -74,7 +77,7 @@ HOMES = {
     "pydicom": ("cctmn/read/", "cctmn/data/", "cctmn/phantom/"),
     "imagecodecs": ("cctmn/read/", "cctmn/data/", "cctmn/phantom/"),
     "PIL": ("cctmn/read/", "cctmn/data/", "cctmn/phantom/"),
-    "pycocotools": ("cctmn/metrics/",),
+    "pycocotools": ("cctmn/metrics/", "cctmn/rle.py"),
     "matplotlib": ("cctmn/report/",),
     "jinja2": ("cctmn/report/",),
 }

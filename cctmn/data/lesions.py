@@ -22,12 +22,14 @@ from scipy import ndimage
 
 from cctmn import store
 from cctmn.classes import LESION_MODES
+from cctmn.contract import InputContract
 from cctmn.data.files import list_images, read_text, stem
 from cctmn.data.issues import DatasetIssues, filter_readable, first_few, require_samples
 from cctmn.errors import DataError, InputError, ObjectError, SliceError, StoreError
 from cctmn.read.decode import open_image, sniff
-from cctmn.read.intensity import InputContract, Slice, to_input
 from cctmn.read.picture import open_picture
+from cctmn.read.preprocess import to_input
+from cctmn.read.slice import Slice
 from cctmn.store import ObjectInfo
 
 __all__ = [

@@ -17,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cctmn import store
+from cctmn.contract import InputContract
 from cctmn.data.covidx import SplitLine, class_index, find_class, parse_name, read_split
 from cctmn.data.files import IMAGE_SUFFIXES, list_images, stem
 from cctmn.data.issues import DatasetIssues, filter_readable, require_samples
 from cctmn.errors import DataError
 from cctmn.read.decode import open_image
-from cctmn.read.intensity import InputContract, to_input
+from cctmn.read.preprocess import to_input
 from cctmn.store import ObjectInfo
 from cctmn.user_table import is_table, line_of, read_user_table
 

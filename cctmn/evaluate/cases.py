@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cctmn import store, tables
+from cctmn.contract import InputContract
 from cctmn.evaluate.join import Joined
 from cctmn.metrics.intervals import ClassifiedSample
-from cctmn.read.intensity import InputContract
 from cctmn.read.preview import previews
 
 # Cases of each kind; they fill a screen.

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from cctmn import store, tables
 from cctmn.classes import LESION_MODES
+from cctmn.contract import InputContract
 from cctmn.data.files import stem
 from cctmn.data.issues import first_few
 from cctmn.data.labels import base_name
@@ -30,12 +31,12 @@ from cctmn.evaluate.join import Scored
 from cctmn.evaluate.model import EvaluatedModel
 from cctmn.evaluate.options import EvaluationOptions, Part, few_patients
 from cctmn.metrics import bootstrap
-from cctmn.metrics.detection import Instances, Kind, encode
+from cctmn.metrics.detection import Instances, Kind
 from cctmn.metrics.froc import Matches
 from cctmn.metrics.intervals import Resampling
 from cctmn.metrics.metric import DETECTION, FROC, KINDS, Metric, Size, catalogue
-from cctmn.read.intensity import InputContract
 from cctmn.reporter import Reporter
+from cctmn.rle import encode
 
 Floats = NDArray[np.float64]
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from cctmn import store
+from cctmn.contract import InputContract
 from cctmn.data.issues import first_few
 from cctmn.data.labels import Labels, identities, read_labels, read_table
 from cctmn.errors import ConfigError
@@ -25,7 +26,6 @@ from cctmn.evaluate.options import EvaluationOptions, Part, few_patients, file_n
 from cctmn.metrics import bootstrap, classification, intervals, patients
 from cctmn.metrics.calibration import Binned
 from cctmn.metrics.intervals import ClassifiedSample
-from cctmn.read.intensity import InputContract
 from cctmn.reporter import Reporter
 
 

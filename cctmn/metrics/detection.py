@@ -59,12 +59,6 @@ class Instances:
         return np.concatenate([boxes_M4[:, :2], boxes_M4[:, 2:] - boxes_M4[:, :2]], axis=1)
 
 
-def encode(masks_MHW: NDArray[np.uint8] | NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """Run lengths of masks; whatever is not 0 belongs to the lesion."""
-    # One by one: the column order that the encoder asks for would otherwise copy the whole stack.
-    return [rle.encode(np.asfortranarray(mask_HW != 0).view(np.uint8)) for mask_HW in masks_MHW]
-
-
 def image_ap(predicted: Instances, truth: Instances, *, iou: float) -> float:
     """Return the published AP of one image at one threshold, with all classes in one ranking.
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from cctmn import store
 from cctmn.classes import BACKBONES
+from cctmn.contract import InputContract
 from cctmn.errors import ModelError, ObjectError
 
 FORMAT: Final = 1
@@ -41,9 +42,6 @@ HIDDEN: Final[Mapping[str, int]] = {"resnet18": 512, "resnet34": 512, "resnet50"
 LAST_LAYER: Final = 4  # residual layers of a ResNet
 MAX_SIZE: Final = 65_536  # of N and F: far above any use, below what exhausts memory
 
-# ImageNet's statistics, for the backbone is trained from ImageNet (method.md, stage 1).
-MEAN: Final = (0.485, 0.456, 0.406)
-STD: Final = (0.229, 0.224, 0.225)
 LESION_NMS_IOU: Final = 0.5  # method.md, stage 1, test
 LESION_MIN_SCORE: Final = 0.05
 LESION_MAX: Final = 128
@@ -107,20 +105,6 @@ class Arch:
         return tuple(2 ** (layer + 1) for layer in self.layers)
 
 
-def input_contract() -> dict[str, Any]:
-    """What a slice must go through before `predict` (method.md, stage 1; window of CNCB's PNGs)."""
-    return {
-        "size_px": 512,  # short side
-        "max_size_px": 1024,  # long side
-        "window_center_hu": -600,
-        "window_width_hu": 1500,
-        "quantise": "truncate to uint8",
-        "resize": "pillow bilinear, antialiased when shrinking, short side",
-        "mean": list(MEAN),
-        "std": list(STD),
-    }
-
-
 def lesion_rule() -> dict[str, Any]:
     """How the reported lesions are chosen; the constants above, written down for the reader."""
     return {
@@ -139,7 +123,7 @@ class Card:
     trained: bool  # False: at least one part has random weights, and the scores mean nothing
     kind: str = ""  # "detector" or "classifier"; follows from arch
     activation: str = "sigmoid"  # from logit to probability; sigmoid: trained with BCE per class
-    input: Mapping[str, Any] = field(default_factory=input_contract)
+    input: Mapping[str, Any] = field(default_factory=InputContract().to_card)
     lesions: Mapping[str, Any] = field(default_factory=lesion_rule)
     provenance: Mapping[str, Any] = field(default_factory=dict)  # source, sha256, epoch ...
     notes: tuple[str, ...] = ()
@@ -156,16 +140,7 @@ class Card:
         object.__setattr__(self, "kind", kind)
         if self.activation not in ACTIVATIONS:
             raise ModelError(f"activation {self.activation!r} is unknown; use one of {ACTIVATIONS}")
-        # The nets normalise and choose lesions with constants; a card cannot ask for others.
-        ours = input_contract()
-        fixed = {key: ours[key] for key in ("mean", "std", "quantise", "resize")}
-        if self.input.keys() != ours.keys() or {k: self.input[k] for k in fixed} != fixed:
-            raise ModelError("the input contract is not one that this version can keep")
-        numbers = [value for key, value in self.input.items() if key not in fixed]
-        if not all(_is_number(n) for n in numbers) or self.input["window_width_hu"] <= 0:
-            raise ModelError("the input contract holds a size or window that is no number")
-        if not 0 < self.input["size_px"] <= self.input["max_size_px"]:
-            raise ModelError("the input contract needs 0 < size_px <= max_size_px")
+        InputContract.from_card(self.input)
         if dict(self.lesions) != lesion_rule():
             raise ModelError("the lesion rule is not the one of this version")
 
@@ -320,7 +295,3 @@ def _checked(raw: Any, cls: type[Card] | type[Arch]) -> dict[str, Any]:
             raise ModelError(f"{name} is not of type {kind}")
         checked[name] = value
     return checked
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from cctmn.model.card import MEAN, STD
+from cctmn.contract import MEAN, STD
 
 MULTIPLE_PX: Final = 32  # stride of the deepest layer, to which torchvision pads as well
 

@@ -26,10 +26,11 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from cctmn.contract import InputContract
 from cctmn.errors import ConfigError
 from cctmn.phantom import draw
 from cctmn.phantom.draw import Patient, PhantomSlice
-from cctmn.read.intensity import InputContract, window
+from cctmn.read.preprocess import window
 
 FIELD_MM: Final = 360.0  # side of the reconstructed field
 SLICE_MM: Final = 8.0  # distance of slices

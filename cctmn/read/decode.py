@@ -16,7 +16,8 @@ from typing import BinaryIO, Final
 
 from cctmn.errors import CctmnError, SliceError
 from cctmn.read import dicom, picture
-from cctmn.read.intensity import Slice, Turn
+from cctmn.read.geometry import Turn
+from cctmn.read.slice import Slice
 
 __all__ = ["ImageFile", "Slice", "Turn", "frame_count", "open_image", "sniff"]
 

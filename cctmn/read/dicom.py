@@ -19,6 +19,7 @@ from pydicom.encaps import get_frame
 
 from cctmn.errors import SliceError
 from cctmn.read import codestream
+from cctmn.read.geometry import Turn
 from cctmn.read.header import (
     BIG_ENDIAN,
     MAX_INFLATED_BYTES,
@@ -37,7 +38,8 @@ from cctmn.read.header import (
     text_of,
     values_of,
 )
-from cctmn.read.intensity import AIR_HU, LOWEST_HU, Slice, Turn, check_hu, check_size
+from cctmn.read.quality import AIR_HU, LOWEST_HU, check_hu, check_size
+from cctmn.read.slice import Slice
 
 _CT: Final = "1.2.840.10008.5.1.4.1.1.2"
 _ENHANCED: Final = frozenset({_CT + ".1", _CT + ".2"})  # Enhanced and Legacy Converted Enhanced CT

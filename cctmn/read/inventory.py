@@ -7,8 +7,6 @@ row with its code. A slice_id is keyed, so it says nothing to who has not the ke
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +17,7 @@ import pyarrow as pa
 
 from cctmn import store
 from cctmn.errors import ObjectError, SliceError
+from cctmn.pseudonym import pseudonym
 from cctmn.read import archive, decode
 from cctmn.read.archive import Member
 from cctmn.read.ranges import RangeFile
@@ -32,7 +31,6 @@ TABLE_ROWS = 2_000  # rows per table and file of the inventory: what an index ho
 HEAD_BYTES = 1024  # a DICOM preamble, file meta group and the magic of everything else
 MEMBER_HEAD_BYTES = 256  # least look into a member; larger ones get 1/16 up to HEAD_BYTES
 CONTAINERS = {"zip": "zip", "tar": "tar", "gzip": "tar.gz", "bzip2": "tar.bz2", "xz": "tar.xz"}
-KEY_BYTES = 16  # 128 bits of HMAC-SHA256 are kept
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -59,13 +57,6 @@ class _Row(NamedTuple):
     etag: str = ""
     flags: tuple[str, ...] = ()
     error_code: str = ""
-
-
-def pseudonym(key: bytes, domain: str, *parts: str) -> str:
-    """Keyed pseudonym, 32 hex digits: HMAC-SHA256 over the domain and parts, 128 bits kept."""
-    text = "|".join([domain, *(part.replace("|", "||") for part in parts)])
-    digest = hmac.new(key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).digest()
-    return digest[:KEY_BYTES].hex()
 
 
 def index(

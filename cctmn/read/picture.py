@@ -22,7 +22,9 @@ from PIL import Image
 
 from cctmn.errors import SliceError
 from cctmn.read.codestream import jpeg_size
-from cctmn.read.intensity import Slice, Turn, check_size
+from cctmn.read.geometry import Turn
+from cctmn.read.quality import check_size
+from cctmn.read.slice import Slice
 
 _ORIENTATION: Final = 274  # EXIF and TIFF tag
 # EXIF 2.32, tag 274: where row 0 and column 0 of the stored image belong.
@@ -105,7 +107,7 @@ class PictureImage:
         rows, cols = pixels.shape[::-1] if turn.transpose else pixels.shape
         turn_flags = {"orientation"} if turn != Turn() else set()
         return Slice(
-            pixels=pixels.astype(np.float32),
+            pixels=pixels,
             unit="grey8",
             turn=turn,
             rows=rows,

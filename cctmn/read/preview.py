@@ -10,13 +10,14 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
+from cctmn.contract import InputContract
 from cctmn.errors import SliceError
 from cctmn.read import decode
 from cctmn.read.fetch import fetch
-from cctmn.read.intensity import InputContract, Slice, window
+from cctmn.read.preprocess import window
+from cctmn.read.slice import Slice
 
 THREADS = 8  # a gallery is some two dozen slices
 LONG_SIDE_PX = 320  # on a page they are no larger, and two dozen of them stay below 2 MB
@@ -39,7 +40,8 @@ def previews(
 
 def _png(slice_: Slice, contract: InputContract) -> bytes:
     grey = slice_.pixels if slice_.unit == "grey8" else window(slice_.pixels, contract)
-    stored = slice_.turn.undo(grey.astype(np.uint8))  # boxes are of the stored image
+    # boxes are in px of the stored image
+    stored = slice_.turn.undo(grey)
     picture = Image.fromarray(stored)
     picture.thumbnail((LONG_SIDE_PX, LONG_SIDE_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

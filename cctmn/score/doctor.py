@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 
 from cctmn import runtime, store, versions
 from cctmn.config import ScoreConfig
+from cctmn.contract import InputContract
 from cctmn.errors import SLICE_CODES, CctmnError
 from cctmn.read import inventory
-from cctmn.read.intensity import InputContract
 from cctmn.reporter import duration
 from cctmn.score import models, run, scorer
 from cctmn.score.prepare import prepare

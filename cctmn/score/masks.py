@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cctmn.metrics.detection import encode
 from cctmn.model.detector import paste
+from cctmn.read.geometry import Affine
+from cctmn.rle import encode
 
 if TYPE_CHECKING:
     from cctmn.model.predict import Prediction
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
 def on_stored(
     found: Prediction,
     *,
-    to_stored_23: NDArray[np.float64],
+    to_stored: Affine,
     input_size: tuple[int, int],
     stored_size: tuple[int, int],
 ) -> list[bytes]:
     """One a lesion, in the order of the lesions; sizes are height and width in px."""
     if found.mask_logits_M1SS is None:
         return []
-    place = _places(to_stored_23, input_size, stored_size)
+    place = _places(to_stored, input_size, stored_size)
     pasted = paste(
         torch.from_numpy(found.mask_logits_M1SS),
         torch.from_numpy(found.boxes_M4),
@@ -39,14 +40,11 @@ def on_stored(
 
 
 def _places(
-    to_stored_23: NDArray[np.float64], input_size: tuple[int, int], stored_size: tuple[int, int]
+    to_stored: Affine, input_size: tuple[int, int], stored_size: tuple[int, int]
 ) -> NDArray[np.intp]:
     """For each stored pixel, the flat index of the input pixel that its centre lies in."""
     y_HW, x_HW = np.indices(stored_size) + 0.5
-    back_22 = np.linalg.inv(to_stored_23[:, :2])
-    shift_2 = to_stored_23[:, 2]
-    x_in_HW = back_22[0, 0] * (x_HW - shift_2[0]) + back_22[0, 1] * (y_HW - shift_2[1])
-    y_in_HW = back_22[1, 0] * (x_HW - shift_2[0]) + back_22[1, 1] * (y_HW - shift_2[1])
+    x_in_HW, y_in_HW = to_stored.inverse().points(x_HW, y_HW)
     rows, cols = input_size
     row_HW = np.floor(y_in_HW).astype(np.intp).clip(0, rows - 1)
     col_HW = np.floor(x_in_HW).astype(np.intp).clip(0, cols - 1)

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from cctmn import errors, schema, store
-from cctmn.read.intensity import InputContract
+from cctmn.contract import InputContract
 from cctmn.score import meters
 from cctmn.score.prepare import prepare
 from cctmn.score.scorer import Source, score

@@ -10,14 +10,15 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 
+from cctmn.contract import InputContract
 from cctmn.errors import CctmnError, SliceError
+from cctmn.pseudonym import pseudonym
 from cctmn.read import decode
 from cctmn.read.fetch import fetch
-from cctmn.read.intensity import InputContract, ModelInput, Slice, boxes_to_stored, to_input
-from cctmn.read.inventory import pseudonym
+from cctmn.read.preprocess import ModelInput, to_input
+from cctmn.read.slice import Slice
 
 READER_VERSION = 1  # raise it when the same bytes give other pixels, flags or codes
 
@@ -122,19 +123,5 @@ def _ok(row: dict[str, Any], slice_: Slice, ready: ModelInput, key: bytes) -> di
         "pixels": ready.pixels.tobytes(),
         "input_rows": ready.pixels.shape[0],
         "input_cols": ready.pixels.shape[1],
-        "to_stored": _to_stored(slice_, ready),
+        "to_stored": ready.to_stored.to_list(),
     }
-
-
-def _to_stored(slice_: Slice, ready: ModelInput) -> list[float]:
-    """The affine map of a point, 2 x 3: where the origin and the two unit vectors end up."""
-    points_N4 = np.array([[0, 0, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1]], np.float32)
-    origin_2, x_2, y_2 = boxes_to_stored(
-        points_N4,
-        scale_row=ready.scale_row,
-        scale_col=ready.scale_col,
-        turn=slice_.turn,
-        rows=slice_.rows,
-        cols=slice_.cols,
-    )[:, :2]
-    return np.stack([x_2 - origin_2, y_2 - origin_2, origin_2], axis=1).ravel().tolist()

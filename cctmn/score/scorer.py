@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from cctmn import schema
 from cctmn.errors import SLICE_CODES
 from cctmn.model.probabilities import probabilities
+from cctmn.read.geometry import Affine
 
 if TYPE_CHECKING:
     from cctmn.model.predict import Prediction
@@ -90,11 +91,11 @@ def _pixels(row: dict[str, Any]) -> ImageArray:
 def _scored(
     row: dict[str, Any], found: Prediction, source: Source, *, ranked_boxes: bool
 ) -> dict[str, Any]:
-    to_stored_23 = np.asarray(row["to_stored"], np.float64).reshape(2, 3)
+    to_stored = Affine.from_list(row["to_stored"])
     # a mask's area grows by the determinant, which a turn leaves at 1
-    px_per_input_px = abs(np.linalg.det(to_stored_23[:, :2]))
+    px_per_input_px = to_stored.area_factor
     areas = None if found.mask_px_M is None else np.rint(found.mask_px_M * px_per_input_px)
-    boxes_M4 = _to_stored(found.boxes_M4, to_stored_23)
+    boxes_M4 = to_stored.boxes(found.boxes_M4)
     lesions = [
         {
             **_box(boxes_M4[i], found.scores_M[i]),
@@ -122,7 +123,7 @@ def _scored(
             columns |= {f"logit_{name}": float(logit), f"p_{name}": float(p)}
         columns["pred_class"] = source.image_classes[int(found.logits_C.argmax())]
     if ranked_boxes and found.ranked_boxes_N4 is not None and found.ranked_N5 is not None:
-        ranked_N4 = _to_stored(found.ranked_boxes_N4, to_stored_23)
+        ranked_N4 = to_stored.boxes(found.ranked_boxes_N4)
         scores_N = found.ranked_N5[:, 0]
         columns["ranked_boxes"] = [
             _box(box_4, s) for box_4, s in zip(ranked_N4, scores_N, strict=True)
@@ -135,15 +136,10 @@ def _masks(row: dict[str, Any], found: Prediction) -> list[bytes]:
 
     return on_stored(
         found,
-        to_stored_23=np.asarray(row["to_stored"], np.float64).reshape(2, 3),
+        to_stored=Affine.from_list(row["to_stored"]),
         input_size=(row["input_rows"], row["input_cols"]),
         stored_size=(row["rows"], row["cols"]),
     )
-
-
-def _to_stored(boxes_N4: NDArray[np.float32], to_stored_23: NDArray[np.float64]) -> NDArray[Any]:
-    corners_N22 = boxes_N4.reshape(-1, 2, 2) @ to_stored_23[:, :2].T + to_stored_23[:, 2]
-    return np.concatenate([corners_N22.min(axis=1), corners_N22.max(axis=1)], axis=1)
 
 
 def _box(box_4: NDArray[Any], score: Any) -> dict[str, float]:

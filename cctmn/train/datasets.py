@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from cctmn.contract import InputContract
 from cctmn.data import lesions, slices
 from cctmn.data.issues import DatasetIssues, Sample
 from cctmn.data.lesions import LesionSample
 from cctmn.data.slices import SliceSample
 from cctmn.errors import DataError
 from cctmn.model.card import Card
-from cctmn.read.intensity import InputContract
 from cctmn.reporter import Reporter
 
 READ_THREADS: Final = 8

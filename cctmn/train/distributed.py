@@ -22,6 +22,7 @@ import torch
 
 from cctmn import errors, store
 from cctmn.config import ClassifierConfig, DetectorConfig
+from cctmn.contract import InputContract
 from cctmn.data.lesions import LesionSample
 from cctmn.data.slices import SliceSample
 from cctmn.errors import CctmnError, StoreError
@@ -29,7 +30,6 @@ from cctmn.model import checkpoint
 from cctmn.model.card import Card
 from cctmn.model.classifier import Classifier
 from cctmn.model.detector import Detector
-from cctmn.read.intensity import InputContract
 from cctmn.runtime import usable_cores
 from cctmn.train import features, loop, record
 from cctmn.train.loop import History, World

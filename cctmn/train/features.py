@@ -16,9 +16,9 @@ from torch import Tensor
 from torch import distributed as dist
 
 from cctmn import store
+from cctmn.contract import InputContract
 from cctmn.data.slices import SliceSample, read_slice
 from cctmn.model.classifier import Classifier
-from cctmn.read.intensity import InputContract
 from cctmn.train.loop import World
 
 PART: Final = 32  # slices of a file: about 15 s of work on a CPU core

@@ -6,12 +6,12 @@ shows for its validation slices, by the same code, on this process alone.
 
 from __future__ import annotations
 
+from cctmn.contract import InputContract
 from cctmn.data.lesions import read_lesions
 from cctmn.errors import ConfigError
 from cctmn.metrics import detection
 from cctmn.model import checkpoint
 from cctmn.model.classifier import Classifier
-from cctmn.read.intensity import InputContract
 from cctmn.reporter import Reporter, silent
 from cctmn.train import datasets, tasks
 from cctmn.train.datasets import Data

@@ -20,13 +20,14 @@ from torch.nn import functional as F
 from torchvision.ops import masks_to_boxes
 
 from cctmn.config import ClassifierConfig
+from cctmn.contract import InputContract
 from cctmn.data.lesions import LesionSample, LesionSlice, read_lesions
 from cctmn.data.slices import SliceSample, read_slice
 from cctmn.metrics import classification, detection
 from cctmn.model.classifier import Classifier
 from cctmn.model.detector import Detector, paste
 from cctmn.model.predict import prepare
-from cctmn.read.intensity import InputContract
+from cctmn.rle import encode
 
 Losses = dict[str, Tensor]
 Compared = tuple[detection.Instances, detection.Instances]  # found, true
@@ -128,11 +129,11 @@ def compared(net: Detector | Classifier, truth: LesionSlice) -> Compared:
         size=(truth.pixels.shape[0], truth.pixels.shape[1]),
     )
     return detection.Instances(
-        masks=[rle for mask in pasted for rle in detection.encode(mask.numpy()[None])],
+        masks=[rle for mask in pasted for rle in encode(mask.numpy()[None])],
         labels_M=found.labels_M,
         scores_M=found.scores_M,
     ), detection.Instances(
-        masks=detection.encode(truth.masks_MHW),
+        masks=encode(truth.masks_MHW),
         labels_M=truth.labels_M,
         scores_M=np.ones(len(truth.labels_M), np.float32),
     )

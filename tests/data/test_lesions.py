@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from cctmn.classes import LESION_MODES
+from cctmn.contract import InputContract
 from cctmn.data.issues import DatasetIssues
 from cctmn.data.lesions import (
     LesionSample,
@@ -23,7 +24,7 @@ from cctmn.data.lesions import (
 )
 from cctmn.errors import DataError, ObjectError, SliceError, StoreError
 from cctmn.read.decode import open_image
-from cctmn.read.intensity import InputContract, to_input
+from cctmn.read.preprocess import to_input
 from tests.conftest import S3Server
 from tests.makers import png
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from cctmn.classes import COVIDX_CLASSES
+from cctmn.contract import InputContract
 from cctmn.data.issues import DatasetIssues
 from cctmn.data.slices import SliceSample, SliceSet, check_slices, open_slices, read_slice
 from cctmn.errors import DataError
 from cctmn.read.decode import open_image
-from cctmn.read.intensity import InputContract, to_input
+from cctmn.read.preprocess import to_input
 from tests.conftest import S3Server
 from tests.makers import png
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pycocotools import mask as rle
 
 from cctmn.metrics import detection
-from cctmn.metrics.detection import IOUS, Instances, encode, image_ap
+from cctmn.metrics.detection import IOUS, Instances, image_ap
+from cctmn.rle import encode
 
 WIDTH = 40
 A, B = 1, 2

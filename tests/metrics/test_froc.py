@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from cctmn.metrics import detection
-from cctmn.metrics.detection import Instances, encode
+from cctmn.metrics.detection import Instances
 from cctmn.metrics.froc import Matches
 from cctmn.metrics.metric import FROC_RATES
+from cctmn.rle import encode
 
 CLASSES = ("ggo", "consolidation")
 SIDE = 48

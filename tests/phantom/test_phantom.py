@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 
 from cctmn.classes import COVIDX_CLASSES, LESION_MODES
+from cctmn.contract import InputContract
 from cctmn.data.lesions import check_lesions, open_lesions
 from cctmn.data.slices import check_slices, open_slices
 from cctmn.errors import ConfigError
 from cctmn.phantom import draw, layouts
 from cctmn.read.decode import open_image
-from cctmn.read.intensity import InputContract, to_input
+from cctmn.read.preprocess import to_input
 
 
 def visible(finding: str, *, seed: int, recipe: str = "standard") -> draw.PhantomSlice:

@@ -18,9 +18,10 @@ import time
 import numpy as np
 import pytest
 
+from cctmn.contract import InputContract
 from cctmn.errors import SliceError
 from cctmn.read.decode import Turn, frame_count, open_image, sniff
-from cctmn.read.intensity import InputContract, to_input
+from cctmn.read.preprocess import to_input
 from tests.conftest import REPO, SHARED
 
 CORPUS = SHARED / "data" / "corpus"

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from cctmn.errors import DataError, InputError
+from cctmn.pseudonym import pseudonym as keyed_pseudonym
 from cctmn.read import inventory
 from tests.conftest import S3Server
 from tests.makers import dicom, png, tarred, zipped
@@ -86,7 +87,7 @@ def test_ids_are_stable_keyed_and_of_the_place(tmp_path: Path) -> None:
 
 def test_pseudonyms_do_not_run_together() -> None:
     def pseudonym(*parts: str) -> str:
-        return inventory.pseudonym(KEY, *parts)
+        return keyed_pseudonym(KEY, *parts)
 
     assert pseudonym("slice", "a|b", "c") != pseudonym("slice", "a", "b|c")
     assert pseudonym("study", "1") != pseudonym("series", "1")

@@ -14,7 +14,7 @@ from pycocotools import mask as rle
 from cctmn.config import ScoreConfig
 from cctmn.errors import ConfigError
 from cctmn.model.detector import paste
-from cctmn.read.intensity import Turn
+from cctmn.read.geometry import Affine, Turn
 from cctmn.score import run
 from cctmn.score.masks import on_stored
 from tests.makers import png, stand_in
@@ -43,8 +43,8 @@ def pasted(one, size):
 
 
 def test_as_is_the_mask_is_the_pasted_one():
-    same, one, size = np.array([[1, 0, 0], [0, 1, 0]], float), found((4, 8, 20, 24)), (64, 48)
-    [counts] = on_stored(one, to_stored_23=same, input_size=size, stored_size=size)
+    same, one, size = Affine(), found((4, 8, 20, 24)), (64, 48)
+    [counts] = on_stored(one, to_stored=same, input_size=size, stored_size=size)
     mask = decoded(counts, size)
     np.testing.assert_array_equal(mask, pasted(one, size))
     assert mask[8:24, 4:20].all()
@@ -54,10 +54,10 @@ def test_a_larger_and_turned_image_is_followed():
     """Twice the size, transposed, columns flipped: where the box goes, the mask goes."""
     turn, size, stored = Turn(transpose=True, flip_cols=True), (64, 48), (96, 128)
     one = found((4, 8, 20, 24))
-    points = np.array([[0, 0, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1]], np.float32) * 2
-    origin, x, y = turn.boxes_to_stored(points, rows=stored[0], cols=stored[1])[:, :2]
-    to_stored = np.stack([x - origin, y - origin, origin], axis=1).astype(float)
-    [counts] = on_stored(one, to_stored_23=to_stored, input_size=size, stored_size=stored)
+    to_stored = Affine.from_turn_and_scale(
+        turn, scale_row=0.5, scale_col=0.5, rows=stored[0], cols=stored[1]
+    )
+    [counts] = on_stored(one, to_stored=to_stored, input_size=size, stored_size=stored)
     expected = turn.undo(np.kron(pasted(one, size), np.ones((2, 2), np.uint8)))
     np.testing.assert_array_equal(decoded(counts, stored), expected)
     np.testing.assert_array_equal(turn.apply(expected), np.kron(pasted(one, size), np.ones((2, 2))))

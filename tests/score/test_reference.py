@@ -21,9 +21,10 @@ import pytest
 from pycocotools import mask as rle
 
 from cctmn import tables
+from cctmn.contract import InputContract
 from cctmn.read import fetch
 from cctmn.read.decode import open_image
-from cctmn.read.intensity import InputContract, to_input
+from cctmn.read.preprocess import to_input
 from tests.score.conftest import manifest, predictions
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -16,17 +16,17 @@ import torch
 from PIL import Image
 
 from cctmn.classes import COVIDX_CLASSES, LESION_MODES
+from cctmn.contract import InputContract
 from cctmn.model import checkpoint
-from cctmn.model.card import Arch, Card, input_contract
+from cctmn.model.card import Arch, Card
 from cctmn.model.classifier import Classifier
 from cctmn.model.detector import Detector
 from cctmn.phantom.draw import BACKGROUND, CLEAN_LUNG, CONSOLIDATION, GGO
 from cctmn.phantom.layouts import PREFIXES
-from cctmn.read.intensity import InputContract
 from cctmn.train.loop import History
 
 SIZE_PX = 128
-INPUT = {**input_contract(), "size_px": SIZE_PX, "max_size_px": 2 * SIZE_PX}
+INPUT = {**InputContract().to_card(), "size_px": SIZE_PX, "max_size_px": 2 * SIZE_PX}
 GREY = {BACKGROUND: 215, CLEAN_LUNG: 80, GGO: 150, CONSOLIDATION: 240}
 # Lesions of a class of COVIDx-CT: value and number
 FOUND = ((GGO, 0), (CONSOLIDATION, 1), (GGO, 2))

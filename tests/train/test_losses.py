@@ -17,11 +17,11 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
+from cctmn.contract import InputContract
 from cctmn.data.lesions import open_lesions
 from cctmn.model.card import Arch
 from cctmn.model.detector import Detector
 from cctmn.phantom import layouts
-from cctmn.read.intensity import InputContract
 from cctmn.train.tasks import DetectorTask
 from tests.train.small import contract, fresh, small_arch, write_lesions
 

@@ -19,11 +19,11 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from cctmn import config
 from cctmn.classes import LESION_MODES
 from cctmn.config import ClassifierConfig, DetectorConfig
+from cctmn.contract import InputContract
 from cctmn.errors import ConfigError, ModelError
 from cctmn.model import detector, predict, ranking
 from cctmn.model.checkpoint import LoadedModel, classifier_from_detector
 from cctmn.model.classifier import Classifier
-from cctmn.read.intensity import InputContract
 from cctmn.train import initial
 
 STAGES = {"detector": DetectorConfig, "classifier": ClassifierConfig}
