@@ -1,7 +1,9 @@
-"""The files of a labelled data set: its images by name, its lists as text.
+"""The files of a labelled data set: its images by name, and its lists as text.
 
-In: a folder or a file, local or on S3. Out: relative names with their objects, the text of a list;
-a DataError where either is not there. Both kinds of data set are found through this.
+Both kinds of data set, lesions and slices, list their files through this module.
+
+Reads: a folder or a file, local or on S3.
+Returns: relative names with their objects, or the text of a list.
 """
 
 from __future__ import annotations
@@ -16,18 +18,19 @@ IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
 
 
 def list_images(folder: str, *, suffixes: tuple[str, ...], hint: str) -> dict[str, ObjectInfo]:
-    """Images at any depth by their name relative to the folder, sorted.
+    """Return the images at any depth, sorted by their name relative to the folder.
 
-    A link, pipe or locked folder is listed whatever its name, with its code: it may hold images.
-    Hidden files are not, for editors and macOS leave copies there. `hint` says what to do in the
-    DataError that is raised where there is no image.
+    A link, pipe or locked folder is listed with its error code, because it may hold images. Hidden
+    files are left out, because editors and macOS leave copies there. Raises DataError, with `hint`
+    as the advice, if there is no image.
     """
     base = store.to_uri(folder).rstrip("/")
     images = {}
     try:
         for info in store.list_objects(base, hint=hint):
             name = store.relative(info.uri, base)
-            if not name and info.error_code:  # the folder itself
+            # An empty name is the folder itself.
+            if not name and info.error_code:
                 reason = info.error_code.replace("_", " ")
                 raise DataError(f"{folder}: {reason}; check the folder and its rights")
             hidden = any(part.startswith(".") for part in name.split("/"))
@@ -41,14 +44,17 @@ def list_images(folder: str, *, suffixes: tuple[str, ...], hint: str) -> dict[st
 
 
 def stem(name: str) -> str:
-    """The file name without folders and image suffix; other dots belong to the name."""
+    """Return the file name without folders and image suffix; other dots belong to the name."""
     base = name.rpartition("/")[2]
     cut, dot, suffix = base.rpartition(".")
     return cut if dot + suffix.lower() in IMAGE_SUFFIXES else base
 
 
 def read_text(place: str) -> str:
-    """The text of a list or table, a path or URI."""
+    """Read a list at a path or URI as text.
+
+    Raises ObjectError if it cannot be read, and DataError if it is not UTF-8.
+    """
     try:
         # Excel writes a BOM.
         return store.read_all(store.to_uri(place), hint="give a text file").decode("utf-8-sig")

@@ -1,8 +1,9 @@
-"""Tables of labels: which slice is of which class, patient and scan.
+"""Tables of labels: the class, patient and scan of each slice.
 
-In: a .csv or .parquet of any data set, or a split file of COVIDx-CT, local or on S3. Out: one Arrow
-table with known columns first; or the table that `cctmn labels` writes, which `cctmn score` takes
-as a manifest. A label that fits no class, or a slice that is listed twice, stops the job.
+A label that fits no class, or a slice that is listed twice, stops the job.
+
+Reads: a .csv or .parquet of any data set, or a split file of COVIDx-CT, local or on S3.
+Writes: the table of `cctmn labels`, which `score`, `train` and `evaluate` read.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Labels:
 
 
 def covidx_ct(split: str, *, exclude: str | None = None) -> tuple[pa.Table, list[str]]:
-    """A split file of COVIDx-CT, less the slices of a list, and names of the list not in it.
+    """Return a split file of COVIDx-CT as a table without the slices of the list `exclude`.
+
+    The second value holds the names in `exclude` that are not in the split file.
 
     The list may carry the author's class digits: 0_1728_1013_0023 is Normal_1728_1013_0023.
     """
@@ -67,7 +70,7 @@ def covidx_ct(split: str, *, exclude: str | None = None) -> tuple[pa.Table, list
 
 
 def to_bytes(table: pa.Table, *, parquet: bool) -> bytes:
-    """The table as Parquet or CSV."""
+    """Encode the table as Parquet or CSV."""
     buffer = io.BytesIO()
     if parquet:
         pq.write_table(table, buffer)
@@ -94,29 +97,36 @@ def read_table(place: str) -> tuple[pa.Table, str]:
 
 
 def read_labels(place: str, *, classes: tuple[str, ...]) -> Labels:
-    """Labels with these classes. Raises DataError: no such file, column or class, or no line."""
+    """Read labels of these classes.
+
+    Raises ObjectError if the file cannot be read, and DataError if a column is missing, a label is
+    not one of the classes, or there is no row.
+    """
     table, sha256 = read_table(place)
     if "label" not in table.column_names:
-        raise DataError(f"{place}: no column label; there are {', '.join(table.column_names)}")
+        raise DataError(f"{place}: no column label; add it to {', '.join(table.column_names)}")
     if not set(JOIN_KEYS) & set(table.column_names):
         raise DataError(f"{place}: no column to find the slices by; add uri, name or slice_id")
     if not len(table):
-        raise DataError(f"{place}: holds no line; write one for each labelled slice")
-    told = table["label"].combine_chunks().dictionary_encode()
+        raise DataError(f"{place}: holds no row; write one per labelled slice")
+    encoded = table["label"].combine_chunks().dictionary_encode()
     index = np.array(
         [
             class_index(label, where=place, classes=classes, numbers=True)
-            for label in told.dictionary.to_pylist()
+            for label in encoded.dictionary.to_pylist()
         ],
         np.int64,
     )
     has_patient = "patient" in table.column_names
     patient = table["patient"].to_pylist() if has_patient else [""] * len(table)
-    return Labels(place, sha256, table, index[told.indices.to_numpy()], patient)
+    return Labels(place, sha256, table, index[encoded.indices.to_numpy()], patient)
 
 
 def keys_of(table: pa.Table, *, key: str, place: str) -> list[str]:
-    """What each line is found by: its file name, URI or slice_id. Raises DataError for doubles."""
+    """Return the key of each row: its file name, URI or slice_id.
+
+    Raises DataError if the column is missing, a key is empty, or a slice is listed twice.
+    """
     column = "uri" if key == "name" and "name" not in table.column_names else key
     if column not in table.column_names:
         there = ", ".join(k for k in JOIN_KEYS if k in table.column_names)
@@ -139,14 +149,14 @@ def keys_of(table: pa.Table, *, key: str, place: str) -> list[str]:
 
 
 def base_name(uri: str) -> str:
-    """The file name at the end of a path, URI or URI::member."""
+    """Return the file name at the end of a path, URI or URI::member."""
     return uri.rpartition("::")[2].rpartition("/")[2]
 
 
 def identities(table: pa.Table) -> list[str]:
-    """One text for a slice under all its names: COVIDx-CT's and the author's, else the file name.
+    """Return one text per slice that is the same for its COVIDx-CT name and its author's name.
 
-    A table of slice_ids alone gives those.
+    For other names it is the file name; for a table with slice_ids alone, the slice_id.
     """
     column = next(c for c in ("uri", "name", "slice_id") if c in table.column_names)
     names = [base_name(text) for text in table[column].to_pylist()]

@@ -1,8 +1,10 @@
 """Slices with lesion masks, as the CNCB data set has them.
 
-In: a folder with imgs/PATIENT_SLICE.jpg and masks/PATIENT_SLICE.png, local or on S3. Out: samples
-paired by name, and for each the model's input with one mask and label per lesion. A lesion's class
-is the value of its mask and nothing else; what cannot be paired or read is named, never guessed.
+The class of a lesion is the value of its mask and nothing else. Slices that cannot be paired or
+read are listed as issues.
+
+Reads: a folder with imgs/PATIENT_SLICE.jpg and masks/PATIENT_SLICE.png, local or on S3.
+Returns: samples paired by name, and the model's input with one mask and label per lesion.
 
 Shapes: M lesions, H x W px of the model's input.
 """
@@ -172,9 +174,9 @@ def _only(infos: list[ObjectInfo], *, name: str) -> ObjectInfo:
 def _read_names(place: str) -> Collection[str]:
     names = [stem(line.strip()) for line in read_text(place).splitlines() if line.strip()]
     if not names:
-        raise DataError(f"{place}: names no file; write one name a line")
+        raise DataError(f"{place}: holds no name; write one name per line")
     if twice := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise DataError(f"{place}: holds names twice ({first_few(twice)}); keep one line of each")
+        raise DataError(f"{place}: holds names twice ({first_few(twice)}); keep one line per name")
     return names
 
 

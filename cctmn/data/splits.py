@@ -1,8 +1,7 @@
-"""Splits by patient: the check that none is on both sides, and the drawing of a held-out part.
+"""Splits by patient: check that no patient is on both sides, and draw a held-out part.
 
-In: samples with a name and a patient. Out: a DataError that names shared patients, or two parts.
-Slices of one patient resemble each other, so a result on a patient seen in training is worth
-nothing. A patient that is not known ("") cannot be checked, which the callers are told.
+Slices of one patient resemble each other, so a result on a patient seen in training means nothing.
+An unknown patient ("") cannot be checked; the number of such samples is returned to the caller.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from cctmn.errors import DataError
 
 
 def check_disjoint(parts: Mapping[str, Sequence[Sample]]) -> int:
-    """Raise DataError if two parts share a patient; return how many samples have none known."""
+    """Return how many samples have no known patient. Raises DataError if parts share a patient."""
     patients = {part: {s.patient for s in samples} - {""} for part, samples in parts.items()}
     for (one, ones), (other, others) in itertools.combinations(patients.items(), 2):
         if shared := sorted(ones & others):
@@ -54,5 +53,5 @@ def _key(sample: Sample) -> tuple[str, str]:
 
 def _draw(key: tuple[str, str], seed: int) -> str:
     text = f"{seed}|{key[0]}|{key[1]}"
-    # a file name on disk need not be UTF-8
+    # A file name on disk need not be UTF-8.
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()

@@ -1,8 +1,9 @@
 """Phantom slices as files: the labelled layouts to train on, and studies as a hospital sends them.
 
-In: a folder, a number and a seed. Out: CNCB's `imgs/` and `masks/`, COVIDx-CT's pictures and split
-file, or a zip of DICOM studies with series geometry, transfer syntaxes in turn and the truth in a
-table beside it. The same bytes for the same arguments; other seeds give other patients.
+The same arguments give the same bytes; other seeds give other patients.
+
+Writes: CNCB's `imgs/` and `masks/`; COVIDx-CT's pictures and split file; or a zip of DICOM studies
+with geometry, several transfer syntaxes, and the truth in a table beside it.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def _picture(slice_: PhantomSlice) -> Image.Image:
 
 
 def write_archive(path: Path, *, patients: int, slices: int, seed: int) -> list[dict[str, object]]:
-    """A zip of patients x slices DICOM files, findings in turn; the truth, one row a slice.
+    """Write a zip of patients x slices DICOM files and return the truth, one row per slice.
 
     The truth is written beside it too, as `<name>-truth.csv`.
     """
@@ -138,7 +139,7 @@ def write_archive(path: Path, *, patients: int, slices: int, seed: int) -> list[
 
 
 def truth_path(archive: Path) -> Path:
-    """Where the truth of an archive is."""
+    """Return the path of the truth of an archive."""
     return archive.with_name(f"{archive.stem}-truth.csv")
 
 

@@ -158,7 +158,7 @@ def test_what_is_no_lesion_set(tmp_path: Path) -> None:
     ):
         open_lesions(folder)
     write(tmp_path, {"1_2": values(GGO)})
-    for text, message in (("", "names no file"), ("1_2\n1_2.jpg\n", r"twice \(1_2\)")):
+    for text, message in (("", "holds no name"), ("1_2\n1_2.jpg\n", r"twice \(1_2\)")):
         (tmp_path / "names.txt").write_text(text)
         with pytest.raises(DataError, match=message):
             open_lesions(folder, names=str(tmp_path / "names.txt"))
