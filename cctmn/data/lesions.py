@@ -98,7 +98,7 @@ def open_lesions(folder: str, *, names: str | None = None) -> LesionSet:
     for name in wanted:
         if name not in images or name not in masks:
             continue
-        image, mask = (_only(found[name], name=name) for found in (images, masks))
+        image, mask = (_only(by_stem[name], name=name) for by_stem in (images, masks))
         if image.error_code or mask.error_code:
             unreadable.append((name, image.error_code or "mask_unreadable"))
         else:
@@ -140,7 +140,7 @@ def read_truth(
 
 
 def check_lesions(
-    found: LesionSet, *, lesion_classes: tuple[str, ...], contract: InputContract, threads: int
+    opened: LesionSet, *, lesion_classes: tuple[str, ...], contract: InputContract, threads: int
 ) -> LesionSet:
     """Read all slices once; keep those that can be read and have a lesion of these classes."""
     if lesion_classes not in LESION_MODES.values():
@@ -152,17 +152,17 @@ def check_lesions(
         return len(read.labels_M) > 0
 
     kept, issues = filter_readable(
-        found.samples, issues=found.issues, read=has_lesion, threads=threads
+        opened.samples, issues=opened.issues, read=has_lesion, threads=threads
     )
     return LesionSet(kept, issues)
 
 
 def _by_stem(folder: str, *, suffixes: tuple[str, ...]) -> dict[str, list[ObjectInfo]]:
-    found: dict[str, list[ObjectInfo]] = {}
+    by_stem: dict[str, list[ObjectInfo]] = {}
     for name, info in list_images(folder, suffixes=suffixes, hint=LAYOUT).items():
         if "/" not in name:
-            found.setdefault(stem(name), []).append(info)
-    return found
+            by_stem.setdefault(stem(name), []).append(info)
+    return by_stem
 
 
 def _only(infos: list[ObjectInfo], *, name: str) -> ObjectInfo:
