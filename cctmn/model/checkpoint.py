@@ -132,11 +132,16 @@ def to_bytes(net: Net, *, card: Card, half: bool = False) -> tuple[bytes, bytes,
 def save(net: Net, folder: Path | str, *, card: Card, half: bool = False) -> Card:
     """Write the model folder, a path or URI, the card last: a half-written one is never read."""
     card_text, weights_bytes, card = to_bytes(net, card=card, half=half)
+    write(folder, card_text=card_text, weights=weights_bytes)
+    return card
+
+
+def write(folder: Path | str, *, card_text: bytes, weights: bytes) -> None:
+    """Write what `to_bytes` made, the card last: a half-written folder is never read."""
     uri = store.to_uri(str(folder))
     store.delete(store.join(uri, CARD))
-    store.put(store.join(uri, WEIGHTS), weights_bytes)
+    store.put(store.join(uri, WEIGHTS), weights)
     store.put(store.join(uri, CARD), card_text)
-    return card
 
 
 def record(folder: Path | str, *, name: str, figures: Mapping[str, float | None]) -> None:

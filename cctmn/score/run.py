@@ -1,8 +1,9 @@
-"""One scoring run: plan -> run -> reconcile; the function behind `cctmn score` and jobs/score.py.
+"""One scoring run: plan, score, reconcile; `cctmn score` and jobs/score.py call it.
 
-In: a Job (INPUTs, OUT, model, settings). Out: OUT/predictions, OUT/private, OUT/manifest.json and a
-Summary with the exit code. The same command on the same OUT goes on where it stopped; another
-fingerprint is refused.
+The same command on the same OUT resumes where it stopped. A run of another identity is refused.
+
+Reads: INPUT, the model, and OUT if it exists.
+Writes: OUT/predictions, OUT/private, OUT/manifest.json.
 """
 
 from __future__ import annotations
@@ -28,11 +29,16 @@ from cctmn.score.scorer import Source
 
 FORMAT = 1  # of the output folder
 GPU_BATCH, CPU_BATCH = 16, 4  # slices per forward pass
-BLOCK_ROWS = (4, 128)  # least and most slices per commit: what a kill may cost
-SLICES_PER_ACTOR = 16  # at least: a process takes about as long to start as these to score
-NO_PROGRESS_S = 4 * 3600  # a wait for spot machines may be long
-FETCHERS = (2, 4)  # least tasks that fetch for scorers on CPUs, and scorers that one can feed
-BLOCKS_PER_ACTOR = 8  # so that the last blocks of a small job still find all actors busy
+# Fewest and most slices per commit. A killed run loses at most one commit per scorer.
+BLOCK_ROWS = (4, 128)
+# A process takes about as long to start as it takes to score this many slices.
+SLICES_PER_ACTOR = 16
+# Waiting for spot machines may take hours.
+NO_PROGRESS_S = 4 * 3600
+# The fewest tasks that fetch for scorers on CPUs, and the number of scorers that one can feed.
+FETCHERS = (2, 4)
+# Enough blocks per scorer to keep all scorers busy to the end of a small job.
+BLOCKS_PER_ACTOR = 8
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,11 @@ class Job:
     settings: ScoreConfig = field(default_factory=ScoreConfig)
     limit: int | None = None  # slices of this run
     retry_errors: bool = False
-    root: str | None = None  # what a manifest's relative URIs are below
+    root: str | None = None  # base folder or prefix for relative URIs in a manifest
 
     @property
     def identity(self) -> RunIdentity:
-        """Everything that changes the rows of slices."""
+        """Everything that changes the prediction rows."""
         values = {
             "format": FORMAT,
             "model": self.source.identity,
@@ -64,7 +70,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended."""
+    """The result of a scoring run."""
 
     counts: resume.Counts
     scored_now: int  # slices of this run
@@ -73,39 +79,43 @@ class Summary:
 
     @property
     def error_rate(self) -> float:
-        """Error rows of all rows."""
+        """Fraction of rows that are error rows; 0 without rows."""
         rows = self.counts.ok + self.counts.error
         return self.counts.error / rows if rows else 0.0
 
     @property
     def exit_code(self) -> int:
-        """0, or 3 with too many error rows."""
+        """Exit code of the command: 0, or 3 if there are too many error rows."""
         return EXIT_ERROR_RATE if self.error_rate > self.max_error_rate else EXIT_OK
 
 
 def score(job: Job, *, address: str | None = None, report: Reporter = silent) -> Summary:
-    """Score every slice below the INPUTs that OUT does not hold yet.
+    """Score every slice of the INPUTs that OUT does not hold yet.
 
-    Raises a CctmnError for what the user can mend, KeyboardInterrupt when stopped; OUT can be
+    Raises a CctmnError if the user can fix the cause, KeyboardInterrupt when stopped. OUT can be
     resumed after either.
     """
     if job.settings.masks and not job.source.mask_head:
-        raise ConfigError("masks: this model has no mask head, so its lesions have none")
+        raise ConfigError(
+            "masks: this model has no mask head; leave masks out or use another model"
+        )
     out = store.to_uri(job.out)
     predictions, private = store.join(out, "predictions"), store.join(out, "private")
     known, todo = store.join(private, "inventory"), store.join(private, "todo")
     began = time.monotonic()
     with folder.only_writer(out, report=report):
+        # 1. Open the folder and bring it into a consistent state.
         key = _open_folder(out, job)
         if removed := resume.remove_unfinished(predictions):
             report(f"removed {removed} file(s) that an earlier run left unfinished")
         if job.retry_errors:
             report(f"withdrew {resume.withdraw_errors(predictions):,} error rows to retry them")
+        # 2. List the input, and record which job writes here.
         indexed = inventory.index(job.inputs, key=key, exclude=out, root=job.root)
-        if changed := resume.write_inventory(known, _told(indexed, report)):
+        if changed := resume.write_inventory(known, _counted(indexed, report)):
             report(
-                f"{changed:,} slices have changed where they are stored; rows that exist are of "
-                "what was there before: use a new OUT to score them again"
+                f"{changed:,} slices have changed in storage since they were listed; existing rows "
+                "describe the earlier content: use a new OUT to score them again"
             )
         folder.put_json(
             store.join(private, "run.json"),
@@ -117,6 +127,7 @@ def score(job: Job, *, address: str | None = None, report: Reporter = silent) ->
                 "limit": job.limit,
             },
         )
+        # 3. Score the slices that have no row yet.
         finished = resume.done(predictions)
         pending = resume.write_todo(
             todo, indexed=tables.inventory(known), finished=finished, limit=job.limit
@@ -127,8 +138,9 @@ def score(job: Job, *, address: str | None = None, report: Reporter = silent) ->
             with runtime.session(address), Progress(predictions, total=pending, report=report):
                 _execute(job, out=out, key=key, pending=pending, report=report)
             resume.clear(todo)
+        # 4. Reconcile the rows with the inventory, and write the manifest.
         if doubled := resume.remove_doubles(predictions):
-            report(f"removed {doubled:,} rows that a second writer had doubled")
+            report(f"removed {doubled:,} duplicate rows of a second writer")
         counts = resume.count(predictions, indexed=tables.inventory(known))
         summary = Summary(
             counts=counts,
@@ -141,7 +153,10 @@ def score(job: Job, *, address: str | None = None, report: Reporter = silent) ->
 
 
 def _execute(job: Job, *, out: str, key: bytes, pending: int, report: Reporter) -> None:
-    """Score what is pending, by a new plan whenever the cluster is no longer what it was."""
+    """Score the pending slices, with a new plan whenever the pipeline stalls.
+
+    Raises PreflightError if no slice was scored for NO_PROGRESS_S.
+    """
     predictions, todo = store.join(out, "predictions"), store.join(out, "private", "todo")
     idle_s = 0.0
     while pending:
@@ -157,17 +172,21 @@ def _execute(job: Job, *, out: str, key: bytes, pending: int, report: Reporter) 
         idle_s = idle_s + pipeline.STALL_S if left == pending else 0.0
         if idle_s >= NO_PROGRESS_S:
             raise PreflightError(
-                "no scorer could be scheduled for hours; free resources on the cluster and run the "
-                "same command again to resume"
+                f"no scorer could be scheduled for {NO_PROGRESS_S // 3600} hours; free resources "
+                "on the cluster and run the same command again to resume"
             )
-        report(f"nothing moves; {left:,} slices go on with the nodes that are there now")
+        report(f"no progress; continuing with the present nodes, {left:,} slices to score")
         pending = left
 
 
 def dry_run(
     inputs: Sequence[str], *, out: str, root: str | None = None, report: Reporter = silent
 ) -> dict[str, Any]:
-    """What a run would do: slices by kind, refusals by code, done and pending; writes nothing."""
+    """Return what a run would do, and write nothing.
+
+    The result counts slices (all, done, pending), slices by kind and by container, and slices that
+    cannot be scored by error code.
+    """
     out = store.to_uri(out)
     key = store.read_optional(store.join(out, "private", "key"))
     finished = resume.done(store.join(out, "predictions"))
@@ -184,7 +203,7 @@ def dry_run(
         kinds.update(table["kind"].to_pylist())
         containers.update(table["container"].to_pylist())
         codes.update(table["error_code"].to_pylist())
-        report(f"{plan['slices']:,} slices seen", transient=True)
+        report(f"indexed {plan['slices']:,} slices", transient=True)
     plan["done"] = plan["slices"] - plan["pending"]
     plan["kinds"] = {kind or "none": n for kind, n in sorted(kinds.items())}
     plan["containers"] = {name or "loose": n for name, n in sorted(containers.items())}
@@ -195,11 +214,12 @@ def dry_run(
 def make_plan(
     resources: runtime.Resources, settings: ScoreConfig, *, pending: int
 ) -> pipeline.Plan:
-    """Actors, batch and block sizes from what the cluster has and what there is to do.
+    """Choose the numbers of actors, batch size and block size for a cluster and a job.
 
-    The pool grows to `actors` with a cluster that grows, on GPUs without bound: of scorers on CPUs,
-    which ask for less than they use, Ray cannot tell how many more there is room for. Of GPUs that
-    start only when they are asked for `gpus` must say so, for none is to be seen yet.
+    The pool of scorers grows up to `actors` while the cluster grows. On GPUs the cluster is the
+    only limit. Scorers on CPUs request less than they use, so that Ray cannot tell how many more
+    fit; their number is fixed from the CPUs that are present. If GPU nodes start only on request,
+    no GPU is visible yet, and the setting `gpus` must be given.
     """
     gpus = settings.gpus if settings.gpus >= 0 else float(resources.gpus >= 1)
     room = int(resources.gpus / gpus) if gpus else runtime.cpu_workers(resources)
@@ -227,7 +247,10 @@ def make_plan(
 
 
 def _open_folder(out: str, job: Job) -> bytes:
-    """The folder's key, new in a new folder. Raises ResumeError if it belongs to another run."""
+    """Return the folder's key; a new folder gets a new key.
+
+    Raises ResumeError if the folder belongs to another run, or holds predictions without a key.
+    """
     folder.check_same(store.join(out, "private", "run.json"), identity=job.identity, name=job.out)
     store.make_folder(store.join(out, "predictions"))
     where = store.join(out, "private", "key")
@@ -235,14 +258,15 @@ def _open_folder(out: str, job: Job) -> bytes:
     if key is None:
         if tables.parquet_files(store.join(out, "predictions")):
             raise ResumeError(
-                f"{job.out}: predictions without their key; restore private/ or use a new OUT"
+                f"{job.out}: has predictions but no private/key; restore private/ or use a new OUT"
             )
         key = secrets.token_bytes(32)
         store.put(where, key, private=True)
     return key
 
 
-def _told(indexed: Iterator[pa.Table], report: Reporter) -> Iterator[pa.Table]:
+def _counted(indexed: Iterator[pa.Table], report: Reporter) -> Iterator[pa.Table]:
+    """Yield the tables unchanged, and report the running number of rows."""
     total = 0
     for table in indexed:
         total += len(table)
@@ -251,7 +275,7 @@ def _told(indexed: Iterator[pa.Table], report: Reporter) -> Iterator[pa.Table]:
 
 
 def manifest(job: Job, summary: Summary) -> dict[str, Any]:
-    """What may be handed on with the predictions: counts and versions, nothing of a patient."""
+    """Return what is shared with the predictions: counts and versions, no patient data."""
     counts = asdict(summary.counts)
     return {
         "format": FORMAT,

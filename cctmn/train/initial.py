@@ -1,7 +1,7 @@
-"""The net that a training run starts from.
+"""The net that a training run starts from, and the card of what training makes of it.
 
-In: the stage's settings and perhaps a model to go on from. Out: a net with its card. ImageNet
-weights of the trunk come by torchvision's download, or from a file where there is no internet.
+ImageNet weights of the backbone are downloaded by torchvision, or read from a file where there is
+no internet.
 """
 
 from __future__ import annotations
@@ -26,11 +26,18 @@ from cctmn.model.detector import Detector
 
 
 def detector(config: DetectorConfig, *, model: str | None) -> LoadedModel:
-    """Stage 1: new with the trunk of `config.init`, or what the model folder holds."""
+    """Return the net of stage 1: the one in the model folder, or a new one.
+
+    A new one holds the backbone weights of a file, if `config.init` names one. ImageNet weights are
+    left to `with_imagenet`, so that the data can be checked before anything is downloaded.
+    Raises ModelError if the model or the file does not fit.
+    """
     if model is not None:
         loaded = checkpoint.load(model)
         if not isinstance(loaded.net, Detector) or not loaded.card.arch.mask_head:
-            raise ModelError(f"{model}: is no detector with a mask head; stage 1 cannot go on")
+            raise ModelError(
+                f"{model}: is not a detector with a mask head; stage 1 needs one, or no -m"
+            )
         return loaded
     arch = Arch(
         backbone=config.backbone,
@@ -40,15 +47,29 @@ def detector(config: DetectorConfig, *, model: str | None) -> LoadedModel:
     )
     net = checkpoint.fresh(arch, seed=config.optim.seed)
     assert isinstance(net, Detector)
-    if config.init != "none":
-        weights = _imagenet(config.backbone) if config.init == "imagenet" else _file(config.init)
-        _fill_trunk(net.backbone.body, weights=weights, config=config)
+    if config.init not in ("none", "imagenet"):
+        _fill_backbone(net.backbone.body, weights=_file(config.init), config=config)
     name = f"{config.backbone}-t{config.truncation}-{config.lesions}"
     return LoadedModel(net, Card(name=name, arch=arch, trained=False))
 
 
+def with_imagenet(start: LoadedModel, *, config: DetectorConfig) -> LoadedModel:
+    """Fill the backbone of a new detector with ImageNet weights, if `config.init` asks for them.
+
+    Raises PreflightError if they cannot be downloaded.
+    """
+    if config.init == "imagenet":
+        assert isinstance(start.net, Detector)
+        weights = _imagenet(config.backbone)
+        _fill_backbone(start.net.backbone.body, weights=weights, config=config)
+    return start
+
+
 def classifier(config: ClassifierConfig, *, model: str | None) -> LoadedModel:
-    """Stage 2: on top of a detector, or a classifier that is tuned on, perhaps to other classes."""
+    """Return the net of stage 2: a detector with a new module S, or a classifier to tune.
+
+    Raises ModelError if the model cannot be loaded, ConfigError if settings contradict it.
+    """
     if model is None:
         raise ConfigError("no model: stage 2 starts from a detector; give -m MODEL")
     loaded = checkpoint.load(model)
@@ -81,7 +102,7 @@ def trained_card(
     config: DetectorConfig | ClassifierConfig,
     provenance: dict[str, Any],
 ) -> Card:
-    """The card of what training makes of the initial net."""
+    """Return the card of the trained model, given the card of the initial net."""
     activation = card.activation
     if isinstance(config, ClassifierConfig):
         activation = {"bce": "sigmoid", "cross-entropy": "softmax"}[config.loss]
@@ -103,31 +124,36 @@ def trained_card(
     )
 
 
-def _fill_trunk(trunk: nn.Module, *, weights: Mapping[str, Any], config: DetectorConfig) -> None:
-    """Copy the trunk's weights; ModelError if they are of another backbone."""
+def _fill_backbone(
+    backbone: nn.Module, *, weights: Mapping[str, Any], config: DetectorConfig
+) -> None:
+    """Copy weights into the backbone. Raises ModelError if they belong to another backbone."""
     with torch.device("meta"):
-        whole = get_model(config.backbone).state_dict()  # a truncated trunk has fewer layers
-    own = trunk.state_dict()
-    # torchvision's files of 2016 are older than these counters.
+        # All layers: a truncated backbone has fewer of them.
+        whole = get_model(config.backbone).state_dict()
+    own = backbone.state_dict()
+    # torchvision's files of 2016 are older than the batch counters of batch norm.
     missing = {name for name in own if not name.endswith("num_batches_tracked")} - weights.keys()
     if missing:
         raise ModelError(
             f"{config.init}: lacks weights of {config.backbone}: {sorted(missing)[:3]}"
         )
-    # A ResNet-34's hold all those of a ResNet-18, and more.
+    # The weights of a ResNet-34 include every name of a ResNet-18, so extra names are checked too.
     if more := weights.keys() - whole.keys():
         raise ModelError(
-            f"{config.init}: not of a {config.backbone}: has {sorted(more)[:3]} as well"
+            f"{config.init}: not the weights of a {config.backbone}: also has {sorted(more)[:3]}"
         )
     try:
-        trunk.load_state_dict({name: weights[name] for name in own if name in weights})
+        backbone.load_state_dict({name: weights[name] for name in own if name in weights})
     except RuntimeError as error:
         shape = str(error).splitlines()[-1].strip()
-        raise ModelError(f"{config.init}: not of a {config.backbone} ({shape})") from None
+        raise ModelError(
+            f"{config.init}: not the weights of a {config.backbone} ({shape})"
+        ) from None
 
 
 def _imagenet(backbone: str) -> dict[str, Any]:
-    """The weights of 2016, which the paper had; torchvision's newer ones are other features."""
+    """Download torchvision's weights of 2016, which the paper used, not its newer ones."""
     weights = get_model_weights(backbone)["IMAGENET1K_V1"]
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True))
@@ -144,8 +170,8 @@ def _file(path: str) -> dict[str, Any]:
         weights = torch.load(Path(path), map_location="cpu", weights_only=True)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}); give init=FILE") from None
-    except Exception:  # noqa: BLE001 - what it raises on other files has no end
-        raise ModelError(f"{path}: holds no plain weights; give a torchvision .pth") from None
+    except Exception:  # noqa: BLE001 - other files make it raise errors of many kinds
+        raise ModelError(f"{path}: not a file of plain weights; give a torchvision .pth") from None
     if not isinstance(weights, dict):
-        raise ModelError(f"{path}: holds no plain weights; give a torchvision .pth")
+        raise ModelError(f"{path}: not a file of plain weights; give a torchvision .pth")
     return weights

@@ -1,8 +1,10 @@
-"""One training run: data -> initial net -> fit -> best model; the function behind `cctmn train`.
+"""One training run, from labelled data to the best model; `cctmn train` calls it.
 
-In: a Job (labelled data, perhaps a model to start from, settings, OUT). Out: OUT/model (the best
-epoch's), OUT/last, the record, and OUT/manifest.json. The same command on the same OUT goes on from
-the last checkpoint; other settings or other data are refused, but more epochs go on.
+The same command on the same OUT resumes from the last checkpoint. Other settings or other data are
+refused; a larger number of epochs is accepted and continues the run.
+
+Reads: labelled slices, and the model to start from if one is given.
+Writes: OUT/model (best epoch), OUT/last, OUT/manifest.json, the record, and OUT/private.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """The result of a training run."""
 
     model: str  # URI of the best epoch's model
     epochs: int
@@ -68,16 +70,22 @@ class Outcome:
 
 
 def train(job: Job, *, address: str | None = None, report: Reporter = silent) -> Outcome:
-    """Train, or go on training, to the end of the job's plan.
+    """Train to the end of the job's plan, from the last checkpoint if OUT holds one.
 
-    Raises a CctmnError for what the user can mend, KeyboardInterrupt when stopped; OUT can be
+    Raises a CctmnError if the user can fix the cause, KeyboardInterrupt when stopped. OUT can be
     resumed after either.
     """
     out = store.to_uri(job.out)
     began = time.monotonic()
+    # 1. The model and the data are checked first; only then are ImageNet weights downloaded.
     start = _start(job)
-    train_set, valid_set = _data(job, start=start, report=report)
-    identity = _identity(job, start=start, sets=(train_set, valid_set))
+    train_set, valid_set = _open_data(job, start=start, report=report)
+    if isinstance(job.config, DetectorConfig) and job.model is None:
+        start = initial.with_imagenet(start, config=job.config)
+    # 2. The initial weights are serialised once: for the identity, and to be written to OUT.
+    card_text, weights, saved_card = checkpoint.to_bytes(start.net, card=start.card)
+    identity = _identity(job, weights_sha256=saved_card.weights_sha256, sets=(train_set, valid_set))
+    # 3. Train, unless OUT holds all the steps already.
     with folder.only_writer(out, report=report):
         run = store.join(out, "private", "run.json")
         folder.check_same(run, identity=identity, name=job.out)
@@ -86,7 +94,7 @@ def train(job: Job, *, address: str | None = None, report: Reporter = silent) ->
         manifest_uri = store.join(out, "manifest.json")
         manifest = json.loads(store.read_optional(manifest_uri) or b"{}")
         if manifest.get("steps", 0) < steps.total:
-            checkpoint.save(start.net, store.join(out, "initial"), card=start.card)
+            checkpoint.write(store.join(out, "initial"), card_text=card_text, weights=weights)
             card = initial.trained_card(
                 start.card,
                 name=_name(job, start),
@@ -120,8 +128,8 @@ def _start(job: Job) -> LoadedModel:
     return initial.classifier(job.config, model=job.model)
 
 
-def _data(job: Job, *, start: LoadedModel, report: Reporter) -> tuple[Samples, Samples]:
-    """Training and validation slices that can be read, no patient in both."""
+def _open_data(job: Job, *, start: LoadedModel, report: Reporter) -> tuple[Samples, Samples]:
+    """Return the readable training and validation slices; no patient is in both."""
     train_set = _read(job, job.data, start=start, report=report)
     if job.valid is not None:
         valid_set = _read(job, job.valid, start=start, report=report)
@@ -144,9 +152,10 @@ def _read(job: Job, data: Data, *, start: LoadedModel, report: Reporter) -> Samp
     return datasets.with_classes(data, classes=job.config.classes, card=start.card, report=report)
 
 
-def _identity(job: Job, *, start: LoadedModel, sets: tuple[Samples, Samples]) -> RunIdentity:
-    """Everything that changes the trained weights; a folder holds one such run.
+def _identity(job: Job, *, weights_sha256: str, sets: tuple[Samples, Samples]) -> RunIdentity:
+    """Return everything that changes the trained weights.
 
+    `weights_sha256` is the hash of the initial weights, `sets` the training and validation slices.
     The number of epochs is left out, so that a finished run can be given more of them. It counts
     if the learning rate depends on it, or if `steps` may end an epoch early.
     """
@@ -155,13 +164,12 @@ def _identity(job: Job, *, start: LoadedModel, sets: tuple[Samples, Samples]) ->
     if settings["optim"]["schedule"] == "constant" and not settings["optim"]["steps"]:
         del settings["optim"]["epochs"]
     settings["micro_batch"] = hardware["micro_batch"]
-    _, _, card = checkpoint.to_bytes(start.net, card=start.card)
     names = [[(s.name, getattr(s, "label", None)) for s in samples] for samples in sets]
     values = {
         "format": FORMAT,
         "stage": job.stage,
         "settings": settings,
-        "initial_weights_sha256": card.weights_sha256,
+        "initial_weights_sha256": weights_sha256,
         "data_sha256": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
     }
     return RunIdentity(values)
@@ -174,7 +182,9 @@ def _workers(job: Job, resources: Resources) -> tuple[int, bool]:
     if hardware.device == "gpu":  # of a cluster that may start them when they are asked for
         return min(hardware.workers or max(1, have), batch), True
     if hardware.workers > have:
-        raise ConfigError(f"hardware.workers: {hardware.workers} asked, there is room for {have}")
+        raise ConfigError(
+            f"hardware.workers: {hardware.workers} asked, room for {have}; ask for fewer"
+        )
     return min(hardware.workers or have, batch), use_gpu
 
 
@@ -235,7 +245,8 @@ def _progress_reported(out: str, report: Reporter) -> Iterator[None]:
         before, ended = b"", False
         while not ended:
             ended = stop.wait(LOOK_S)
-            with suppress(errors.CctmnError, OSError, ValueError):  # storage stumbles: look again
+            # Storage may fail for a moment: the next look tries again.
+            with suppress(errors.CctmnError, OSError, ValueError):
                 for row in rows()[epochs:]:
                     report(_epoch_line(row))
                     epochs += 1
@@ -255,12 +266,12 @@ def _progress_reported(out: str, report: Reporter) -> Iterator[None]:
 
 
 def _epoch_line(row: dict[str, str]) -> str:
-    figures = "  ".join(
+    metrics = "  ".join(
         f"{name.removeprefix('val_')} {float(value):.3f}"
         for name, value in row.items()
         if name.startswith("val_")
     )
-    return f"epoch {row['epoch']}: loss {float(row['loss']):.3f}  {figures}"
+    return f"epoch {row['epoch']}: loss {float(row['loss']):.3f}  {metrics}"
 
 
 def _line(now: dict[str, Any]) -> str:

@@ -186,7 +186,7 @@ def test_lost_books_are_refused(archive: Path, cluster: str, tmp_path: Path) -> 
     out = tmp_path / "out"
     run.score(job(archive, out, limit=2), address=cluster)
     (out / "private" / "key").unlink()
-    with pytest.raises(ResumeError, match="without their key"):
+    with pytest.raises(ResumeError, match="no private/key"):
         run.score(job(archive, out))
 
 

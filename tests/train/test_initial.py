@@ -16,7 +16,7 @@ from torchvision.models._api import WeightsEnum
 
 from cctmn import config
 from cctmn.config import ClassifierConfig, DetectorConfig
-from cctmn.errors import CctmnError, ConfigError, ModelError, PreflightError
+from cctmn.errors import CctmnError, ConfigError, DataError, ModelError, PreflightError
 from cctmn.model import checkpoint
 from cctmn.model.card import Card
 from cctmn.model.classifier import Classifier
@@ -29,7 +29,9 @@ SMALL = ("backbone=resnet18", "truncation=2")
 
 
 def detector(*sets: str, model: str | None = None) -> checkpoint.LoadedModel:
-    return initial.detector(config.load(DetectorConfig, sets=[*SMALL, *sets]), model=model)
+    settings = config.load(DetectorConfig, sets=[*SMALL, *sets])
+    start = initial.detector(settings, model=model)
+    return start if model else initial.with_imagenet(start, config=settings)
 
 
 def classifier(model: Path | None, *sets: str) -> checkpoint.LoadedModel:
@@ -105,7 +107,7 @@ def test_trunk_from_a_file(resnet18, tmp_path):
     assert same(model.net.state_dict(), without) >= rest
 
 
-def test_trunk_from_imagenet(resnet18, monkeypatch):
+def test_backbone_from_imagenet(resnet18, monkeypatch):
     asked: list[str] = []
 
     def get_state_dict(weights: WeightsEnum, **options: Any) -> dict[str, Tensor]:
@@ -151,14 +153,14 @@ def write(kind: str, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("resnet34", "not of a resnet18"),  # which has all layers of a ResNet-18
-        ("wide", r"not of a resnet18 \(size mismatch for conv1.weight"),
+        ("resnet34", "not the weights of a resnet18"),  # which has all layers of a ResNet-18
+        ("wide", r"not the weights of a resnet18 \(size mismatch for conv1.weight"),
         ("nested", "lacks weights of resnet18"),
-        ("list", "no plain weights"),
-        ("module", "no plain weights"),
-        ("text", "no plain weights"),
-        ("empty", "no plain weights"),
-        ("binary", "no plain weights"),
+        ("list", "not a file of plain weights"),
+        ("module", "not a file of plain weights"),
+        ("text", "not a file of plain weights"),
+        ("empty", "not a file of plain weights"),
+        ("binary", "not a file of plain weights"),
         ("missing", "cannot be read"),
     ],
 )
@@ -199,7 +201,7 @@ def test_going_on_from_a_detector_keeps_it(folder):
 def test_stage_1_needs_a_detector_with_masks(stage2, tmp_path):
     bare = detector_folder(tmp_path, mask_head=False)
     for model in (stage2, bare):
-        with pytest.raises(ModelError, match="no detector with a mask head") as told:
+        with pytest.raises(ModelError, match="not a detector with a mask head") as told:
             detector(model=str(model))
         one_line(told.value, names=str(model))
 
@@ -300,3 +302,12 @@ def test_provenance_names_the_weights_that_were_gone_on_from(folder):
         "started_from": {"weights_sha256": before.weights_sha256},
     }
     assert card.weights_sha256 == ""
+
+
+def test_data_are_checked_before_weights_are_downloaded(tmp_path, monkeypatch):
+    without_internet(monkeypatch)
+    settings = config.load(DetectorConfig, sets=[*SMALL, "init=imagenet"])
+    job = run.Job(settings, data=Data(str(tmp_path / "absent")), out=str(tmp_path / "out"))
+    with pytest.raises(DataError, match="absent"):
+        run.train(job)
+    assert not (tmp_path / "out").exists()
