@@ -107,7 +107,8 @@ class PictureImage:
         rows, cols = pixels.shape[::-1] if turn.transpose else pixels.shape
         turn_flags = {"orientation"} if turn != Turn() else set()
         return Slice(
-            pixels=pixels,
+            # Pillow lends its own read-only memory, which PyTorch does not take
+            pixels=np.require(pixels, np.uint8, ["C", "W"]),
             unit="grey8",
             turn=turn,
             rows=rows,

@@ -49,6 +49,7 @@ def test_grey_as_stored(kind: str, options: dict[str, Any]) -> None:
     slice_ = read(save(GREY, kind, **options))
     np.testing.assert_array_equal(slice_.pixels, GREY)
     assert slice_.pixels.dtype == np.uint8
+    assert slice_.pixels.flags.writeable
     assert slice_.flags == frozenset()
     assert (slice_.unit, slice_.rows, slice_.cols) == ("grey8", 96, 160)
     assert slice_.patient_id is slice_.study_uid is slice_.slice_z_mm is None
