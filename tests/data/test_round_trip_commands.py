@@ -1,0 +1,34 @@
+"""The commands: what `cctmn labels covidx-ct` writes is trained on, scored and evaluated."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.train.small import detector_folder, write_slices
+
+
+def cctmn(*args: object) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cctmn.cli", *map(str, args)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_labels_are_trained_on_scored_and_evaluated(tmp_path: Path) -> None:
+    images = write_slices(tmp_path / "images", count=12, seed=1)
+    model = detector_folder(tmp_path)
+    for suffix in ("csv", "parquet"):
+        table = tmp_path / f"labels.{suffix}"
+        cctmn("labels", "covidx-ct", images / "split.txt", "-o", table)
+        assert table.exists()
+    csv_table, table = tmp_path / "labels.csv", tmp_path / "labels.parquet"
+    trained, scored = tmp_path / "trained", tmp_path / "scored"
+    settings = ("--set", "optim.epochs=1", "--set", "hardware.device=cpu")
+    data = ("--data", table, "--root", images, "-m", model)
+    cctmn("train", "classifier", *data, *settings, "-q", "-o", trained)
+    cctmn("score", csv_table, "--root", images, "-m", trained / "model", "-q", "-o", scored)
+    evaluated = tmp_path / "evaluated"
+    cctmn("evaluate", scored, "--labels", table, "--resamples", 100, "-q", "-o", evaluated)
+    assert (evaluated / "metrics.json").exists()
