@@ -64,7 +64,7 @@ class StandIn:
     def __init__(self, sleep_s: float = 0.0) -> None:
         self._sleep_s = sleep_s
 
-    def predict(self, images: Sequence[ImageArray]) -> list[SimpleNamespace]:
+    def predict(self, images: Sequence[ImageArray], *, masks: bool) -> list[SimpleNamespace]:
         time.sleep(self._sleep_s * len(images))
         return [self._one(image) for image in images]
 
@@ -79,7 +79,7 @@ class StandIn:
             labels_M=np.array([1]),
             mask_px_M=None,
             mask_logits_M1SS=None,
-            ranked_N5=np.tile(np.float32([0.5, 0, 0, 0, 0]), (3, 1)),
+            ranked_features_N5=np.tile(np.float32([0.5, 0, 0, 0, 0]), (3, 1)),
             ranked_boxes_N4=np.tile(np.float32([0, 0, 1, 1]), (3, 1)),
         )
 

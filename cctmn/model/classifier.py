@@ -1,36 +1,34 @@
 """Stage 2, COVID-CT-Mask-Net: the detector, and module S that reads its ranked boxes.
 
-In: normalised slices. Out: one logit per image class and slice, or by `predict` finished
-predictions with the lesions that the detector alone would report. Stage 2 has no detection losses
-and leaves batch norm on its running statistics, so the detector inside stays in eval mode.
+It gives one logit per image class and slice. Stage 2 has no detection losses and leaves batch norm
+on its running statistics, so the detector inside stays in eval mode. `inference` runs a trained
+classifier and adds the lesions that its detector alone would report.
 
 Shape suffixes: B slices, H W px, C image classes, N ranked boxes, F width of module S.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cctmn.model import ranking
+from cctmn.model.backbone import Size
 from cctmn.model.card import Arch
-from cctmn.model.detector import Detector
-from cctmn.model.predict import Prediction, Size, predict_each
+from cctmn.model.detector import Detector, RoiAlignFactory
 
 
 class Classifier(nn.Module):
-    """Detector and module S of an `Arch` with image classes (paper, section 3)."""
+    """Detector and module S of an `Arch` with image classes (paper, section 3).
 
-    def __init__(self, arch: Arch) -> None:
+    `roi_align` is passed on to the detector.
+    """
+
+    def __init__(self, arch: Arch, *, roi_align: RoiAlignFactory | None = None) -> None:
         super().__init__()
-        assert arch.image_classes, "an Arch without image classes is a detector's"
+        assert arch.image_classes, "an Arch without image classes describes a detector"
         self.arch = arch
-        self.detector = Detector(arch)
+        self.detector = Detector(arch, roi_align=roi_align)
         self.module_s = nn.Sequential(
             nn.Linear(5 * arch.ranked, arch.hidden),
             nn.ReLU(),
@@ -40,78 +38,52 @@ class Classifier(nn.Module):
         )
 
     def train(self, mode: bool = True) -> Classifier:
-        """As nn.Module's, but the detector stays in eval mode (module docstring)."""
+        """Set the mode of module S; the detector stays in eval mode (see the module docstring)."""
         super().train(mode)
         self.detector.eval()
         return self
 
     def forward(self, x_B3HW: Tensor, *, sizes: list[Size]) -> Tensor:
-        """Logits (B x C) of slices padded as by `predict.prepare`; `sizes` before padding.
+        """Logits (B x C) of slices padded by `inference.normalise_and_pad`; `sizes` before padding.
 
         Gradients reach module S, box head and backbone; proposals carry none, as in torchvision.
         """
-        features_BN5 = self.ranked(x_B3HW, sizes=sizes)
+        features_BN5 = self.ranked_features(x_B3HW, sizes=sizes)
         return torch.stack([self.module_s(features_N5.flatten()) for features_N5 in features_BN5])
 
-    def ranked(self, x_B3HW: Tensor, *, sizes: list[Size]) -> Tensor:
-        """What module S reads (B x N x 5), with gradients to box head and backbone.
+    def ranked_features(self, x_B3HW: Tensor, *, sizes: list[Size]) -> Tensor:
+        """The input of module S (B x N x 5), with gradients to box head and backbone.
 
-        The ranking looks at every proposal, but only the N it chooses move the answer: the box head
-        runs on those a second time, and RoIAlign's slow backward pass on no others.
+        The ranking considers every proposal, but the result depends only on the N that it chooses.
+        So the box head runs a second time on those alone, and RoIAlign's slow backward pass is
+        limited to them.
         """
         detector, count = self.detector, self.arch.ranked
         features = detector.backbone(x_B3HW)
+        # 1. Choose boxes, without gradients.
         with torch.no_grad():
-            outputs = detector.read_boxes(x_B3HW, features, sizes=sizes)
-            found = [output.candidates() for output in outputs]
-            chosen = [ranking.choose(one, count=count) for one in found]
+            outputs = detector.box_outputs(x_B3HW, features, sizes=sizes)
+            candidates = [output.candidates() for output in outputs]
+            chosen = [ranking.choose(one, count=count) for one in candidates]
             proposals = [
                 output.proposals_P4[one.proposals_R[keep]]
-                for output, one, keep in zip(outputs, found, chosen, strict=True)
+                for output, one, keep in zip(outputs, candidates, chosen, strict=True)
             ]
-        logits, deltas = detector.box_output(features, proposals, sizes=sizes)
+        # 2. The box head on the chosen boxes, with gradients.
+        logits, deltas = detector.box_head(features, proposals, sizes=sizes)
+        # 3. Score and deltas of the class that each box was chosen for.
         rows: list[Tensor] = []
-        start = 0
-        for one, keep in zip(found, chosen, strict=True):
-            end = start + keep.numel()
-            if start == end:
-                # Zeros with a gradient: the other workers wait for that of every weight.
-                rows.append(deltas.new_zeros(count, 5) + 0 * (logits.sum() + deltas.sum()))
-                continue
-            own = torch.arange(count, device=keep.device), one.labels_R[keep]
-            scores_N = logits[start:end].softmax(-1)[own]
-            deltas_N4 = deltas[start:end].reshape(count, -1, 4)[own]
-            rows.append(torch.cat([scores_N[:, None], deltas_N4], dim=1))
-            start = end
+        counts = [keep.numel() for keep in chosen]
+        parts = zip(
+            candidates,
+            chosen,
+            torch.split(logits, counts),
+            torch.split(deltas, counts),
+            strict=True,
+        )
+        for one, keep, logits_NK, deltas_N4K in parts:
+            own = torch.arange(keep.numel(), device=keep.device), one.labels_R[keep]
+            scores_N = logits_NK.softmax(-1)[own]
+            deltas_N4 = deltas_N4K.reshape(*logits_NK.shape, 4)[own]
+            rows.append(ranking.ranked_features(scores_N, deltas_N4=deltas_N4, count=count))
         return torch.stack(rows)
-
-    def predict(self, images: Sequence[NDArray[np.uint8] | Tensor]) -> list[Prediction]:
-        """Logits and lesions of uint8 slices H x W at the model's input size (short side 512 px).
-
-        Raises ModelError if the model yields values that are not finite.
-        """
-        device = next(self.parameters()).device
-        return predict_each(images, run=self._run, device=device)
-
-    def _score(self, found: ranking.Candidates) -> tuple[Tensor, Tensor, Tensor]:
-        # Slice by slice: in a matrix product over the batch, a row's rounding hangs on the others.
-        features_N5, boxes_N4 = ranking.ranked(found, count=self.arch.ranked)
-        return self.module_s(features_N5.flatten()), features_N5, boxes_N4
-
-    def _run(self, x_B3HW: Tensor, sizes: list[Size]) -> list[Prediction]:
-        outputs, features = self.detector.boxes(x_B3HW, sizes=sizes)
-        found = [output.candidates() for output in outputs]
-        scored = [self._score(one) for one in found]
-        ranking.check_finite(*(logits_C for logits_C, _, _ in scored))
-        predictions = self.detector.lesions(features, found=found, sizes=sizes)
-        return [
-            replace(
-                prediction,
-                logits_C=logits_C.cpu().numpy(),
-                ranked_N5=features_N5.cpu().numpy(),
-                ranked_boxes_N4=boxes_N4.cpu().numpy(),
-            )
-            for prediction, (logits_C, features_N5, boxes_N4) in zip(
-                predictions, scored, strict=True
-            )
-        ]

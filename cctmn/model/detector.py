@@ -1,22 +1,19 @@
 """Stage 1, the Mask R-CNN lesion detector, built from torchvision's public parts.
 
-In: normalised slices. Out: in training the five losses, else each slice's raw box-head output
-(from which `ranking` makes lesions and ranked boxes) or, by `predict`, finished predictions.
-The constants are the author's (method.md, stage 1).
+In training it gives the five losses, in eval mode the raw box-head output of each slice, from which
+`ranking` makes lesions and ranked boxes. `inference` turns these into predictions. The constants
+are the author's (method.md, stage 1).
 
-Shape suffixes: B slices, H W px, P proposals, K classes with background, M lesions, A anchors,
-S cells of a mask.
+Shape suffixes: B slices, H W px, P proposals, K classes with background, M lesions, A anchors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models.detection import roi_heads, rpn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -27,22 +24,21 @@ from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 from torchvision.ops.poolers import initLevelMapper
 
 from cctmn.model import ranking
-from cctmn.model.backbone import CHANNELS, Backbone
+from cctmn.model.backbone import CHANNELS, Backbone, Size
 from cctmn.model.card import LESION_MAX, LESION_MIN_SCORE, LESION_NMS_IOU, Arch
-from cctmn.model.predict import Prediction, Size, predict_each
 
 ANCHOR_SIZES_PX: Final = (2, 4, 8, 16, 32)
 ASPECT_RATIOS: Final = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0)  # height / width
 
 RPN_FOREGROUND_IOU: Final = 0.7
 RPN_BACKGROUND_IOU: Final = 0.3
-RPN_SAMPLES: Final = 256  # anchors a slice in the loss
-RPN_POSITIVE: Final = 0.75  # of them
+RPN_SAMPLES: Final = 256  # anchors per slice in the loss
+RPN_POSITIVE: Final = 0.75  # largest fraction of positive ones among them
 RPN_NMS_IOU: Final = 0.75
 PROPOSALS: Final = {"training": 2000, "testing": 1000}  # per level before NMS, per slice after it
 
 ROI_FOREGROUND_IOU: Final = 0.75
-ROI_BACKGROUND_IOU: Final = 0.5  # what lies between is ignored
+ROI_BACKGROUND_IOU: Final = 0.5  # proposals between the two are ignored
 ROI_SAMPLES: Final = 256
 ROI_POSITIVE: Final = 0.75
 ROI_CELLS: Final = 7
@@ -51,16 +47,23 @@ ROI_WIDTH: Final = 128  # of both fully connected layers
 
 MASK_CELLS: Final = 14  # the predictor doubles them to 28
 MASK_LAYERS: Final = {"resnet18": (128,), "resnet34": (128,), "resnet50": (256,) * 4}
-# Of the logit, pasted without a sigmoid: the published mask is what exceeds 0.5 there, which is a
-# probability of 0.62, and its areas are 4 % smaller than those of torchvision's own rule.
+# Threshold of the logit, which is pasted without a sigmoid. The author's masks are the pixels whose
+# logit exceeds 0.5, which is a probability of 0.62. Their areas are 4 % smaller than those by the
+# rule of torchvision.
 MASK_LOGIT: Final = 0.5
 
 
-class RankedRPN(rpn.RegionProposalNetwork):
-    """torchvision's RPN, but proposals are ranked by the raw objectness logit.
+# Builds the pooling layer of a head from an Arch and the number of cells per side. The layer takes
+# feature maps, one tensor of boxes per slice, and the sizes of the slices.
+RoiAlignFactory = Callable[[Arch, int], nn.Module]
 
-    Their sigmoid saturates in float32, and the ties reorder proposals (method.md, parity). Only
-    boxes without area are dropped, and ties keep the order of the anchors.
+
+class RankedRPN(rpn.RegionProposalNetwork):
+    """torchvision's RPN, except that proposals are ranked by the raw objectness logit.
+
+    The sigmoid of large logits saturates in float32, and the ties would reorder proposals
+    (method.md, parity). Only boxes without area are dropped, and ties keep the order of the
+    anchors.
     """
 
     def filter_proposals(
@@ -70,7 +73,7 @@ class RankedRPN(rpn.RegionProposalNetwork):
         image_shapes: list[Size],
         num_anchors_per_level: list[int],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Proposals (B x A x 4) -> per slice those left by NMS and their logits, falling."""
+        """The proposals of each slice that NMS keeps, of B x A x 4, and their logits, falling."""
         logits_BA = objectness.detach().reshape(proposals.shape[0], -1)
         ranking.check_finite(logits_BA, proposals)
         chosen = [
@@ -92,7 +95,9 @@ class RankedRPN(rpn.RegionProposalNetwork):
         boxes, logits = clip_boxes_to_image(boxes_A4[index], size), logits_A[index]
         area = ranking.has_area(boxes)
         boxes, logits, groups = boxes[area], logits[area], groups[area]
-        keep = ranking.suppress(boxes, scores_R=logits, groups_R=groups, iou=self.nms_thresh)
+        keep = ranking.nms_per_class(
+            boxes, scores_R=logits, labels_R=groups, num_labels=len(levels), iou=self.nms_thresh
+        )
         keep = keep[: self.post_nms_top_n()]
         return boxes[keep], logits[keep]
 
@@ -107,8 +112,7 @@ class BoxOutput:
     size_px: Size
 
     def candidates(self) -> ranking.Candidates:
-        """Decoded boxes of every proposal and lesion class. Raises ModelError if not finite."""
-        ranking.check_finite(self.logits_PK, self.deltas_P4K)
+        """The decoded box of every proposal and lesion class."""
         return ranking.candidates(
             self.logits_PK,
             deltas_P4K=self.deltas_P4K,
@@ -118,11 +122,15 @@ class BoxOutput:
 
 
 class Detector(nn.Module):
-    """Mask R-CNN of an `Arch`; its image classes, if any, do not matter here."""
+    """Mask R-CNN of an `Arch`, whose image classes are not used here.
 
-    def __init__(self, arch: Arch) -> None:
+    `roi_align` builds the pooling layer of a head; a faster one may take its place.
+    """
+
+    def __init__(self, arch: Arch, *, roi_align: RoiAlignFactory | None = None) -> None:
         super().__init__()
         self.arch = arch
+        make_roi_align = roi_align or multiscale_roi_align
         self.backbone = Backbone(arch)
         levels = len(arch.layers)
         anchors = AnchorGenerator((ANCHOR_SIZES_PX,) * levels, (ASPECT_RATIOS,) * levels)
@@ -142,12 +150,12 @@ class Detector(nn.Module):
         if arch.mask_head:
             layers = MASK_LAYERS[arch.backbone]
             masks = {
-                "mask_roi_pool": _roi_align(arch, cells=MASK_CELLS),
+                "mask_roi_pool": make_roi_align(arch, MASK_CELLS),
                 "mask_head": MaskRCNNHeads(CHANNELS, layers, dilation=1),
                 "mask_predictor": MaskRCNNPredictor(layers[-1], layers[-1], classes),
             }
         self.roi_heads = roi_heads.RoIHeads(
-            _roi_align(arch, cells=ROI_CELLS),
+            make_roi_align(arch, ROI_CELLS),
             TwoMLPHead(CHANNELS * ROI_CELLS**2, ROI_WIDTH),
             FastRCNNPredictor(ROI_WIDTH, classes),
             fg_iou_thresh=ROI_FOREGROUND_IOU,
@@ -166,126 +174,46 @@ class Detector(nn.Module):
     ) -> dict[str, Tensor]:
         """Losses of a training step, by torchvision's names.
 
-        `x_B3HW` as `predict.prepare` pads it, `sizes` before padding; a target has boxes (M x 4 px,
-        float), labels (M, int64, from 1) and with a mask head masks (M x H x W, uint8).
+        `x_B3HW` is normalised and padded by `inference.normalise_and_pad`, and `sizes` are those
+        before padding. A target has boxes (M x 4 px, float), labels (M, int64, from 1) and, with a
+        mask head, masks (M x H x W, uint8).
         """
-        assert self.training, "in eval mode call predict or boxes"
+        assert self.training, "in eval mode call box_outputs"
         features = self.backbone(x_B3HW)
         proposals, losses = self.rpn(ImageList(x_B3HW, sizes), features, targets)
         _, roi_losses = self.roi_heads(features, proposals, sizes, targets)
         return {**losses, **roi_losses}
 
-    def boxes(
-        self, x_B3HW: Tensor, *, sizes: list[Size]
-    ) -> tuple[list[BoxOutput], dict[str, Tensor]]:
-        """Each slice's raw box-head output, and the feature maps it was read from. Eval mode."""
-        assert not self.training, "batch statistics would mix the slices of a batch"
-        features = self.backbone(x_B3HW)
-        return self.read_boxes(x_B3HW, features, sizes=sizes), features
-
-    def read_boxes(
+    def box_outputs(
         self, x_B3HW: Tensor, features: dict[str, Tensor], *, sizes: list[Size]
     ) -> list[BoxOutput]:
-        """Each slice's raw box-head output from its feature maps. Eval mode."""
+        """The raw box-head output of each slice from its feature maps, in eval mode.
+
+        Raises ModelError if a value is not finite.
+        """
+        assert not self.rpn.training, "batch statistics would mix the slices of a batch"
         proposals, _ = self.rpn(ImageList(x_B3HW, sizes), features)
-        logits, deltas = self.box_output(features, proposals, sizes=sizes)
+        logits, deltas = self.box_head(features, proposals, sizes=sizes)
+        ranking.check_finite(logits, deltas)
         counts = [len(p) for p in proposals]
         parts = zip(
             torch.split(logits, counts), torch.split(deltas, counts), proposals, sizes, strict=True
         )
         return [BoxOutput(*part) for part in parts]
 
-    def box_output(
+    def box_head(
         self, features: dict[str, Tensor], boxes: list[Tensor], *, sizes: list[Size]
     ) -> tuple[Tensor, Tensor]:
-        """Class logits (P x K) and encoded deltas (P x 4K) of all slices' boxes (P x 4 each)."""
+        """Class logits (P x K) and encoded deltas (P x 4K) of the boxes (P x 4) of all slices."""
         pooled = self.roi_heads.box_roi_pool(features, boxes, sizes)
         logits, deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
         return logits, deltas
 
-    def predict(self, images: Sequence[NDArray[np.uint8] | Tensor]) -> list[Prediction]:
-        """Lesions of uint8 slices H x W at the model's input size (short side 512 px).
 
-        Raises ModelError if the model yields values that are not finite.
-        """
-        device = next(self.parameters()).device
-        return predict_each(images, run=self._run, device=device)
+def multiscale_roi_align(arch: Arch, cells: int) -> MultiScaleRoIAlign:
+    """Torchvision's RoIAlign over all pyramid levels, to `cells` x `cells`, with fixed scales.
 
-    def _run(self, x_B3HW: Tensor, sizes: list[Size]) -> list[Prediction]:
-        outputs, features = self.boxes(x_B3HW, sizes=sizes)
-        found = [output.candidates() for output in outputs]
-        return self.lesions(features, found=found, sizes=sizes)
-
-    def lesions(
-        self,
-        features: dict[str, Tensor],
-        *,
-        found: list[ranking.Candidates],
-        sizes: list[Size],
-    ) -> list[Prediction]:
-        """The reported lesions of each slice, with mask areas if there is a mask head."""
-        chosen = [ranking.lesions(one) for one in found]
-        predictions = [
-            Prediction(
-                logits_C=None,
-                boxes_M4=boxes.cpu().numpy(),
-                scores_M=scores.cpu().numpy(),
-                labels_M=labels.cpu().numpy(),
-                mask_px_M=None,
-                mask_logits_M1SS=None,
-                ranked_N5=None,
-                ranked_boxes_N4=None,
-            )
-            for boxes, scores, labels in chosen
-        ]
-        if not self.roi_heads.has_mask():
-            return predictions
-        return [
-            replace(
-                prediction,
-                mask_px_M=np.asarray(areas, dtype=np.int64),
-                mask_logits_M1SS=logits.cpu().numpy(),
-            )
-            for prediction, (logits, areas) in zip(
-                predictions, self._masks(features, found=chosen, sizes=sizes), strict=True
-            )
-        ]
-
-    def _masks(
-        self,
-        features: dict[str, Tensor],
-        *,
-        found: list[tuple[Tensor, Tensor, Tensor]],
-        sizes: list[Size],
-    ) -> list[tuple[Tensor, list[int]]]:
-        """Mask logits (M x 1 x 28 x 28) of each slice's lesions, and the areas in px."""
-        heads = self.roi_heads
-        pooled = heads.mask_roi_pool(features, [boxes for boxes, _, _ in found], sizes)
-        logits = heads.mask_predictor(heads.mask_head(pooled))
-        own = torch.cat([labels for _, _, labels in found])
-        masks = logits[torch.arange(len(own), device=own.device), own, None].split(
-            [len(labels) for _, _, labels in found]
-        )
-        return [
-            (logits_M1SS, [int(mask.sum()) for mask in paste(logits_M1SS, boxes_M4, size=size)])
-            for (boxes_M4, _, _), logits_M1SS, size in zip(found, masks, sizes, strict=True)
-        ]
-
-
-def paste(logits_M1SS: Tensor, boxes_M4: Tensor, *, size: Size) -> Iterator[Tensor]:
-    """Each lesion's mask (H x W, bool) on the slice.
-
-    One at a time: 128 of them pasted at once are 134 MB.
-    """
-    for logits_1SS, box_4 in zip(logits_M1SS, boxes_M4, strict=True):
-        pasted = roi_heads.paste_masks_in_image(logits_1SS[None], box_4[None], size)
-        yield pasted[0, 0] > MASK_LOGIT
-
-
-def _roi_align(arch: Arch, *, cells: int) -> MultiScaleRoIAlign:
-    """RoIAlign over all levels, its scales fixed here.
-
-    torchvision would infer them from the first slice that it sees and keep them for all others.
+    torchvision would infer the scales from the first slice and keep them for all others.
     """
     levels = [str(i) for i in range(len(arch.layers))]
     pool = MultiScaleRoIAlign(levels, output_size=cells, sampling_ratio=ROI_SAMPLING)

@@ -1,8 +1,8 @@
-"""From the box head's raw output to the two lists that are read from it.
+"""Ranked boxes and lesions, both chosen from the box head's raw output of one slice.
 
-In: class logits, encoded boxes and proposals of one slice. Out: the ranked boxes that module S
-classifies, and the lesions that are reported; both follow from the same output, so that a
-classifier reports lesions by exactly the detector's rule. Pure functions, ties kept in order.
+Module S classifies the ranked boxes, and the lesions are reported. Both follow from the same
+output, so that a classifier reports lesions by exactly the detector's rule. All functions are pure,
+and ties keep their order.
 
 Shape suffixes: P proposals, K classes with background, R candidates (a proposal and a class),
 N ranked boxes, M lesions, 4 box (x0 y0 x1 y1 px), 5 feature (score, 4 encoded deltas).
@@ -15,6 +15,7 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import clip_boxes_to_image, nms
 
@@ -22,38 +23,42 @@ from cctmn.errors import ModelError
 from cctmn.model.card import LESION_MAX, LESION_MIN_SCORE, LESION_NMS_IOU
 
 RANKED_NMS_IOU: Final = 0.75  # method.md, stage 2
-RANKED_MIN_SCORE: Final = -0.01  # method.md, stage 2: below any probability, so all are accepted
+RANKED_MIN_SCORE: Final = -0.01  # method.md, stage 2: below any probability, so that all pass
 # Scale of the encoded deltas; torchvision's RoIHeads use the same.
 BOX_WEIGHTS: Final = (10.0, 10.0, 5.0, 5.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Every proposal as every lesion class, clipped to the slice, boxes without area dropped."""
+    """Every proposal as every lesion class, clipped to the slice, less boxes without area."""
 
     scores_R: Tensor
     labels_R: Tensor
     boxes_R4: Tensor
     deltas_R4: Tensor
     proposals_R: Tensor  # index of the proposal that each came from
+    num_classes: int  # lesion classes; labels are 1..num_classes
 
 
 def check_finite(*values: Tensor) -> None:
-    """Raise ModelError if a value is NaN or infinite: no 8-bit slice does that to a sound model."""
-    if not all(bool(value.isfinite().all()) for value in values):
+    """Raise ModelError if a value is NaN or infinite, which no 8-bit slice does to a sound model.
+
+    The result is read from the device once for all values.
+    """
+    if values and not bool(torch.stack([value.isfinite().all() for value in values]).all()):
         raise ModelError("the model yields values that are not finite; its weights are unusable")
 
 
 def has_area(boxes_R4: Tensor) -> Tensor:
-    """Mask of the boxes whose sides are both above 0 px, the only ones that the author keeps."""
+    """Which boxes have both sides above 0 px; the author keeps only these."""
     return (boxes_R4[:, 2] > boxes_R4[:, 0]) & (boxes_R4[:, 3] > boxes_R4[:, 1])
 
 
 def top(scores_R: Tensor, *, count: int) -> Tensor:
-    """Indices of the `count` highest scores, falling; of equal ones the first. No NaN.
+    """Indices of the `count` highest scores, falling; of equal scores the first ones are taken.
 
-    torch.topk picks among ties as it likes, and a full stable sort of a ResNet-50's half million
-    anchors costs several times as much as this.
+    The scores must not be NaN. torch.topk chooses arbitrarily among ties, and a full stable sort of
+    a ResNet-50's half million anchors costs several times as much as this.
     """
     if scores_R.numel() > count:
         least = scores_R.topk(count).values[-1]
@@ -64,17 +69,23 @@ def top(scores_R: Tensor, *, count: int) -> Tensor:
     return at_least[order[:count]]
 
 
-def suppress(boxes_R4: Tensor, *, scores_R: Tensor, groups_R: Tensor, iou: float) -> Tensor:
-    """Indices that survive NMS within their group, by falling score, ties in their given order.
+def nms_per_class(
+    boxes_R4: Tensor, *, scores_R: Tensor, labels_R: Tensor, num_labels: int, iou: float
+) -> Tensor:
+    """Indices that survive NMS among boxes of their label, by falling score, ties in given order.
 
-    Group by group and not through torchvision's batched_nms: that shifts the boxes of each group
-    by a number taken from the largest box, and the rounding decides borderline pairs.
+    Labels lie below `num_labels`. Boxes are compared label by label and not through torchvision's
+    batched_nms: that shifts the boxes of each label by a number taken from the largest box, and the
+    rounding decides borderline pairs.
     """
-    kept = [torch.zeros(0, dtype=torch.int64, device=boxes_R4.device)]
-    for group in sorted(set(groups_R.tolist())):
-        of_group = torch.where(groups_R == group)[0]
-        kept.append(of_group[nms(boxes_R4[of_group], scores_R[of_group], iou)])
-    in_order = torch.cat(kept).sort().values
+    if num_labels == 1:
+        in_order = nms(boxes_R4, scores_R, iou).sort().values
+    else:
+        kept = []
+        for label in range(num_labels):
+            of_label = torch.where(labels_R == label)[0]
+            kept.append(of_label[nms(boxes_R4[of_label], scores_R[of_label], iou)])
+        in_order = torch.cat(kept).sort().values
     return in_order[scores_R[in_order].argsort(descending=True, stable=True)]
 
 
@@ -85,7 +96,7 @@ def candidates(
     proposals_P4: Tensor,
     size_px: tuple[int, int],
 ) -> Candidates:
-    """Decode the box head's output for one slice of `size_px` (height, width)."""
+    """Decode the box head's output for one slice; `size_px` is its height and width."""
     count, classes = logits_PK.shape
     scores_PC = logits_PK.softmax(-1)[:, 1:]  # C: without background
     boxes_PK4 = BoxCoder(BOX_WEIGHTS).decode(deltas_P4K, [proposals_P4]).reshape(count, classes, 4)
@@ -100,22 +111,25 @@ def candidates(
         boxes_R4[keep],
         deltas_R4[keep],
         proposals_R[keep],
+        classes - 1,
     )
 
 
-def choose(found: Candidates, *, count: int) -> Tensor:
-    """Indices of the candidates that module S sees, by falling score: N = `count`, or none at all.
+def choose(candidates: Candidates, *, count: int) -> Tensor:
+    """Indices of the N = `count` candidates that module S reads, by falling score.
 
-    Fewer than N survivors are spread evenly: with K of them row i repeats survivor i * K // N, so
-    the order stays. The author repeats at random lengths.
+    If fewer survive NMS, they are repeated evenly: of K survivors, row i is survivor i * K // N, so
+    the order stays. The author repeats them at random lengths. Without any survivor the result is
+    empty.
     """
-    scores_R, boxes_R4 = found.scores_R.detach(), found.boxes_R4.detach()
+    scores_R, boxes_R4 = candidates.scores_R.detach(), candidates.boxes_R4.detach()
     keep = torch.where(scores_R > RANKED_MIN_SCORE)[0]
     keep = keep[
-        suppress(
+        nms_per_class(
             boxes_R4[keep],
             scores_R=scores_R[keep],
-            groups_R=found.labels_R[keep],
+            labels_R=candidates.labels_R[keep] - 1,
+            num_labels=candidates.num_classes,
             iou=RANKED_NMS_IOU,
         )
     ][:count]
@@ -124,22 +138,30 @@ def choose(found: Candidates, *, count: int) -> Tensor:
     return keep
 
 
-def ranked(found: Candidates, *, count: int) -> tuple[Tensor, Tensor]:
-    """The input of module S: features_N5 by falling score, and their boxes_N4. N = `count`.
+def ranked_features(scores_N: Tensor, *, deltas_N4: Tensor, count: int) -> Tensor:
+    """The input of module S (`count` x 5) from the scores and deltas of the chosen boxes.
 
-    Without any survivor all rows are zero. Gradients flow through scores and deltas, not through
-    the choice.
+    If no box was chosen, all rows are zero. Gradients flow through scores and deltas, also then (as
+    zeros): in distributed training the other workers wait for a gradient of every weight.
     """
-    keep = choose(found, count=count)
-    if keep.numel() == 0:
-        return found.deltas_R4.new_zeros(count, 5), found.boxes_R4.new_zeros(count, 4)
-    features_N5 = torch.cat([found.scores_R[keep, None], found.deltas_R4[keep]], dim=1)
-    return features_N5, found.boxes_R4[keep].detach()
+    return pad_rows(torch.cat([scores_N[:, None], deltas_N4], dim=1), count=count)
 
 
-def lesions(found: Candidates) -> tuple[Tensor, Tensor, Tensor]:
+def pad_rows(rows_NX: Tensor, *, count: int) -> Tensor:
+    """Append rows of zeros until there are `count`; `choose` gives `count` rows or none."""
+    return F.pad(rows_NX, (0, 0, 0, count - len(rows_NX))) if len(rows_NX) < count else rows_NX
+
+
+def lesions(candidates: Candidates) -> tuple[Tensor, Tensor, Tensor]:
     """The reported lesions by falling score: boxes_M4, scores_M, labels_M (from 1)."""
-    likely = torch.where(found.scores_R > LESION_MIN_SCORE)[0]
-    boxes, scores, labels = found.boxes_R4[likely], found.scores_R[likely], found.labels_R[likely]
-    keep = suppress(boxes, scores_R=scores, groups_R=labels, iou=LESION_NMS_IOU)[:LESION_MAX]
+    likely = torch.where(candidates.scores_R > LESION_MIN_SCORE)[0]
+    boxes, scores = candidates.boxes_R4[likely], candidates.scores_R[likely]
+    labels = candidates.labels_R[likely]
+    keep = nms_per_class(
+        boxes,
+        scores_R=scores,
+        labels_R=labels - 1,
+        num_labels=candidates.num_classes,
+        iou=LESION_NMS_IOU,
+    )[:LESION_MAX]
     return boxes[keep], scores[keep], labels[keep]

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cctmn.model.detector import paste
+from cctmn.model.inference import paste
 from cctmn.read.geometry import Affine
 from cctmn.rle import encode
 
 if TYPE_CHECKING:
-    from cctmn.model.predict import Prediction
+    from cctmn.model.inference import Prediction
 
 
 def on_stored(

@@ -15,7 +15,7 @@ from cctmn.model.card import parameter_count, portable, read_card, read_weights
 from cctmn.score.scorer import ImageArray, Source
 
 if TYPE_CHECKING:
-    from cctmn.model.predict import Prediction
+    from cctmn.model.inference import Prediction
 
 
 class NetScorer:
@@ -25,14 +25,15 @@ class NetScorer:
         import torch
 
         from cctmn.model import checkpoint
+        from cctmn.model.inference import Predictor
 
-        torch.set_num_threads(1)  # one scorer a core; two threads on one core only wait
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._net = checkpoint.load(uri, device=device).net
+        # One thread, for there is one scorer per core.
+        self._predictor = Predictor(checkpoint.load(uri).net, device=device, threads=1)
 
-    def predict(self, images: Sequence[ImageArray]) -> list[Prediction]:
-        """One prediction per image, in order."""
-        return self._net.predict(images)
+    def predict(self, images: Sequence[ImageArray], *, masks: bool) -> list[Prediction]:
+        """One prediction per image, in order; with `masks`, lesions have mask logits."""
+        return self._predictor.predict(images, masks=masks)
 
 
 def open_source(folder: str) -> Source:

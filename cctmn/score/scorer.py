@@ -22,7 +22,7 @@ from cctmn.model.probabilities import probabilities
 from cctmn.read.geometry import Affine
 
 if TYPE_CHECKING:
-    from cctmn.model.predict import Prediction
+    from cctmn.model.inference import Prediction
 
 ImageArray = NDArray[np.uint8]  # H x W, as the card's input contract asks
 
@@ -30,8 +30,11 @@ ImageArray = NDArray[np.uint8]  # H x W, as the card's input contract asks
 class Scorer(Protocol):
     """Detector and classifier in one process."""
 
-    def predict(self, images: Sequence[ImageArray]) -> list[Prediction]:
-        """One prediction per image, in order, none depending on its neighbours."""
+    def predict(self, images: Sequence[ImageArray], *, masks: bool) -> list[Prediction]:
+        """One prediction per image, in order, each independent of the other images.
+
+        With `masks`, lesions have mask logits.
+        """
         ...
 
 
@@ -70,7 +73,7 @@ def score(
     for start in range(0, len(todo), batch_size):
         batch = todo[start : start + batch_size]
         began = time.perf_counter()
-        predictions = scorer.predict([_pixels(row) for row in batch])
+        predictions = scorer.predict([_pixels(row) for row in batch], masks=masks)
         share_ms = 1e3 * (time.perf_counter() - began) / len(batch)
         for row, prediction in zip(batch, predictions, strict=True):
             row |= _scored(row, prediction, source, ranked_boxes=ranked_boxes)
@@ -122,9 +125,9 @@ def _scored(
         ):
             columns |= {f"logit_{name}": float(logit), f"p_{name}": float(p)}
         columns["pred_class"] = source.image_classes[int(found.logits_C.argmax())]
-    if ranked_boxes and found.ranked_boxes_N4 is not None and found.ranked_N5 is not None:
+    if ranked_boxes and found.ranked_boxes_N4 is not None and found.ranked_features_N5 is not None:
         ranked_N4 = to_stored.boxes(found.ranked_boxes_N4)
-        scores_N = found.ranked_N5[:, 0]
+        scores_N = found.ranked_features_N5[:, 0]
         columns["ranked_boxes"] = [
             _box(box_4, s) for box_4, s in zip(ranked_N4, scores_N, strict=True)
         ]

@@ -19,6 +19,7 @@ from cctmn import store
 from cctmn.contract import InputContract
 from cctmn.data.slices import SliceSample, read_slice
 from cctmn.model.classifier import Classifier
+from cctmn.model.inference import Predictor
 from cctmn.train.loop import World
 
 PART: Final = 32  # slices of a file: about 15 s of work on a CPU core
@@ -34,14 +35,15 @@ def compute(
     tell: Callable[[int], None],
 ) -> Tensor:
     """Features of all slices (slices x 5 N), each computed by one worker; `tell` counts them."""
-    net.to(world.device).eval()
+    predictor = Predictor(net.eval(), device=world.device)
     starts = range(0, len(slices), PART)
     for number, start in enumerate(starts):
         uri = store.join(folder, f"{number:06d}.npy")
         if number % world.size == world.rank and store.read_optional(uri) is None:
             part = slices[start : start + PART]
             pictures = [read_slice(one.image, contract=contract) for one in part]
-            found = [net.predict([picture])[0].ranked_N5 for picture in pictures]
+            predictions = [predictor.predict([one], areas=False)[0] for one in pictures]
+            found = [one.ranked_features_N5 for one in predictions]
             buffer = io.BytesIO()
             np.save(buffer, np.stack([one.reshape(-1) for one in found if one is not None]))
             store.put(uri, buffer.getvalue())

@@ -25,8 +25,8 @@ from cctmn.data.lesions import LesionSample, LesionSlice, read_lesions
 from cctmn.data.slices import SliceSample, read_slice
 from cctmn.metrics import classification, detection
 from cctmn.model.classifier import Classifier
-from cctmn.model.detector import Detector, paste
-from cctmn.model.predict import prepare
+from cctmn.model.detector import Detector
+from cctmn.model.inference import Predictor, normalise_and_pad, paste
 from cctmn.rle import encode
 
 Losses = dict[str, Tensor]
@@ -121,7 +121,7 @@ class DetectorTask:
 
 def compared(net: Detector | Classifier, truth: LesionSlice) -> Compared:
     """The lesions that a net with a mask head reports on a slice, and the true ones. Eval mode."""
-    found = net.predict([truth.pixels])[0]
+    (found,) = Predictor(net).predict([truth.pixels], areas=False, masks=True)
     assert found.mask_logits_M1SS is not None, "a net without a mask head has no masks to compare"
     pasted = paste(
         torch.from_numpy(found.mask_logits_M1SS),
@@ -143,7 +143,7 @@ def _stack(
     pictures: Sequence[Tensor], *, device: torch.device
 ) -> tuple[Tensor, list[tuple[int, int]]]:
     """One padded batch (B x 3 x H x W) and the sizes before padding."""
-    prepared = [prepare(picture, device=device) for picture in pictures]
+    prepared = [normalise_and_pad(picture, device=device) for picture in pictures]
     height, width = (max(x.shape[side] for x, _ in prepared) for side in (1, 2))
     x_B3HW = torch.stack(
         [F.pad(x, (0, width - x.shape[2], 0, height - x.shape[1])) for x, _ in prepared]
@@ -235,7 +235,8 @@ class ClassifierTask:
 
 def classified(net: Classifier, sample: SliceSample, *, contract: InputContract) -> tuple[int, int]:
     """True and predicted class of one slice. Eval mode."""
-    found = net.predict([read_slice(sample.image, contract=contract)])[0]
+    picture = read_slice(sample.image, contract=contract)
+    (found,) = Predictor(net).predict([picture], areas=False)
     assert found.logits_C is not None
     return sample.label, int(found.logits_C.argmax())
 

@@ -24,8 +24,8 @@ class Counted:
     def __init__(self, load: Callable[[], Scorer], tally: str) -> None:
         self._scorer, self._tally = load(), tally
 
-    def predict(self, images: Sequence[ImageArray]) -> Any:
-        found = self._scorer.predict(images)
+    def predict(self, images: Sequence[ImageArray], *, masks: bool) -> Any:
+        found = self._scorer.predict(images, masks=masks)
         with open(self._tally, "ab") as file:  # noqa: PTH123
             file.write(b"." * len(images))
         return found

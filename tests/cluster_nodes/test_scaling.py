@@ -34,9 +34,9 @@ class Clocked:
     def __init__(self, folder: str) -> None:
         self._scorer, self._file = StandIn(SLEEP_S), Path(folder) / f"{os.getpid()}-{id(self)}"
 
-    def predict(self, images: Sequence[ImageArray]) -> Any:
+    def predict(self, images: Sequence[ImageArray], *, masks: bool) -> Any:
         began = time.time()
-        found = self._scorer.predict(images)
+        found = self._scorer.predict(images, masks=masks)
         with self._file.open("a") as file:
             file.write(f"{began} {time.time()} {len(images)}\n")
         return found

@@ -12,6 +12,7 @@ from cctmn.errors import ModelError
 from cctmn.model import checkpoint
 from cctmn.model.card import Arch, Card, parse_card, read_card
 from cctmn.model.checkpoint import LoadedModel, fresh
+from cctmn.model.inference import Predictor
 from tests.conftest import S3Server
 from tests.model.conftest import BOTH, COVIDX, EVERY, arch, classifier_arch, made_up, same
 
@@ -35,7 +36,7 @@ def test_round_trip_is_bit_identical(tmp_path, backbone, truncation):
         card = checkpoint.save(net, tmp_path / str(i), card=some_card(of))
         loaded = checkpoint.load(tmp_path / str(i))
         assert loaded.card == card == read_card(tmp_path / str(i))
-        assert same(net.predict(slices)[0], loaded.net.predict(slices)[0])
+        assert same(Predictor(net).predict(slices)[0], Predictor(loaded.net).predict(slices)[0])
 
 
 def millions(net):
@@ -107,7 +108,7 @@ def test_a_model_may_live_on_s3(s3: S3Server, tmp_path):
     loaded = checkpoint.load("s3://models/deep/m")
     assert loaded.card == card
     slices = made_up(1, size=(32, 32))
-    assert same(net.predict(slices)[0], loaded.net.predict(slices)[0])
+    assert same(Predictor(net).predict(slices)[0], Predictor(loaded.net).predict(slices)[0])
 
 
 def test_missing_files_are_named(tmp_path):

@@ -15,6 +15,7 @@ import torch
 from cctmn.errors import ModelError
 from cctmn.model import unpickle
 from cctmn.model.checkpoint import fresh
+from cctmn.model.inference import Predictor
 from cctmn.model.legacy import import_checkpoint
 from tests.model import authors
 from tests.model.conftest import EVERY, arch, classifier_arch, made_up, same
@@ -31,7 +32,7 @@ def test_files_of_every_backbone_are_imported(tmp_path, backbone, truncation):
         assert card.trained
         assert card.provenance["epoch"] == 7
         assert card.provenance["source"] == "model.pth"
-        assert same(net.predict(slices)[0], imported.predict(slices)[0])
+        assert same(Predictor(net).predict(slices)[0], Predictor(imported).predict(slices)[0])
 
 
 @pytest.fixture(scope="module")

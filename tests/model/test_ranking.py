@@ -1,4 +1,4 @@
-"""The two lists read from the box head's output, on numbers made for the purpose."""
+"""Ranked boxes and lesions chosen from candidates, on small hand-made numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from cctmn.model import ranking
 
 
-def found(scores, boxes=None, labels=None):
+def candidates(scores, boxes=None, labels=None):
     count = len(scores)
     if boxes is None:  # far apart, so that NMS keeps all
         boxes = [[20.0 * i, 0.0, 20.0 * i + 10, 10.0] for i in range(count)]
@@ -17,26 +17,36 @@ def found(scores, boxes=None, labels=None):
         torch.tensor(boxes).reshape(-1, 4),
         torch.arange(4.0 * count).reshape(-1, 4),
         torch.arange(count),
+        2,
     )
 
 
+def ranked(candidates, *, count):
+    """The input of module S, and the boxes that it describes."""
+    keep = ranking.choose(candidates, count=count)
+    features = ranking.ranked_features(
+        candidates.scores_R[keep], deltas_N4=candidates.deltas_R4[keep], count=count
+    )
+    return features, ranking.pad_rows(candidates.boxes_R4[keep], count=count)
+
+
 def test_features_are_score_then_deltas_by_falling_score():
-    features, boxes = ranking.ranked(found([0.1, 0.9, 0.5]), count=2)
+    features, boxes = ranked(candidates([0.1, 0.9, 0.5]), count=2)
     assert features.tolist() == [[torch.tensor(0.9).item(), 4, 5, 6, 7], [0.5, 8, 9, 10, 11]]
     assert boxes[:, 0].tolist() == [20, 40]
 
 
 def test_too_few_boxes_are_repeated_evenly_in_order():
-    _, boxes = ranking.ranked(found([0.2, 0.9, 0.5]), count=7)
+    _, boxes = ranked(candidates([0.2, 0.9, 0.5]), count=7)
     assert boxes[:, 0].tolist() == [20, 20, 20, 40, 40, 0, 0]
 
 
 def test_no_box_gives_zeros():
-    features, boxes = ranking.ranked(found([]), count=3)
+    features, boxes = ranked(candidates([]), count=3)
     assert features.shape == (3, 5)
     assert boxes.shape == (3, 4)
     assert not features.any()
-    assert [len(part) for part in ranking.lesions(found([]))] == [0, 0, 0]
+    assert [len(part) for part in ranking.lesions(candidates([]))] == [0, 0, 0]
 
 
 def test_ties_keep_their_order():
@@ -44,22 +54,22 @@ def test_ties_keep_their_order():
     assert ranking.top(scores, count=2).tolist() == [1, 2]
     assert ranking.top(scores, count=4).tolist() == [1, 2, 4, 0]
     assert ranking.top(scores, count=9).tolist() == [1, 2, 4, 0, 5, 3]
-    _, boxes = ranking.ranked(found([0.5] * 5, labels=[2, 1, 2, 1, 1]), count=5)
+    _, boxes = ranked(candidates([0.5] * 5, labels=[2, 1, 2, 1, 1]), count=5)
     assert boxes[:, 0].tolist() == [0, 20, 40, 60, 80]
 
 
-def test_suppression_is_by_class_and_by_threshold():
+def test_nms_is_per_class_and_by_threshold():
     # IoU of the pair is 0.6: below 0.75, above 0.5.
     boxes = [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 6.0]]
-    pair = found([0.9, 0.8], boxes)
+    pair = candidates([0.9, 0.8], boxes)
     assert len(ranking.lesions(pair)[0]) == 1
-    assert len(ranking.ranked(pair, count=2)[1].unique(dim=0)) == 2
-    assert len(ranking.lesions(found([0.9, 0.8], boxes, [1, 2]))[0]) == 2
+    assert len(ranked(pair, count=2)[1].unique(dim=0)) == 2
+    assert len(ranking.lesions(candidates([0.9, 0.8], boxes, [1, 2]))[0]) == 2
 
 
-def test_lesions_need_more_than_the_least_score_and_end_at_the_most():
-    assert len(ranking.lesions(found([0.05, 0.051]))[1]) == 1
-    assert len(ranking.lesions(found([0.9] * 200))[1]) == 128
+def test_lesions_exceed_the_minimum_score_and_are_limited_in_number():
+    assert len(ranking.lesions(candidates([0.05, 0.051]))[1]) == 1
+    assert len(ranking.lesions(candidates([0.9] * 200))[1]) == 128
 
 
 def test_boxes_without_area_are_dropped_and_thin_ones_kept():

@@ -13,7 +13,7 @@ from pycocotools import mask as rle
 
 from cctmn.config import ScoreConfig
 from cctmn.errors import ConfigError
-from cctmn.model.detector import paste
+from cctmn.model.inference import paste
 from cctmn.read.geometry import Affine, Turn
 from cctmn.score import run
 from cctmn.score.masks import on_stored

@@ -21,7 +21,7 @@ from cctmn.classes import LESION_MODES
 from cctmn.config import ClassifierConfig, DetectorConfig
 from cctmn.contract import InputContract
 from cctmn.errors import ConfigError, ModelError
-from cctmn.model import detector, predict, ranking
+from cctmn.model import detector, inference, ranking
 from cctmn.model.checkpoint import LoadedModel, classifier_from_detector
 from cctmn.model.classifier import Classifier
 from cctmn.train import initial
@@ -268,7 +268,7 @@ def test_input(built):
     contract = InputContract.from_card(model.card.input)
     assert (contract.size_px, contract.max_size_px) == (512, 1024)
     grey = np.full((64, 64), 51, np.uint8)
-    x_3HW, _ = predict.prepare(grey, device=torch.device("cpu"))
+    x_3HW, _ = inference.normalise_and_pad(grey, device=torch.device("cpu"))
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     np.testing.assert_allclose(x_3HW[:, 5, 5], (0.2 - mean) / std, rtol=1e-5)
 
@@ -295,5 +295,5 @@ def candidates(boxes_R4: torch.Tensor, *, scores: list[float]) -> ranking.Candid
     count = len(boxes_R4)
     labels = torch.ones(count, dtype=torch.int64)
     return ranking.Candidates(
-        torch.tensor(scores), labels, boxes_R4, torch.zeros(count, 4), torch.arange(count)
+        torch.tensor(scores), labels, boxes_R4, torch.zeros(count, 4), torch.arange(count), 1
     )

@@ -19,6 +19,7 @@ from cctmn.data.slices import SliceSample, open_slices
 from cctmn.metrics import detection
 from cctmn.model import ranking
 from cctmn.model.classifier import Classifier
+from cctmn.model.inference import Predictor
 from cctmn.train import features, loop, tasks
 from cctmn.train.loop import World
 from cctmn.train.tasks import CachedTask, ClassifierTask, DetectorTask, Task
@@ -67,9 +68,17 @@ def ready(*crops: tuple[int, int]) -> tuple[Tensor, list[tuple[int, int]]]:
 
 def plainly(net: Classifier, x_B3HW: Tensor, *, sizes: list[tuple[int, int]]) -> Tensor:
     """What module S reads, through the box head's output on all proposals."""
-    outputs, _ = net.detector.boxes(x_B3HW, sizes=sizes)
+    features = net.detector.backbone(x_B3HW)
+    outputs = net.detector.box_outputs(x_B3HW, features, sizes=sizes)
+    candidates = [output.candidates() for output in outputs]
     return torch.stack(
-        [ranking.ranked(one.candidates(), count=net.arch.ranked)[0] for one in outputs]
+        [
+            ranking.ranked_features(
+                one.scores_R[keep], deltas_N4=one.deltas_R4[keep], count=net.arch.ranked
+            )
+            for one in candidates
+            for keep in [ranking.choose(one, count=net.arch.ranked)]
+        ]
     )
 
 
@@ -87,7 +96,7 @@ def test_the_short_way_gives_the_features_and_gradients_of_the_whole(ranked, cro
     x_B3HW, sizes = ready(*crops)
     weights = torch.randn(2, ranked, 5, generator=torch.Generator().manual_seed(0))
     found = []
-    for way in (net.ranked, lambda x, sizes: plainly(net, x, sizes=sizes)):
+    for way in (net.ranked_features, lambda x, sizes: plainly(net, x, sizes=sizes)):
         net.zero_grad()
         features_BN5 = way(x_B3HW, sizes=sizes)
         logits_BC = torch.stack([net.module_s(one.flatten()) for one in features_BN5])
@@ -115,7 +124,7 @@ def test_training_sees_what_scoring_sees(slices):
     net = classifier()
     task = stage2(net, slices)
     pixels, label = task.read(0)
-    there = net.predict([pixels.numpy()])[0]
+    there = Predictor(net).predict([pixels.numpy()])[0]
     task.train()
     x_B3HW, sizes = tasks._stack([pixels], device=CPU)
     with torch.no_grad():
@@ -132,7 +141,7 @@ def test_without_any_box_every_weight_still_gets_a_gradient():
         net.detector.roi_heads.box_predictor.bbox_pred.bias[2::4] = -1e4  # no box has a width
     tasks.choose_weights(net, variant="all")
     x_B3HW, sizes = ready((64, 64))
-    features_BN5 = net.train().ranked(x_B3HW, sizes=sizes)
+    features_BN5 = net.train().ranked_features(x_B3HW, sizes=sizes)
     assert not features_BN5.any()
     net(x_B3HW, sizes=sizes).sum().backward()
     trained = [p for p in net.parameters() if p.requires_grad]
@@ -219,7 +228,9 @@ def test_the_loss_is_the_one_that_was_asked_for(slices, loss):
     batch = [task.read(0)]
     losses = task.losses(task.module, batch, device=CPU)
     assert list(losses) == ["loss_class"]
-    logits_BC = torch.from_numpy(np.stack([net.predict([x.numpy()])[0].logits_C for x, _ in batch]))
+    logits_BC = torch.from_numpy(
+        np.stack([Predictor(net).predict([x.numpy()])[0].logits_C for x, _ in batch])
+    )
     labels_B = torch.tensor([label for _, label in batch])
     expected = tasks.CRITERIA[loss](logits_BC, labels_B)
     torch.testing.assert_close(losses["loss_class"].detach(), expected, atol=1e-5, rtol=1e-5)
@@ -289,13 +300,18 @@ def test_ranked_boxes_are_computed_once(slices, tmp_path, monkeypatch):
     net, slices = classifier(), slices[:3]
     first = table(net, slices, tmp_path)
     assert first.shape == (3, 80)
-    ranked = [net.predict([stage2(net, slices).read(i)[0]])[0].ranked_N5 for i in (0, 2)]
+    ranked = [
+        Predictor(net).predict([stage2(net, slices).read(i)[0]])[0].ranked_features_N5
+        for i in (0, 2)
+    ]
     np.testing.assert_array_equal(first[[0, 2]].numpy(), [one.ravel() for one in ranked])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.npy", "000001.npy"]
     (tmp_path / "000001.npy").unlink()
     seen: list[int] = []
-    predict = net.predict
-    monkeypatch.setattr(net, "predict", lambda images: seen.append(1) or predict(images))
+    predict = Predictor.predict
+    monkeypatch.setattr(
+        Predictor, "predict", lambda *args, **options: seen.append(1) or predict(*args, **options)
+    )
     torch.testing.assert_close(table(net, slices, tmp_path), first, atol=0, rtol=0)
     assert len(seen) == 1
 
@@ -324,7 +340,7 @@ def test_the_nets_own_lesions_are_measured(lesions):
     net = fresh(small_arch(), seed=1)
     task = DetectorTask(net, lesions, lesions, contract(), "full")
     found, truth = task.evidence(0)
-    (there,) = net.predict([task.read(0)[0]])
+    (there,) = Predictor(net).predict([task.read(0)[0]])
     assert found.scores_M.tolist() == there.scores_M.tolist()
     assert [int(m) for m in detection.rle.area(found.masks)] == there.mask_px_M.tolist()
     read = tasks.read_lesions(

@@ -1,4 +1,4 @@
-"""A slice's answer depends on its pixels alone."""
+"""The prediction of a slice depends only on its pixels, and networks train as intended."""
 
 from __future__ import annotations
 
@@ -7,56 +7,35 @@ import pytest
 import torch
 
 from cctmn.errors import ModelError
-from cctmn.model import predict
 from cctmn.model.checkpoint import fresh
-from cctmn.model.legacy import import_checkpoint
-from tests.model.conftest import EVERY, arch, classifier_arch, grey, made_up, same
+from cctmn.model.classifier import Classifier
+from cctmn.model.detector import multiscale_roi_align
+from cctmn.model.inference import Predictor, normalise_and_pad
+from tests.model.conftest import EVERY, arch, classifier_arch, made_up, same
 
 
 @pytest.mark.parametrize(("backbone", "truncation"), EVERY)
 def test_batch_and_order_do_not_matter(backbone, truncation):
     net = fresh(classifier_arch(backbone, truncation), seed=1)
     slices = made_up(8, size=(32, 32))
-    alone = [net.predict([pixels])[0] for pixels in slices]
+    alone = [Predictor(net).predict([pixels])[0] for pixels in slices]
     order = [3, 0, 7, 5, 1, 6, 2, 4]
-    threes = net.predict(slices[:3])
-    eights = net.predict([slices[i] for i in order])
+    threes = Predictor(net).predict(slices[:3])
+    eights = Predictor(net).predict([slices[i] for i in order])
     assert all(map(same, alone[:3], threes))
     assert all(map(same, (alone[i] for i in order), eights))
-
-
-@pytest.mark.parametrize(("backbone", "truncation"), [("resnet18", 1), ("resnet50", 0)])
-def test_a_true_batch_agrees(backbone, truncation):
-    """The path of CUDA, run here on CPU."""
-    net = fresh(classifier_arch(backbone, truncation), seed=1)
-    slices = made_up(8, size=(32, 32))
-    with torch.inference_mode():
-        ready = [predict.prepare(pixels, device=torch.device("cpu")) for pixels in slices]
-        batch = net._run(torch.stack([x for x, _ in ready]), [size for _, size in ready])
-    for alone, together in zip(net.predict(slices), batch, strict=True):
-        np.testing.assert_allclose(alone.logits_C, together.logits_C, atol=1e-4)
-
-
-def test_real_slices_agree_in_a_true_batch(shared):
-    net, _ = import_checkpoint(shared / "reference" / "classification_model_r18t1.pth")
-    slices = [grey(p) for p in sorted((shared / "data" / "ct_slices").iterdir())[:3]]
-    with torch.inference_mode():
-        ready = [predict.prepare(pixels, device=torch.device("cpu")) for pixels in slices]
-        batch = net._run(torch.stack([x for x, _ in ready]), [size for _, size in ready])
-    for alone, together in zip(net.predict(slices), batch, strict=True):
-        np.testing.assert_allclose(alone.logits_C, together.logits_C, atol=1e-4)
 
 
 def test_any_size_is_padded_and_boxes_stay_inside():
     net = fresh(arch(masks=True), seed=2)
     sizes = [(70, 45), (33, 96), (1, 1)]
     slices = [made_up(1, size=size)[0] for size in sizes]
-    for (height, width), found in zip(sizes, net.predict(slices), strict=True):
-        assert (found.boxes_M4 >= 0).all()
-        assert (found.boxes_M4 <= [width, height, width, height]).all()
-        assert found.mask_px_M.shape == found.scores_M.shape
-        assert (found.mask_px_M <= height * width).all()
-        assert (np.diff(found.scores_M) <= 0).all()
+    for (height, width), prediction in zip(sizes, Predictor(net).predict(slices), strict=True):
+        assert (prediction.boxes_M4 >= 0).all()
+        assert (prediction.boxes_M4 <= [width, height, width, height]).all()
+        assert prediction.mask_px_M.shape == prediction.scores_M.shape
+        assert (prediction.mask_px_M <= height * width).all()
+        assert (np.diff(prediction.scores_M) <= 0).all()
 
 
 def test_tensors_read_only_and_flipped_arrays_are_taken():
@@ -65,21 +44,51 @@ def test_tensors_read_only_and_flipped_arrays_are_taken():
     fixed = pixels.copy()
     fixed.flags.writeable = False
     flipped = pixels[::-1].copy()[::-1]
-    answers = net.predict([pixels, torch.from_numpy(pixels), fixed, flipped])
-    assert all(same(answers[0], answer) for answer in answers)
+    predictions = Predictor(net).predict([pixels, torch.from_numpy(pixels), fixed, flipped])
+    assert all(same(predictions[0], one) for one in predictions)
 
 
 def test_detector_inside_the_classifier_reports_the_detectors_lesions():
     net = fresh(classifier_arch(), seed=1)
     for pixels in made_up(2):
-        (both,), (lesions,) = net.predict([pixels]), net.detector.predict([pixels])
+        (both,), (lesions,) = (
+            Predictor(net).predict([pixels]),
+            Predictor(net.detector).predict([pixels]),
+        )
         assert len(both.scores_M) > 0
         np.testing.assert_array_equal(both.boxes_M4, lesions.boxes_M4)
         np.testing.assert_array_equal(both.scores_M, lesions.scores_M)
 
 
+def test_areas_and_mask_logits_are_computed_only_on_request():
+    predictor = Predictor(fresh(arch(masks=True), seed=2))
+    slices = made_up(1)
+    (neither,), (both,) = (
+        predictor.predict(slices, areas=False),
+        predictor.predict(slices, masks=True),
+    )
+    assert neither.mask_px_M is None
+    assert neither.mask_logits_M1SS is None
+    assert both.mask_logits_M1SS.shape == (len(both.scores_M), 1, 28, 28)
+    assert len(both.mask_px_M) == len(both.scores_M) > 0
+    (default,) = predictor.predict(slices)
+    assert default.mask_logits_M1SS is None
+    np.testing.assert_array_equal(default.mask_px_M, both.mask_px_M)
+
+
+def test_roi_align_can_be_replaced():
+    calls = []
+
+    def counted(arch, cells):
+        calls.append(cells)
+        return multiscale_roi_align(arch, cells)
+
+    Classifier(classifier_arch(masks=True), roi_align=counted)
+    assert sorted(calls) == [7, 14]
+
+
 def test_no_slices_no_predictions():
-    assert fresh(classifier_arch(), seed=1).predict([]) == []
+    assert Predictor(fresh(classifier_arch(), seed=1)).predict([]) == []
 
 
 def test_values_that_are_not_finite_are_refused():
@@ -87,7 +96,7 @@ def test_values_that_are_not_finite_are_refused():
     with torch.no_grad():
         net.module_s[0].weight[0, 0] = float("nan")
     with pytest.raises(ModelError, match="not finite"):
-        net.predict(made_up(1))
+        Predictor(net).predict(made_up(1))
 
 
 def test_training_step_of_the_detector_has_five_losses():
@@ -108,7 +117,7 @@ def test_training_step_of_the_classifier_reaches_the_backbone_and_keeps_batch_no
     assert net.training
     assert not net.detector.training
     before = net.detector.backbone.body.bn1.running_mean.clone()
-    x = torch.stack([predict.prepare(p, device=torch.device("cpu"))[0] for p in made_up(2)])
+    x = torch.stack([normalise_and_pad(p, device=torch.device("cpu"))[0] for p in made_up(2)])
     net(x, sizes=[(96, 96)] * 2).sum().backward()
     assert torch.equal(before, net.detector.backbone.body.bn1.running_mean)
     assert net.detector.backbone.body.conv1.weight.grad.abs().sum() > 0
