@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 
-.PHONY: demo test docs lint model rerun clean
+.PHONY: demo test quick docs lint model rerun clean
 
 demo: $(VENV)/.package
 	$(BIN)/cctmn demo -o demo
@@ -18,8 +18,14 @@ docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "open build/site/index.html"
 
+# The whole suite, in two processes; a file of tests stays in one of them
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# The tests that need neither Ray nor a browser, in under two minutes
+quick: $(VENV)/.ready
+	$(PYTEST) -m "not slow and not ray and not browser and not cluster"
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .

@@ -1,4 +1,8 @@
-"""Shared parts of the tests: the material beside the checkout, a real S3 server, the command."""
+"""Shared parts of the tests: tiers, reference material, a real S3 server, one Ray, the command.
+
+The markers `reference`, `ray`, `browser` and `cluster` are given here by fixture and folder; a test
+module that starts Ray only in a subprocess names `ray` or `slow` itself.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.processes import die_with_parent, end_with_the_test_run
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 REPO = Path(__file__).resolve().parents[1]
@@ -22,10 +29,50 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["CCTMN_LOG"] = "text"  # as on a terminal, but in the tests of the log itself
 os.environ["OMP_NUM_THREADS"] = "1"  # two busy threads on a shared core are slower than one
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    die_with_parent()
+
+# marker -> the fixtures that give it to a test
+MARKERS = {
+    "reference": {"shared"},
+    "ray": {"shared_ray", "nodes", "submit"},
+    "browser": {"browser"},
+}
+# The files that wait longest are started first, so that no process is left alone with one at the
+# end; all other files follow in the order of their names.
+FIRST = (
+    "tests/train/test_distributed.py",
+    "tests/cluster_nodes/test_nodes.py",
+    "tests/score/test_kill.py",
+    "tests/cluster_nodes/test_scaling.py",
+    "tests/score/test_reference.py",
+    "tests/score/test_scale.py",
+    "tests/test_cli.py",
+    "tests/data/test_round_trip_commands.py",
+    "tests/test_previous_version.py",
+    "tests/score/test_watch.py",
+    "tests/test_demo_model.py",
+    "tests/evaluate/test_scale.py",
+    "tests/test_rerun.py",
+    "tests/test_lease.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        for marker, names in MARKERS.items():
+            if fixtures & names:
+                item.add_marker(marker)
+        if "tests/cluster_nodes/" in item.path.as_posix():
+            item.add_marker("cluster")
+    order = {name: position for position, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.nodeid.split("::")[0], len(FIRST)))
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of reference material; not there on a user's machine."""
+    """The folder of reference material, which only the authors' machines have."""
     if not SHARED.is_dir():
         pytest.skip("the reference material (a folder `shared` beside the checkout) is not here")
     return SHARED
@@ -112,13 +159,56 @@ def s3() -> Iterator[S3Server]:
         del os.environ[name]
 
 
+class SharedRay:
+    """One Ray for all the test modules of a process: to start it takes longer than most tests."""
+
+    def __init__(self) -> None:
+        self._running = ExitStack()
+
+    def address(self) -> str:
+        import ray
+
+        from cctmn import runtime
+
+        if not ray.is_initialized():
+            self._running.enter_context(runtime.session())
+        return str(ray.get_runtime_context().gcs_address)
+
+    def stop(self) -> None:
+        self._running.close()
+
+
+@pytest.fixture(scope="session")
+def shared_ray(s3: S3Server) -> Iterator[SharedRay]:
+    """It starts after the S3 server, whose address its workers find in the environment."""
+    one = SharedRay()
+    yield one
+    one.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(shared_ray: SharedRay) -> str:
+    """Address of the shared Ray.
+
+    The test process is connected to it, so that runs share worker processes.
+    """
+    return shared_ray.address()
+
+
+@pytest.fixture
+def no_ray(shared_ray: SharedRay) -> None:
+    """Stop the shared Ray, for a test that starts one with other settings."""
+    shared_ray.stop()
+
+
 @pytest.fixture(scope="session")
 def cctmn() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command as a person does."""
 
     def run(*args: object, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "cctmn.cli", *map(str, args)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+        options |= {"capture_output": True, "text": True, "timeout": 300}
+        return subprocess.run(command, preexec_fn=end_with_the_test_run, **options)
 
     return run
 

@@ -21,6 +21,7 @@ from cctmn.score.doctor import spread
 from cctmn.score.run import Job
 from tests.conftest import REPO, S3Server
 from tests.makers import dicom, png, zipped
+from tests.processes import end_with_the_test_run
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -202,6 +203,8 @@ def test_doctor_samples_evenly(count: int) -> None:
     assert count - max(gaps) <= sample[-1] < count
 
 
+@pytest.mark.slow
+@pytest.mark.ray
 def test_demo_runs_twice_and_compares_predictions_with_the_truth(
     cctmn: Command, tmp_path: Path
 ) -> None:
@@ -222,25 +225,20 @@ def test_demo_runs_twice_and_compares_predictions_with_the_truth(
 
 
 def test_job_script_runs_on_a_running_cluster(
-    tmp_path: Path, fresh_model: Path, s3: S3Server
+    fresh_model: Path, s3: S3Server, cluster: str
 ) -> None:
-    """As `cctmn submit` runs it, with input and output on S3."""
-    import ray
-
-    from cctmn import runtime
-
+    """As a job of a Ray cluster runs it: an address, and input and output on S3."""
     s3.bucket("job")
     for n in range(3):
         s3.upload("job", f"in/{n}.png", png(n, side=300))
-    with runtime.session():
-        address = ray.get_runtime_context().gcs_address
-        words = ["jobs/score.py", "s3://job/in", "-o", "s3://job/out", "-m", str(fresh_model)]
-        done = subprocess.run(
-            [sys.executable, *words, "--address", address, "--json"],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            cwd=REPO,
-        )
+    words = ["jobs/score.py", "s3://job/in", "-o", "s3://job/out", "-m", str(fresh_model)]
+    done = subprocess.run(
+        [sys.executable, *words, "--address", cluster, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=REPO,
+        preexec_fn=end_with_the_test_run,
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["counts"]["ok"] == 3

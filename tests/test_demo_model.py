@@ -13,6 +13,8 @@ from cctmn.model import checkpoint
 from cctmn.model.card import ASSETS, read_card
 from cctmn.phantom import layouts
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -6,9 +6,8 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -81,11 +80,15 @@ HOMES = {
     "matplotlib": ("cctmn/report/",),
     "jinja2": ("cctmn/report/",),
 }
+# Classes that two modules still define under one name.
+DEFINED_TWICE = {"Sample", "Figure", "Cell", "Job", "Source"}
 SOURCES = sorted([*ROOT.glob("cctmn/**/*.py"), *ROOT.glob("jobs/*.py")])
 
 
-def imported(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+def imported(path: Path, *, top_level: bool = False) -> Iterator[str]:
+    """Names that a file imports: anywhere in it, or by the statements of the module alone."""
+    tree = ast.parse(path.read_text())
+    for node in tree.body if top_level else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -98,34 +101,69 @@ def room(path: Path) -> str:
     return parts[0] if parts[0] == "jobs" else parts[1]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_run_one_way(path: Path) -> None:
-    own = room(path)
-    if own == "__init__":
-        return
-    for name in imported(path):
-        parts = name.split(".")
-        if parts[0] != "cctmn" or len(parts) == 1 or parts[1] in ("__version__", own):
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_imports_run_one_way() -> None:
+    offenders = []
+    for path in SOURCES:
+        own = room(path)
+        if own == "__init__":
             continue
-        allowed = LEVELS[own] < LEVELS[parts[1]] or (own, parts[1]) in SIBLINGS_ALLOWED
-        assert allowed, f"{path.relative_to(ROOT)} imports {name}"
+        for name in imported(path):
+            parts = name.split(".")
+            if parts[0] != "cctmn" or len(parts) == 1 or parts[1] in ("__version__", own):
+                continue
+            if LEVELS[own] >= LEVELS[parts[1]] and (own, parts[1]) not in SIBLINGS_ALLOWED:
+                offenders.append(f"{name_of(path)} imports {name}")
+    assert not offenders
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_packages_stay_at_home(path: Path) -> None:
-    where = path.relative_to(ROOT).as_posix()
-    for name in imported(path):
-        homes = HOMES.get(name.split(".")[0])
-        assert homes is None or where.startswith(homes), f"{where} imports {name}"
+def test_packages_stay_at_home() -> None:
+    offenders = []
+    for path in SOURCES:
+        for name in imported(path):
+            homes = HOMES.get(name.split(".")[0])
+            if homes is not None and not name_of(path).startswith(homes):
+                offenders.append(f"{name_of(path)} imports {name}")
+    assert not offenders
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_house_style(path: Path) -> None:
-    lines = path.read_text().splitlines()
-    assert len(lines) <= 400, f"{len(lines)} lines"
-    if path.name != "__init__.py":
-        docstring = ast.get_docstring(ast.parse(path.read_text()))
-        assert docstring, "a module says why it exists"
+def test_files_are_short_and_documented_and_class_names_are_unique() -> None:
+    """At most 400 lines, a module docstring, and no class name that two modules define."""
+    offenders: list[str] = []
+    defined: dict[str, list[str]] = {}
+    for path in SOURCES:
+        text = path.read_text()
+        tree = ast.parse(text)
+        if (lines := len(text.splitlines())) > 400:
+            offenders.append(f"{name_of(path)} has {lines} lines")
+        if path.name != "__init__.py" and not ast.get_docstring(tree):
+            offenders.append(f"{name_of(path)} has no docstring")
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                defined.setdefault(node.name, []).append(name_of(path))
+    for name, places in defined.items():
+        if len(places) > 1 and name not in DEFINED_TWICE:
+            offenders.append(f"class {name} is defined in {' and '.join(places)}")
+    assert not offenders
+
+
+def test_no_circle_of_imports() -> None:
+    """Modules that import each other at the top of the file form no circle."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in SOURCES
+    }
+    needs: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        needs[name] = set()
+        for wanted in imported(path, top_level=True):
+            target = wanted if wanted in modules else wanted.rpartition(".")[0]
+            if target in modules and target != name:
+                needs[name].add(target)
+    TopologicalSorter(needs).prepare()  # raises CycleError and names the circle
 
 
 def test_rooms_are_known() -> None:

@@ -61,6 +61,8 @@ def constant_detector(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
+@pytest.mark.ray
 def test_scoring_output_is_resumed_and_evaluated(
     s3: Any, cctmn: Command, scored: Path, tmp_path: Path
 ) -> None:
@@ -133,6 +135,8 @@ def test_model_is_loaded(trained: Path) -> None:
     assert loaded.card.provenance["epoch"] == 1
 
 
+@pytest.mark.slow
+@pytest.mark.ray
 def test_training_run_is_resumed(cctmn: Command, trained: Path, tmp_path: Path) -> None:
     slices = write_slices(tmp_path / "slices", count=6, seed=1)
     valid = write_slices(tmp_path / "slices-valid", count=3, seed=2)

@@ -8,6 +8,8 @@ import pytest
 
 from tests.rerun import rerun
 
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
 
 @pytest.mark.timeout(300)
 def test_the_chain_loses_and_doubles_nothing(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import pytest
 
 from tests.cluster_nodes.nodes import Nodes
 from tests.conftest import REPO, S3Server
+from tests.processes import end_with_the_test_run
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 WORKER_CPUS = 2
@@ -48,8 +48,7 @@ def submit(nodes: Nodes) -> Submit:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # pytest in the background of a script ignores SIGINT, and its children would too
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=end_with_the_test_run,
         )
 
     return start

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.processes import end_with_the_test_run
+
 TOKEN = "0123456789abcdef" * 4
 START_S = 60
 STORE_BYTES = 100 << 20
@@ -134,7 +136,12 @@ class Nodes:
         path = self._folder / f"node{len(self.nodes)}.log"
         with path.open("wb") as log:
             process = subprocess.Popen(
-                command, env=self._env, stdout=log, stderr=log, start_new_session=True
+                command,
+                env=self._env,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=end_with_the_test_run,
             )
         self.nodes.append(Node(process, path))
         return self.nodes[-1]

@@ -18,6 +18,8 @@ from tests.cluster_nodes.nodes import Nodes, wait_for
 from tests.conftest import REPO, S3Server
 from tests.train import small
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 150
 COPIES = 8  # of each real slice, under other names
 BLOCK_ROWS = 6

@@ -21,6 +21,8 @@ from cctmn.score import run
 from cctmn.score.scorer import ImageArray, Source
 from tests.makers import StandIn, png, stand_in
 
+pytestmark = pytest.mark.slow
+
 SLEEP_S = 0.1  # a slice; some 4 ms of CPU go into reading and writing it
 STEADY_S = 8.0  # about
 BATCH = 4
@@ -87,7 +89,7 @@ def slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def nodes() -> Iterator[Any]:
+def nodes(no_ray: None) -> Iterator[Any]:
     """A head without work; each test adds the nodes it wants, of one fake GPU each."""
     import ray
     from ray.cluster_utils import Cluster

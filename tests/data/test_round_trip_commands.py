@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.train.small import detector_folder, write_slices
 
 
@@ -16,6 +18,8 @@ def cctmn(*args: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.ray
 def test_labels_are_trained_on_scored_and_evaluated(tmp_path: Path) -> None:
     images = write_slices(tmp_path / "images", count=12, seed=1)
     model = detector_folder(tmp_path)

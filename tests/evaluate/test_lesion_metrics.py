@@ -19,6 +19,8 @@ from cctmn.phantom import layouts
 from cctmn.train import measure
 from cctmn.train.datasets import Data
 
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
 SLICES = 8
 
 

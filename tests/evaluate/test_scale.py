@@ -14,6 +14,8 @@ import pytest
 from tests.conftest import REPO
 from tests.evaluate.outputs import write_labels, write_output
 
+pytestmark = pytest.mark.slow
+
 CLASS_SLICES = (26_201, 21_061, 11_520)
 CLASS_PATIENTS = (200, 420, 242)  # 862, as there
 

@@ -1,28 +1,12 @@
-"""A real Ray cluster for a module, and what a run left behind."""
+"""Readers of the files that a run leaves behind."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from cctmn import runtime, tables
-
-
-@pytest.fixture(scope="module")
-def cluster(s3: object) -> Iterator[str]:
-    """Address of a Ray of this module, with the S3 server in its environment.
-
-    The test process is connected to it, so that runs share worker processes: to start those costs
-    more here than the work of most tests.
-    """
-    import ray
-
-    with runtime.session():
-        yield ray.get_runtime_context().gcs_address
+from cctmn import tables
 
 
 def predictions(out: Path) -> dict[str, dict[str, Any]]:

@@ -13,8 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cctmn.phantom import files as phantom
+from cctmn.phantom import layouts as phantom
+from tests.processes import end_with_the_test_run
 from tests.score.conftest import manifest, predictions, results
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 PATIENTS, SLICES = 4, 6
 TIMEOUT_S = 120
@@ -40,8 +43,7 @@ def start(study: Path, fresh_model: Path) -> Callable[[Path], subprocess.Popen[s
             text=True,
             start_new_session=True,
             env=os.environ | {MARK: str(os.getpid())},
-            # pytest in the background of a script ignores SIGINT, and its children would too
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=end_with_the_test_run,
         )
 
     return start

@@ -27,6 +27,8 @@ from cctmn.read.decode import open_image
 from cctmn.read.preprocess import to_input
 from tests.score.conftest import manifest, predictions
 
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 

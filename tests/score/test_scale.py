@@ -14,6 +14,8 @@ import pytest
 from tests.conftest import REPO
 from tests.makers import png
 
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
 MANY, FEW = 20_000, 2_000
 
 DRIVER = """

@@ -19,8 +19,10 @@ import pytest
 from cctmn.config import ScoreConfig
 from cctmn.reporter import run_id
 from cctmn.score import run
-from tests.conftest import REPO
+from tests.conftest import REPO, SharedRay
 from tests.makers import dicom, png, stand_in, zipped
+
+pytestmark = pytest.mark.ray
 
 CANARIES = ("Mustermann", "Erika", "MRN-4711", "Wohlfahrt")
 
@@ -50,9 +52,11 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def port() -> Iterator[int]:
+def port(shared_ray: SharedRay) -> Iterator[int]:
     """The metrics port of a Ray node of this module."""
     import ray
+
+    shared_ray.stop()
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -27,7 +27,10 @@ from cctmn.model import checkpoint
 from cctmn.model.card import read_card
 from cctmn.train import distributed, run
 from cctmn.train.datasets import Data
+from tests.processes import end_with_the_test_run
 from tests.train.small import detector_folder, write_lesions, write_slices
+
+pytestmark = pytest.mark.slow
 
 TIMEOUT_S = 300
 HARDWARE = Hardware(workers=1, threads=1, checkpoint_s=0)
@@ -88,7 +91,7 @@ def spec_of(made: Path, out: Path, *, config: DetectorConfig) -> distributed.Spe
 
 
 @pytest.fixture(scope="module")
-def trained(cluster: None, made: Path, tmp_path_factory: pytest.TempPathFactory) -> run.Job:
+def trained(cluster: str, made: Path, tmp_path_factory: pytest.TempPathFactory) -> run.Job:
     """A finished run of stage 2."""
     out = tmp_path_factory.mktemp("trained") / "out"
     job = run.Job(CLASSIFIER, out=str(out), **slices_of(made, model=made / "detector"))
@@ -96,7 +99,7 @@ def trained(cluster: None, made: Path, tmp_path_factory: pytest.TempPathFactory)
     return job
 
 
-def test_two_workers_learn_what_one_learns(cluster: None, made: Path, tmp_path: Path) -> None:
+def test_two_workers_learn_what_one_learns(cluster: str, made: Path, tmp_path: Path) -> None:
     """The same global batch, and in it slices without a lesion that leave one worker none."""
     curves = []
     for workers in (1, 2):
@@ -112,7 +115,7 @@ def test_two_workers_learn_what_one_learns(cluster: None, made: Path, tmp_path: 
 
 
 def test_a_whole_project_with_everything_on_s3(
-    cluster: None, s3: Any, made: Path, tmp_path: Path
+    cluster: str, s3: Any, made: Path, tmp_path: Path
 ) -> None:
     """Data, models, checkpoints and outputs; then module S on two workers."""
     s3.bucket("project")
@@ -223,7 +226,7 @@ def test_a_finished_run_starts_nothing_and_more_epochs_go_on(trained: run.Job) -
     assert rows[:3] == first
 
 
-def test_losses_that_explode_end_in_one_line(cluster: None, made: Path, tmp_path: Path) -> None:
+def test_losses_that_explode_end_in_one_line(cluster: str, made: Path, tmp_path: Path) -> None:
     """And are not tried again, as a lost machine would be."""
     wild = replace(CLASSIFIER, optim=replace(CLASSIFIER.optim, lr=1e30, epochs=9))
     job = run.Job(wild, out=str(tmp_path / "out"), **slices_of(made, model=made / "detector"))
@@ -243,7 +246,7 @@ def workers() -> list[psutil.Process]:
     return found
 
 
-def test_a_worker_that_dies_is_replaced(cluster: None, made: Path, tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_replaced(cluster: str, made: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     config = replace(DETECTOR, optim=replace(DETECTOR.optim, epochs=4))
@@ -267,7 +270,7 @@ def test_a_worker_that_dies_is_replaced(cluster: None, made: Path, tmp_path: Pat
 
 
 def test_killed_in_an_epoch_it_ends_where_an_unbroken_run_ends(
-    cluster: None, made: Path, tmp_path: Path
+    cluster: str, made: Path, tmp_path: Path
 ) -> None:
     """SIGKILL of the command and all its processes, Ctrl-C, then the same command again."""
 
@@ -283,8 +286,7 @@ def test_killed_in_an_epoch_it_ends_where_an_unbroken_run_ends(
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # pytest in the background of a script ignores SIGINT, and its children would too
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=end_with_the_test_run,
         )
 
     broken, whole = tmp_path / "broken", tmp_path / "whole"
