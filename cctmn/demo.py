@@ -19,7 +19,7 @@ from cctmn.phantom import layouts
 from cctmn.report import render
 from cctmn.reporter import Reporter
 from cctmn.score import models
-from cctmn.score.run import Job
+from cctmn.score.run import ScoreJob
 
 MODEL = f"{SHIPPED}demo"
 PATIENTS, SLICES = 4, 8
@@ -34,13 +34,15 @@ WARNING = (
 )
 
 
-def prepare(folder: Path, *, report: Reporter) -> Job:
+def prepare(folder: Path, *, report: Reporter) -> ScoreJob:
     """Write the archive unless it is there, and return the job to score it."""
     archive = folder / "archive.zip"
     if not layouts.truth_path(archive).exists():
         layouts.write_archive(archive, patients=PATIENTS, slices=SLICES, seed=SEED)
     report(f"{archive}: {PATIENTS} synthetic patients, {SLICES} DICOM slices each")
-    return Job(inputs=[str(archive)], out=str(folder / "out"), source=models.open_source(MODEL))
+    return ScoreJob(
+        inputs=[str(archive)], out=str(folder / "out"), source=models.open_source(MODEL)
+    )
 
 
 def comparison(folder: Path) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from cctmn.contract import InputContract
 from cctmn.phantom import draw, layouts
-from cctmn.score.scorer import ImageArray, Source
+from cctmn.score.scorer import ImageArray, ModelSource
 
 
 def png(seed: int, *, side: int = 64) -> bytes:
@@ -84,8 +84,8 @@ class StandIn:
         )
 
 
-def stand_in(*, sleep_s: float = 0.0, model_id: str = "standin") -> Source:
-    return Source(
+def stand_in(*, sleep_s: float = 0.0, model_id: str = "standin") -> ModelSource:
+    return ModelSource(
         model_id=model_id,
         image_classes=("control", "pneumonia", "covid"),
         lesion_classes=("lesion",),

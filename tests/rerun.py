@@ -90,7 +90,9 @@ def rerun(
     make_pictures(table, folder / "images")
     step("pictures")
     out = folder / "out"
-    job = scoring.Job([str(manifest)], out=str(out), source=stand_in(), root=str(folder / "images"))
+    job = scoring.ScoreJob(
+        [str(manifest)], out=str(out), source=stand_in(), root=str(folder / "images")
+    )
     summary = scoring.score(job)
     step(f"indexed and scored: {summary.counts.ok:,} ok")
     metrics = evaluation.evaluate(

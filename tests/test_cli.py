@@ -18,7 +18,7 @@ from cctmn import store
 from cctmn.cli import cli, main
 from cctmn.errors import ConfigError
 from cctmn.score.doctor import spread
-from cctmn.score.run import Job
+from cctmn.score.run import ScoreJob
 from tests.conftest import REPO, S3Server
 from tests.makers import dicom, png, zipped
 from tests.processes import end_with_the_test_run
@@ -107,7 +107,7 @@ def test_device_sets_the_gpus_of_a_scorer(
 ) -> None:
     seen = []
 
-    def stop(job: Job, **_: object) -> None:
+    def stop(job: ScoreJob, **_: object) -> None:
         seen.append(job.settings.gpus)
         raise ConfigError("stop")
 

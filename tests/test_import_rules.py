@@ -80,8 +80,6 @@ HOMES = {
     "matplotlib": ("cctmn/report/",),
     "jinja2": ("cctmn/report/",),
 }
-# Classes that two modules still define under one name.
-DEFINED_TWICE = {"Sample", "Figure", "Cell", "Job", "Source"}
 SOURCES = sorted([*ROOT.glob("cctmn/**/*.py"), *ROOT.glob("jobs/*.py")])
 
 
@@ -145,7 +143,7 @@ def test_files_are_short_and_documented_and_class_names_are_unique() -> None:
             if isinstance(node, ast.ClassDef):
                 defined.setdefault(node.name, []).append(name_of(path))
     for name, places in defined.items():
-        if len(places) > 1 and name not in DEFINED_TWICE:
+        if len(places) > 1:
             offenders.append(f"class {name} is defined in {' and '.join(places)}")
     assert not offenders
 

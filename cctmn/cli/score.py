@@ -104,7 +104,7 @@ def score(
     from cctmn.score.models import open_source
 
     assert model is not None
-    job = run.Job(
+    job = run.ScoreJob(
         inputs=inputs,
         out=out,
         source=open_source(model),

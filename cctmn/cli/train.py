@@ -144,7 +144,7 @@ def _train(cls: type[Any], options: TrainOptions) -> None:
     if options["valid"] or options["valid_split"]:
         place = options["valid"] or options["data"]
         valid = Data(place, options["valid_split"], what="validation", root=options["root"])
-    job = run.Job(
+    job = run.TrainJob(
         config=settings,
         data=Data(options["data"], options["split"], what="training", root=options["root"]),
         out=options["out"],

@@ -156,7 +156,7 @@ def spread(count: int, *, sample: int) -> list[int]:
 
 
 def _sample(
-    rows: pa.Table, *, complete: bool, source: scorer.Source | None
+    rows: pa.Table, *, complete: bool, source: scorer.ModelSource | None
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Decode the sample; return its prepared rows, and what the report says of it."""
     contract = InputContract() if source is None else InputContract.from_card(source.input)
@@ -187,7 +187,7 @@ def _sample(
 
 
 def _estimate(
-    prepared: pa.Table, source: scorer.Source, *, rows: pa.Table, complete: bool
+    prepared: pa.Table, source: scorer.ModelSource, *, rows: pa.Table, complete: bool
 ) -> dict[str, Any]:
     """Score the sample in this process, and estimate time and disk for all `rows` from it.
 

@@ -1,6 +1,6 @@
 """A model folder, local or on S3, as the job needs it.
 
-In: the URI of a folder with card.json and weights.safetensors. Out: the checked Source for the
+In: the URI of a folder with card.json and weights.safetensors. Out: the checked ModelSource for the
 driver, and in each scorer process the loaded networks.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cctmn.model.card import parameter_count, portable, read_card, read_weights
-from cctmn.score.scorer import ImageArray, Source
+from cctmn.score.scorer import ImageArray, ModelSource
 
 if TYPE_CHECKING:
     from cctmn.model.inference import Prediction
@@ -36,7 +36,7 @@ class NetScorer:
         return self._predictor.predict(images, masks=masks)
 
 
-def open_source(folder: str) -> Source:
+def open_source(folder: str) -> ModelSource:
     """The model at a path or S3 URI, its weights checked against its card. Raises ModelError."""
     card = read_card(folder)
     weights = read_weights(folder, card=card)
@@ -50,7 +50,7 @@ def open_source(folder: str) -> Source:
     }
     if card.temperature != 1:  # so that folders from before a calibration keep their fingerprint
         identity["temperature"] = card.temperature
-    return Source(
+    return ModelSource(
         model_id=card.model_id,
         image_classes=tuple(arch.image_classes),
         lesion_classes=tuple(arch.lesion_classes),

@@ -19,7 +19,7 @@ from cctmn import errors, schema, store
 from cctmn.contract import InputContract
 from cctmn.score import meters
 from cctmn.score.prepare import prepare
-from cctmn.score.scorer import Source, score
+from cctmn.score.scorer import ModelSource, score
 
 # A block that a scorer has taken waits for that scorer, also when its node dies, so the nodes that
 # are left must have a place for it. Half a core each: half of the nodes can hold all scorers, with
@@ -54,7 +54,7 @@ class Stalled(Exception):  # noqa: N818  (an end of this graph, not of the job)
 class _ScoreBlock:
     """What an actor holds: the model, loaded once."""
 
-    def __init__(self, *, source: Source, plan: Plan) -> None:
+    def __init__(self, *, source: ModelSource, plan: Plan) -> None:
         self._source, self._plan = source, plan
         self._scorer = source.load()
 
@@ -71,7 +71,7 @@ class _ScoreBlock:
         return rows
 
 
-def _prepare_block(block: pa.Table, *, source: Source, key: bytes, plan: Plan) -> pa.Table:
+def _prepare_block(block: pa.Table, *, source: ModelSource, key: bytes, plan: Plan) -> pa.Table:
     began = time.perf_counter()
     contract = InputContract.from_card(source.input)
     rows = prepare(block, contract=contract, key=key, threads=plan.fetch_threads)
@@ -79,7 +79,7 @@ def _prepare_block(block: pa.Table, *, source: Source, key: bytes, plan: Plan) -
     return rows
 
 
-def execute(todo: str, *, out: str, source: Source, key: bytes, plan: Plan) -> None:
+def execute(todo: str, *, out: str, source: ModelSource, key: bytes, plan: Plan) -> None:
     """Score every row of the Parquet files in `todo` into the folder `out` (both URIs).
 
     Raises StoreError where storage fell silent, ModelError where a scorer cannot load its model,

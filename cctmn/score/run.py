@@ -25,7 +25,7 @@ from cctmn.read import inventory
 from cctmn.reporter import Reporter, run_id, silent
 from cctmn.score import pipeline, prepare, resume
 from cctmn.score.progress import Progress
-from cctmn.score.scorer import Source
+from cctmn.score.scorer import ModelSource
 
 FORMAT = 1  # of the output folder
 GPU_BATCH, CPU_BATCH = 16, 4  # slices per forward pass
@@ -42,12 +42,12 @@ BLOCKS_PER_ACTOR = 8
 
 
 @dataclass(frozen=True)
-class Job:
+class ScoreJob:
     """What to score, with which model and settings, and where the results go."""
 
     inputs: Sequence[str]
     out: str  # path or s3://
-    source: Source
+    source: ModelSource
     settings: ScoreConfig = field(default_factory=ScoreConfig)
     limit: int | None = None  # slices of this run
     retry_errors: bool = False
@@ -69,7 +69,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Summary:
+class ScoreSummary:
     """The result of a scoring run."""
 
     counts: resume.Counts
@@ -89,7 +89,7 @@ class Summary:
         return EXIT_ERROR_RATE if self.error_rate > self.max_error_rate else EXIT_OK
 
 
-def score(job: Job, *, address: str | None = None, report: Reporter = silent) -> Summary:
+def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silent) -> ScoreSummary:
     """Score every slice of the INPUTs that OUT does not hold yet.
 
     Raises a CctmnError if the user can fix the cause, KeyboardInterrupt when stopped. OUT can be
@@ -142,7 +142,7 @@ def score(job: Job, *, address: str | None = None, report: Reporter = silent) ->
         if doubled := resume.remove_doubles(predictions):
             report(f"removed {doubled:,} duplicate rows of a second writer")
         counts = resume.count(predictions, indexed=tables.inventory(known))
-        summary = Summary(
+        summary = ScoreSummary(
             counts=counts,
             scored_now=pending,
             elapsed_s=time.monotonic() - began,
@@ -152,7 +152,7 @@ def score(job: Job, *, address: str | None = None, report: Reporter = silent) ->
     return summary
 
 
-def _execute(job: Job, *, out: str, key: bytes, pending: int, report: Reporter) -> None:
+def _execute(job: ScoreJob, *, out: str, key: bytes, pending: int, report: Reporter) -> None:
     """Score the pending slices, with a new plan whenever the pipeline stalls.
 
     Raises PreflightError if no slice was scored for NO_PROGRESS_S.
@@ -246,7 +246,7 @@ def make_plan(
     )
 
 
-def _open_folder(out: str, job: Job) -> bytes:
+def _open_folder(out: str, job: ScoreJob) -> bytes:
     """Return the folder's key; a new folder gets a new key.
 
     Raises ResumeError if the folder belongs to another run, or holds predictions without a key.
@@ -274,7 +274,7 @@ def _counted(indexed: Iterator[pa.Table], report: Reporter) -> Iterator[pa.Table
         yield table
 
 
-def manifest(job: Job, summary: Summary) -> dict[str, Any]:
+def manifest(job: ScoreJob, summary: ScoreSummary) -> dict[str, Any]:
     """Return what is shared with the predictions: counts and versions, no patient data."""
     counts = asdict(summary.counts)
     return {

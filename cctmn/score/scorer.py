@@ -2,7 +2,7 @@
 
 In: a table of prepare.PREPARED. Out: a table of schema.predictions, boxes back in px of the stored
 image, no pixels. `Scorer` is all that the graph asks of a model, so that a stand-in can take its
-place; `Source` says how a process gets one and what the driver must know without loading it.
+place; `ModelSource` says how a process gets one and what the driver must know without loading it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A model as the job sees it: its classes, and how to load it in another process."""
 
     model_id: str
@@ -58,7 +58,7 @@ def score(
     table: pa.Table,
     *,
     scorer: Scorer,
-    source: Source,
+    source: ModelSource,
     batch_size: int,
     ranked_boxes: bool,
     masks: bool = False,
@@ -92,7 +92,7 @@ def _pixels(row: dict[str, Any]) -> ImageArray:
 
 
 def _scored(
-    row: dict[str, Any], found: Prediction, source: Source, *, ranked_boxes: bool
+    row: dict[str, Any], found: Prediction, source: ModelSource, *, ranked_boxes: bool
 ) -> dict[str, Any]:
     to_stored = Affine.from_list(row["to_stored"])
     # a mask's area grows by the determinant, which a turn leaves at 1

@@ -43,7 +43,7 @@ Samples = tuple[LesionSample, ...] | tuple[SliceSample, ...]
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainJob:
     """What to train, on what, and where it goes."""
 
     config: DetectorConfig | ClassifierConfig
@@ -59,7 +59,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainResult:
     """The result of a training run."""
 
     model: str  # URI of the best epoch's model
@@ -69,7 +69,7 @@ class Outcome:
     elapsed_s: float
 
 
-def train(job: Job, *, address: str | None = None, report: Reporter = silent) -> Outcome:
+def train(job: TrainJob, *, address: str | None = None, report: Reporter = silent) -> TrainResult:
     """Train to the end of the job's plan, from the last checkpoint if OUT holds one.
 
     Raises a CctmnError if the user can fix the cause, KeyboardInterrupt when stopped. OUT can be
@@ -113,7 +113,7 @@ def train(job: Job, *, address: str | None = None, report: Reporter = silent) ->
             manifest = _finish(job, out=out, written=written, identity=identity)
             manifest |= {"epochs": steps.epochs, "steps": steps.total}
             folder.put_json(manifest_uri, manifest)
-    return Outcome(
+    return TrainResult(
         model=store.join(out, "model"),
         epochs=manifest["epochs"],
         best_epoch=manifest["best_epoch"],
@@ -122,13 +122,13 @@ def train(job: Job, *, address: str | None = None, report: Reporter = silent) ->
     )
 
 
-def _start(job: Job) -> LoadedModel:
+def _start(job: TrainJob) -> LoadedModel:
     if isinstance(job.config, DetectorConfig):
         return initial.detector(job.config, model=job.model)
     return initial.classifier(job.config, model=job.model)
 
 
-def _open_data(job: Job, *, start: LoadedModel, report: Reporter) -> tuple[Samples, Samples]:
+def _open_data(job: TrainJob, *, start: LoadedModel, report: Reporter) -> tuple[Samples, Samples]:
     """Return the readable training and validation slices; no patient is in both."""
     train_set = _read(job, job.data, start=start, report=report)
     if job.valid is not None:
@@ -146,13 +146,13 @@ def _open_data(job: Job, *, start: LoadedModel, report: Reporter) -> tuple[Sampl
     return train_set, valid_set
 
 
-def _read(job: Job, data: Data, *, start: LoadedModel, report: Reporter) -> Samples:
+def _read(job: TrainJob, data: Data, *, start: LoadedModel, report: Reporter) -> Samples:
     if isinstance(job.config, DetectorConfig):
         return datasets.with_lesions(data, card=start.card, report=report)
     return datasets.with_classes(data, classes=job.config.classes, card=start.card, report=report)
 
 
-def _identity(job: Job, *, weights_sha256: str, sets: tuple[Samples, Samples]) -> RunIdentity:
+def _identity(job: TrainJob, *, weights_sha256: str, sets: tuple[Samples, Samples]) -> RunIdentity:
     """Return everything that changes the trained weights.
 
     `weights_sha256` is the hash of the initial weights, `sets` the training and validation slices.
@@ -175,7 +175,7 @@ def _identity(job: Job, *, weights_sha256: str, sets: tuple[Samples, Samples]) -
     return RunIdentity(values)
 
 
-def _workers(job: Job, resources: Resources) -> tuple[int, bool]:
+def _workers(job: TrainJob, resources: Resources) -> tuple[int, bool]:
     hardware, batch = job.config.hardware, job.config.optim.batch_size
     use_gpu = hardware.device == "gpu" or (hardware.device == "auto" and resources.gpus >= 1)
     have = int(resources.gpus) if use_gpu else runtime.cpu_workers(resources)
@@ -188,7 +188,7 @@ def _workers(job: Job, resources: Resources) -> tuple[int, bool]:
     return min(hardware.workers or have, batch), use_gpu
 
 
-def _name(job: Job, start: LoadedModel) -> str:
+def _name(job: TrainJob, start: LoadedModel) -> str:
     arch = start.card.arch
     modes = {classes: mode for mode, classes in LESION_MODES.items()}
     parts = [arch.backbone, f"t{arch.truncation}", modes.get(arch.lesion_classes, "lesions")]
@@ -197,7 +197,7 @@ def _name(job: Job, start: LoadedModel) -> str:
     return "-".join(parts)
 
 
-def _provenance(job: Job, *, counts: tuple[int, int]) -> dict[str, Any]:
+def _provenance(job: TrainJob, *, counts: tuple[int, int]) -> dict[str, Any]:
     """Where the weights come from; no path, for the model may be handed on."""
     settings = asdict(job.config)
     ignored = ["backbone", "truncation", "lesions", "init"] if job.model else []
@@ -215,7 +215,7 @@ def _provenance(job: Job, *, counts: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _finish(job: Job, *, out: str, written: str, identity: RunIdentity) -> dict[str, Any]:
+def _finish(job: TrainJob, *, out: str, written: str, identity: RunIdentity) -> dict[str, Any]:
     """Copy the last and the best model to where people look for them."""
     for name, here in ((loop.LAST, "last"), (loop.BEST, "model")):
         chosen = checkpoint.load(store.join(written, name))

@@ -18,7 +18,7 @@ import pytest
 
 from cctmn.config import ScoreConfig
 from cctmn.score import run
-from cctmn.score.scorer import ImageArray, Source
+from cctmn.score.scorer import ImageArray, ModelSource
 from tests.makers import StandIn, png, stand_in
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ class Clocked:
         return found
 
 
-def clocked(folder: Path) -> Source:
+def clocked(folder: Path) -> ModelSource:
     folder.mkdir()
     return dataclasses.replace(stand_in(), load=functools.partial(Clocked, str(folder)))
 
@@ -68,7 +68,7 @@ def rate(folder: Path, *, scorers: int) -> float:
 
 def measured(folder: Path, slices: Path, *, scorers: int, gpus: float) -> float:
     """Score enough slices for these scorers, and tell the rate."""
-    job = run.Job(
+    job = run.ScoreJob(
         [str(slices)],
         out=str(folder / f"out{scorers}"),
         source=clocked(folder / f"clock{scorers}"),
@@ -137,7 +137,7 @@ def test_the_pool_grows_with_the_cluster(nodes: Any, slices: Path, tmp_path: Pat
     """From no GPU at all to one, and to three while it runs."""
     clock = tmp_path / "clock"
     settings = ScoreConfig(gpus=1, batch_size=BATCH, block_rows=8)
-    job = run.Job(
+    job = run.ScoreJob(
         [str(slices)], out=str(tmp_path / "out"), source=clocked(clock), settings=settings
     )
     nodes.add_node(num_cpus=2, object_store_memory=STORE)  # reads and writes

@@ -65,7 +65,7 @@ def test_a_larger_and_turned_image_is_followed():
 
 def test_a_model_without_a_mask_head_is_refused_before_anything(tmp_path: Path):
     (tmp_path / "a.png").write_bytes(png(1))
-    job = run.Job(
+    job = run.ScoreJob(
         [str(tmp_path / "a.png")],
         out=str(tmp_path / "out"),
         source=stand_in(),
@@ -77,7 +77,7 @@ def test_a_model_without_a_mask_head_is_refused_before_anything(tmp_path: Path):
 
 
 def test_folders_from_before_keep_their_fingerprint():
-    job = run.Job(["x"], out="out", source=stand_in())
+    job = run.ScoreJob(["x"], out="out", source=stand_in())
     assert "masks" not in job.identity.values
     asked = dataclasses.replace(job, settings=ScoreConfig(masks=True))
     assert asked.identity.values == {**job.identity.values, "masks": True}

@@ -14,7 +14,7 @@ from cctmn import config, runtime, schema, tables
 from cctmn.config import ScoreConfig
 from cctmn.errors import CctmnError, ResumeError
 from cctmn.score import run
-from cctmn.score.run import Job
+from cctmn.score.run import ScoreJob
 from tests.conftest import RecordingReporter, S3Server
 from tests.makers import dicom, png, stand_in, tarred, zipped
 from tests.score.conftest import manifest, predictions, results
@@ -22,9 +22,9 @@ from tests.score.conftest import manifest, predictions, results
 SOURCE = stand_in()
 
 
-def job(inputs: Path | str, out: Path | str, **changes: object) -> Job:
+def job(inputs: Path | str, out: Path | str, **changes: object) -> ScoreJob:
     # one scorer: starting a process costs more here than all the work it does
-    plain = Job([str(inputs)], out=str(out), source=SOURCE, settings=ScoreConfig(actors=1))
+    plain = ScoreJob([str(inputs)], out=str(out), source=SOURCE, settings=ScoreConfig(actors=1))
     return dataclasses.replace(plain, **changes)
 
 
@@ -231,7 +231,9 @@ def test_the_same_slices_anywhere_give_the_same_rows(
     for name, data in forms.items():
         s3.upload("forms", name, data)
         (tmp_path / "in" / name).write_bytes(data)
-    everywhere = Job(["s3://forms", str(tmp_path / "in")], out="s3://forms-out/x", source=SOURCE)
+    everywhere = ScoreJob(
+        ["s3://forms", str(tmp_path / "in")], out="s3://forms-out/x", source=SOURCE
+    )
     summary = run.score(everywhere, address=cluster)
     assert summary.counts.inventory == 8 * 7
     names = {}

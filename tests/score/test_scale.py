@@ -22,13 +22,13 @@ DRIVER = """
 import sys
 from cctmn.config import ScoreConfig
 from cctmn.score import run
-from cctmn.score.run import Job
+from cctmn.score.run import ScoreJob
 from tests.makers import stand_in
 from tests.peak import peak_kib
 
 if __name__ == "__main__":
     settings = ScoreConfig(actors=1)
-    job = Job([sys.argv[1]], out=sys.argv[2], source=stand_in(), settings=settings)
+    job = ScoreJob([sys.argv[1]], out=sys.argv[2], source=stand_in(), settings=settings)
     print(run.score(job).counts.ok, peak_kib())
 """
 

@@ -94,7 +94,7 @@ def test_counters_are_scraped_and_name_nobody(port: int, archive: Path, tmp_path
     import ray
 
     said: list[str] = []
-    job = run.Job(
+    job = run.ScoreJob(
         [str(archive)],
         out=str(tmp_path / "out"),
         source=stand_in(sleep_s=0.5),
@@ -132,7 +132,7 @@ def test_a_block_of_errors_alone_is_counted(port: int, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for n in range(3):
         (tmp_path / "in" / f"{n}.txt").write_text("no image")
-    job = run.Job(
+    job = run.ScoreJob(
         [str(tmp_path / "in")],
         out=str(tmp_path / "out"),
         source=stand_in(),

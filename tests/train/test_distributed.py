@@ -91,10 +91,10 @@ def spec_of(made: Path, out: Path, *, config: DetectorConfig) -> distributed.Spe
 
 
 @pytest.fixture(scope="module")
-def trained(cluster: str, made: Path, tmp_path_factory: pytest.TempPathFactory) -> run.Job:
+def trained(cluster: str, made: Path, tmp_path_factory: pytest.TempPathFactory) -> run.TrainJob:
     """A finished run of stage 2."""
     out = tmp_path_factory.mktemp("trained") / "out"
-    job = run.Job(CLASSIFIER, out=str(out), **slices_of(made, model=made / "detector"))
+    job = run.TrainJob(CLASSIFIER, out=str(out), **slices_of(made, model=made / "detector"))
     run.train(job)
     return job
 
@@ -123,7 +123,7 @@ def test_a_whole_project_with_everything_on_s3(
         if path.is_file():
             s3.upload("project", path.relative_to(made).as_posix(), path.read_bytes())
     detector = run.train(
-        run.Job(
+        run.TrainJob(
             replace(DETECTOR, optim=replace(DETECTOR.optim, epochs=1)),
             data=Data("s3://project/lesions"),
             valid=Data("s3://project/lesions-valid"),
@@ -133,7 +133,7 @@ def test_a_whole_project_with_everything_on_s3(
     )
     assert len(table("s3://project/out-detector/steps.csv")) == 3
     classifier = run.train(
-        run.Job(
+        run.TrainJob(
             replace(CLASSIFIER, hardware=replace(HARDWARE, workers=2)),
             data=Data("s3://project/slices", "s3://project/slices/split.txt"),
             valid=Data("s3://project/slices-valid"),
@@ -157,7 +157,7 @@ def test_a_whole_project_with_everything_on_s3(
 
 
 def test_tuning_to_other_classes_is_followed_by_scoring(
-    trained: run.Job, made: Path, tmp_path: Path, cctmn: Callable[..., Any]
+    trained: run.TrainJob, made: Path, tmp_path: Path, cctmn: Callable[..., Any]
 ) -> None:
     """iCTCF's case: a classifier of three classes, tuned to two."""
     first = Path(trained.out) / "model"
@@ -172,7 +172,7 @@ def test_tuning_to_other_classes_is_followed_by_scoring(
         ranked=0, hidden=0, half=True, optim=replace(CLASSIFIER.optim, epochs=1),
     )  # fmt: skip
     second = run.train(
-        run.Job(
+        run.TrainJob(
             config,
             data=Data(str(tmp_path / "two")),
             valid=Data(str(tmp_path / "two-valid")),
@@ -194,10 +194,10 @@ def test_tuning_to_other_classes_is_followed_by_scoring(
     assert all(row["p_control"] + row["p_covid"] == pytest.approx(1, abs=1e-5) for row in rows)
 
 
-def test_what_is_refused(trained: run.Job, tmp_path: Path) -> None:
+def test_what_is_refused(trained: run.TrainJob, tmp_path: Path) -> None:
     def ask(
         *, optim: dict[str, Any] | None = None, hardware: dict[str, Any] | None = None, **job: Any
-    ) -> run.Outcome:
+    ) -> run.TrainResult:
         config = replace(
             CLASSIFIER,
             optim=replace(CLASSIFIER.optim, **optim or {}),
@@ -213,7 +213,7 @@ def test_what_is_refused(trained: run.Job, tmp_path: Path) -> None:
         ask(hardware={"workers": 64}, out=str(tmp_path / "many"))
 
 
-def test_a_finished_run_starts_nothing_and_more_epochs_go_on(trained: run.Job) -> None:
+def test_a_finished_run_starts_nothing_and_more_epochs_go_on(trained: run.TrainJob) -> None:
     began = time.monotonic()
     assert run.train(trained).epochs == 3
     assert time.monotonic() - began < 5
@@ -229,7 +229,7 @@ def test_a_finished_run_starts_nothing_and_more_epochs_go_on(trained: run.Job) -
 def test_losses_that_explode_end_in_one_line(cluster: str, made: Path, tmp_path: Path) -> None:
     """And are not tried again, as a lost machine would be."""
     wild = replace(CLASSIFIER, optim=replace(CLASSIFIER.optim, lr=1e30, epochs=9))
-    job = run.Job(wild, out=str(tmp_path / "out"), **slices_of(made, model=made / "detector"))
+    job = run.TrainJob(wild, out=str(tmp_path / "out"), **slices_of(made, model=made / "detector"))
     with pytest.raises(ModelError, match=r"not finite|no longer finite in epoch \d; lower optim"):
         run.train(job)
 
@@ -318,7 +318,7 @@ def test_killed_in_an_epoch_it_ends_where_an_unbroken_run_ends(
     said, talk = done.communicate(timeout=TIMEOUT_S)
     assert done.returncode == 0, talk
     config = DetectorConfig(optim=Optim(epochs=6, lr=1e-3), hardware=HARDWARE)
-    unbroken = run.train(run.Job(config, out=str(whole), **lesions_of(made)))
+    unbroken = run.train(run.TrainJob(config, out=str(whole), **lesions_of(made)))
     assert json.loads(said)["metrics"] == unbroken.metrics
     assert figures(table(broken / "metrics.csv")) == figures(table(whole / "metrics.csv"))
     assert table(broken / "steps.csv") == table(whole / "steps.csv")

@@ -281,7 +281,7 @@ def test_provenance_tells_seed_and_settings_but_no_place(resnet18, tmp_path):
     sets = [*SMALL, f"init={tmp_path}/secret.pth", "optim.seed=12", "optim.lr=0.5"]
     settings = config.load(DetectorConfig, sets=sets)
     place = f"{tmp_path}/secret"
-    job = run.Job(settings, data=Data(place), out=f"{place}/out")
+    job = run.TrainJob(settings, data=Data(place), out=f"{place}/out")
     start = initial.detector(settings, model=None)
     told = run._provenance(job, counts=(9, 2))
     card = initial.trained_card(start.card, name="trained", config=settings, provenance=told)
@@ -307,7 +307,7 @@ def test_provenance_names_the_weights_that_were_gone_on_from(folder):
 def test_data_are_checked_before_weights_are_downloaded(tmp_path, monkeypatch):
     without_internet(monkeypatch)
     settings = config.load(DetectorConfig, sets=[*SMALL, "init=imagenet"])
-    job = run.Job(settings, data=Data(str(tmp_path / "absent")), out=str(tmp_path / "out"))
+    job = run.TrainJob(settings, data=Data(str(tmp_path / "absent")), out=str(tmp_path / "out"))
     with pytest.raises(DataError, match="absent"):
         run.train(job)
     assert not (tmp_path / "out").exists()
