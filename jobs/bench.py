@@ -1,8 +1,8 @@
-"""Benchmarks that can be repeated: what Ray costs a training step.
+"""Benchmarks that can be repeated; each prints ratios of times measured in one run.
 
-In: nothing but this machine. Out: steps per second of both stages, as a worker of Ray Train and as
-a plain loop over the same modules in one process, in turn, and their ratio. From a checkout:
-    python jobs/bench.py
+From a checkout:
+    python jobs/bench.py train     steps per second on Ray Train against a plain loop
+    python jobs/bench.py scale     time of ten times as much work against the work
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def commands(folder: Path, stage: str) -> tuple[list[str], list[str]]:
     data = ["--data", str(folder / kind), "--valid", str(folder / f"{kind}-valid")]
     ray = [sys.executable, "-m", "cctmn.cli", "train", stage, *data, "-q", "-m", str(folder / "m")]
     ray += [part for text in SETS for part in ("--set", text)]
-    return ray, [sys.executable, __file__, "--plain", stage, "--folder", str(folder)]
+    return ray, [sys.executable, __file__, "train", "--plain", stage, "--folder", str(folder)]
 
 
 def plain(folder: Path, stage: str) -> Iterator[float]:
@@ -91,12 +91,17 @@ def measure(folder: Path, stage: str, *, repeats: int) -> dict[str, float]:
     return {"ray_steps_per_s": ray, "plain_steps_per_s": one, "ratio": ray / one}
 
 
-@click.command()
-@click.option("--repeats", default=3, show_default=True)
+@click.group()
+def main() -> None:
+    """Measure ratios on this machine."""
+
+
+@main.command()
+@click.option("--repeats", default=3, show_default=True, help="Runs of each kind, in turn.")
 @click.option("--plain", "stage", type=click.Choice(["detector", "classifier"]), hidden=True)
 @click.option("--folder", type=click.Path(path_type=Path), hidden=True)
-def main(repeats: int, stage: str | None, folder: Path | None) -> None:
-    """Compare the step rates of both stages."""
+def train(repeats: int, stage: str | None, folder: Path | None) -> None:
+    """Compare the steps per second of both stages on Ray with those of a plain loop."""
     if stage is not None:
         assert folder is not None
         print(json.dumps(list(plain(folder, stage))))
@@ -115,8 +120,32 @@ def main(repeats: int, stage: str | None, folder: Path | None) -> None:
         card = Card(name="bench", arch=arch, trained=False)
         checkpoint.save(checkpoint.fresh(arch, seed=0), here / "m", card=card)
         for stage in ("detector", "classifier"):
-            figures = measure(here, stage, repeats=repeats)
-            print(stage, json.dumps({k: round(v, 3) for k, v in figures.items()}), flush=True)
+            rates = measure(here, stage, repeats=repeats)
+            print(stage, json.dumps({k: round(v, 3) for k, v in rates.items()}), flush=True)
+
+
+@main.command()
+@click.option("--count", default=2_000, show_default=True, help="Slices of the smaller run.")
+def scale(count: int) -> None:
+    """Compare ten times as many slices with the slices; 10 is linear, less is start-up."""
+    from cctmn.phantom import layouts
+
+    with tempfile.TemporaryDirectory() as made:
+        here = Path(made)
+        layouts.write_slices(here / "made", count=20, seed=1)
+        pictures = [path.read_bytes() for path in sorted((here / "made").glob("*.png"))]
+        seconds = []
+        # The first run warms up and does not count.
+        for number in (count, count, 10 * count):
+            folder = here / str(number)
+            folder.mkdir(exist_ok=True)
+            for n in range(number):
+                (folder / f"{n}.png").write_bytes(pictures[n % len(pictures)])
+            command = [sys.executable, "-m", "cctmn.cli", "score", str(folder), "-q", "--dry-run"]
+            began = time.monotonic()
+            subprocess.run([*command, "-o", str(here / "out")], check=True, capture_output=True)
+            seconds.append(time.monotonic() - began)
+        print("dry run", json.dumps({"ratio": round(seconds[2] / seconds[1], 2)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -36,9 +35,7 @@ def test_an_error_of_the_user_is_one_line(
     args: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(REPO)
-    began = time.monotonic()
     one_line(call(*args), code=code, said=said)
-    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize(

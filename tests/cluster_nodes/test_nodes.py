@@ -106,14 +106,12 @@ def test_a_killed_node_loses_nothing(
 
 
 def test_without_the_token_a_job_is_refused(submit: Submit) -> None:
-    began = time.monotonic()
     for token in (None, "f" * 64):
         job = submit("jobs/score.py", "--", "s3://nodes/in", "-o", "s3://nodes/no", token=token)
         _, talk = ended(job, 4)
         [line] = talk.strip().splitlines()
         assert line.startswith("error: ")
         assert "token" in line
-    assert time.monotonic() - began < 30
 
 
 def test_a_second_job_or_writer_of_an_output_is_refused(
@@ -126,11 +124,8 @@ def test_a_second_job_or_writer_of_an_output_is_refused(
     first, talk = ended(submit("--no-wait", "jobs/score.py", *args, *slow))
     name = first.strip()
     assert name in talk
-    began = time.monotonic()
     _, talk = ended(submit("jobs/score.py", *args), 2)
-    elapsed_s = time.monotonic() - began
-    print(f"\nrefused in {elapsed_s:.1f} s: {talk.strip()}")
-    assert elapsed_s < 10
+    assert store.read_optional(f"{out}/manifest.json") is None  # refused while the first still runs
     assert name in talk
     assert "--stop" in talk
     wait_for(lambda: store.read_optional(f"{out}/private/lock") is not None, "lock")

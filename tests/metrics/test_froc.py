@@ -154,16 +154,3 @@ def test_images_without_detections_or_lesions():
     empty = Matches.from_instances([none], [none], classes=CLASSES, kind="box").metrics(ones(1))
     assert empty["image_map"][0] == 1
     assert np.isnan(empty["coco_map"][0])
-
-
-def test_a_hundred_images_are_resampled_in_time():
-    """2000 resamples of the test set's size, on one core."""
-    import time
-
-    detected, truth = made(100)
-    matches = Matches.from_instances(detected, truth, classes=CLASSES, kind="box")
-    rng = np.random.default_rng(0)
-    began = time.monotonic()
-    for _ in range(20):
-        matches.metrics(rng.integers(0, 3, (100, 100)).astype(float))
-    assert time.monotonic() - began < 30

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -50,7 +49,6 @@ def slices(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_dry_run_of_twenty_thousand(slices: tuple[Path, Path], tmp_path: Path) -> None:
     words = ["cctmn.cli", "score", str(slices[1]), "-o", str(tmp_path / "o"), "--dry-run", "--json"]
-    began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "tests.peak", *words],
         capture_output=True,
@@ -58,7 +56,6 @@ def test_dry_run_of_twenty_thousand(slices: tuple[Path, Path], tmp_path: Path) -
         check=True,
         cwd=REPO,
     )
-    assert time.monotonic() - began < 60
     assert json.loads(done.stdout)["pending"] == MANY
     assert int(done.stderr.split("peak_kib")[1]) < 1 << 20  # 1 GiB
 

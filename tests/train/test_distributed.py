@@ -214,9 +214,9 @@ def test_what_is_refused(trained: run.TrainJob, tmp_path: Path) -> None:
 
 
 def test_a_finished_run_starts_nothing_and_more_epochs_go_on(trained: run.TrainJob) -> None:
-    began = time.monotonic()
-    assert run.train(trained).epochs == 3
-    assert time.monotonic() - began < 5
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(distributed, "fit", None)
+        assert run.train(trained).epochs == 3
     place = Path(trained.out) / "metrics.csv"
     first = figures(table(place))
     more = replace(CLASSIFIER, optim=replace(CLASSIFIER.optim, epochs=5))
