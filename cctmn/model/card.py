@@ -47,8 +47,8 @@ LESION_MIN_SCORE: Final = 0.05
 LESION_MAX: Final = 128
 
 INTENDED_USE: Final = (
-    "Research on chest-CT slices. This is no medical device: it is neither validated nor approved "
-    "for diagnosis, triage or any decision about a patient."
+    "Research on chest-CT slices. This is not a medical device: it is neither validated nor "
+    "approved for diagnosis, triage or any decision about a patient."
 )
 
 
@@ -146,7 +146,7 @@ class Card:
 
         for key, kinds in CALIBRATION.items():
             if key in self.calibration and type(self.calibration[key]) not in kinds:
-                raise ModelError(f"calibration: {key} is no number")
+                raise ModelError(f"calibration: {key} is not a number")
         if not self.temperature > 0 or (self.top_m is not None and self.top_m < 1):
             raise ModelError("calibration: temperature and top_m must be above 0")
 
@@ -277,7 +277,7 @@ def _read(folder: Path | str, name: str) -> bytes:
 def _checked(raw: Any, cls: type[Card] | type[Arch]) -> dict[str, Any]:
     """`raw` with lists of names as tuples, if it has exactly the fields of `cls`, rightly typed."""
     if not isinstance(raw, dict):
-        raise ModelError(f"{cls.__name__.lower()} is no table")
+        raise ModelError(f"{cls.__name__.lower()} is not a table")
     names = {f.name: str(f.type) for f in fields(cls)}
     raw = {**{key: {} for key in ADDED & names.keys()}, **raw}
     if wrong := sorted(names.keys() ^ raw.keys()):

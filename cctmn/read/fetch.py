@@ -1,8 +1,8 @@
-"""Bytes of many slices with few reads: neighbours in one GET, several GETs in flight.
+"""Read the bytes of many slices with few requests: neighbours in one request, several in flight.
 
-In: rows of the inventory. Out: for each object or member its bytes, or the SliceError that keeps
-them from us. Storage that does not answer raises StoreError: that is no property of the slice, and
-a rerun gets it.
+`fetch` yields, for the rows of each object or archive member, its bytes, or the SliceError that says
+why they cannot be read. Storage that does not answer raises StoreError instead: that says nothing about the
+slice, and running the job again reads it.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def check_hu(hu: npt.NDArray[np.float32]) -> None:
 
 
 def check_content(slice_: Slice, grey: npt.NDArray[np.uint8]) -> set[str]:
-    """Return the flags that the values alone can tell; refuse what is no picture at all."""
+    """Return the flags that the values alone can tell; refuse what is not a picture at all."""
     if np.count_nonzero(np.bincount(grey.ravel(), minlength=256)) < _MIN_GREY_LEVELS:
         raise SliceError("constant_image")
     flags = set()

@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 
 def on_stored(
-    found: Prediction,
+    prediction: Prediction,
     *,
     to_stored: Affine,
     input_size: tuple[int, int],
     stored_size: tuple[int, int],
 ) -> list[bytes]:
-    """One a lesion, in the order of the lesions; sizes are height and width in px."""
-    if found.mask_logits_M1SS is None:
+    """Return one mask per lesion, in their order; sizes are height and width in px."""
+    if prediction.mask_logits_M1SS is None:
         return []
     place = _places(to_stored, input_size, stored_size)
     pasted = paste(
-        torch.from_numpy(found.mask_logits_M1SS),
-        torch.from_numpy(found.boxes_M4),
+        torch.from_numpy(prediction.mask_logits_M1SS),
+        torch.from_numpy(prediction.boxes_M4),
         size=input_size,
     )
     return [encode(mask.numpy().ravel()[place][None])[0]["counts"] for mask in pasted]

@@ -92,53 +92,57 @@ def _pixels(row: dict[str, Any]) -> ImageArray:
 
 
 def _scored(
-    row: dict[str, Any], found: Prediction, source: ModelSource, *, ranked_boxes: bool
+    row: dict[str, Any], prediction: Prediction, source: ModelSource, *, ranked_boxes: bool
 ) -> dict[str, Any]:
     to_stored = Affine.from_list(row["to_stored"])
-    # a mask's area grows by the determinant, which a turn leaves at 1
-    px_per_input_px = to_stored.area_factor
-    areas = None if found.mask_px_M is None else np.rint(found.mask_px_M * px_per_input_px)
-    boxes_M4 = to_stored.boxes(found.boxes_M4)
+    areas = prediction.mask_px_M
+    if areas is not None:
+        areas = np.rint(areas * to_stored.area_factor)
+    boxes_M4 = to_stored.boxes(prediction.boxes_M4)
     lesions = [
         {
-            **_box(boxes_M4[i], found.scores_M[i]),
-            "label": source.lesion_classes[found.labels_M[i] - 1],
+            **_box(boxes_M4[i], prediction.scores_M[i]),
+            "label": source.lesion_classes[prediction.labels_M[i] - 1],
             "mask_px": None if areas is None else int(areas[i]),
         }
         for i in range(len(boxes_M4))
     ]
     columns: dict[str, Any] = {
         "num_lesions": len(lesions),
-        "max_lesion_score": float(found.scores_M.max()) if lesions else None,
+        "max_lesion_score": float(prediction.scores_M.max()) if lesions else None,
         "lesions": lesions,
         "abstained": bool(schema.ABSTAIN_FLAGS & set(row["flags"])),
         "error_message": "",
     }
-    if found.logits_C is not None:
+    if prediction.logits_C is not None:
         for name, logit, p in zip(
             source.image_classes,
-            found.logits_C,
+            prediction.logits_C,
             probabilities(
-                found.logits_C, activation=source.activation, temperature=source.temperature
+                prediction.logits_C, activation=source.activation, temperature=source.temperature
             ),
             strict=True,
         ):
             columns |= {f"logit_{name}": float(logit), f"p_{name}": float(p)}
-        columns["pred_class"] = source.image_classes[int(found.logits_C.argmax())]
-    if ranked_boxes and found.ranked_boxes_N4 is not None and found.ranked_features_N5 is not None:
-        ranked_N4 = to_stored.boxes(found.ranked_boxes_N4)
-        scores_N = found.ranked_features_N5[:, 0]
+        columns["pred_class"] = source.image_classes[int(prediction.logits_C.argmax())]
+    if (
+        ranked_boxes
+        and prediction.ranked_boxes_N4 is not None
+        and prediction.ranked_features_N5 is not None
+    ):
+        ranked_N4 = to_stored.boxes(prediction.ranked_boxes_N4)
+        scores_N = prediction.ranked_features_N5[:, 0]
         columns["ranked_boxes"] = [
             _box(box_4, s) for box_4, s in zip(ranked_N4, scores_N, strict=True)
         ]
     return columns
 
 
-def _masks(row: dict[str, Any], found: Prediction) -> list[bytes]:
+def _masks(row: dict[str, Any], prediction: Prediction) -> list[bytes]:
     from cctmn.score.masks import on_stored  # torch, which a stand-in's process need not load
 
     return on_stored(
-        found,
+        prediction,
         to_stored=Affine.from_list(row["to_stored"]),
         input_size=(row["input_rows"], row["input_cols"]),
         stored_size=(row["rows"], row["cols"]),

@@ -28,12 +28,10 @@ from cctmn.data.slices import SliceSample
 from cctmn.errors import CctmnError, StoreError
 from cctmn.model import checkpoint
 from cctmn.model.card import Card
-from cctmn.model.classifier import Classifier
-from cctmn.model.detector import Detector
 from cctmn.runtime import usable_cores
 from cctmn.train import features, loop, record
 from cctmn.train.loop import History, World
-from cctmn.train.tasks import CachedTask, ClassifierTask, DetectorTask, Task
+from cctmn.train.tasks import Task, classifier_task, detector_task
 
 CHECKPOINTS: Final = "checkpoints"  # Ray's folder below OUT
 PROGRESS: Final = "progress.json"
@@ -138,33 +136,30 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 def _task(spec: Spec, *, world: World, hooks: _Hooks) -> Task:
+    """Build the stage's task; the ranked boxes are stored below OUT/features if they are cached."""
     net = checkpoint.load(store.join(spec.out, "initial")).net
     contract = InputContract.from_card(spec.card.input)
-    config, slices, valid = spec.config, spec.slices, spec.valid
-    if isinstance(config, DetectorConfig):
-        assert isinstance(net, Detector)
-        return DetectorTask(net, slices, valid, contract, config.variant)  # type: ignore[arg-type]
-    assert isinstance(net, Classifier)
-    if config.variant != "s" or not config.cached:
-        return ClassifierTask(net, slices, valid, contract, config)  # type: ignore[arg-type]
-    tables: list[torch.Tensor] = []
-    for name, part in (("slices", slices), ("valid", valid)):
-
-        def tell(done: int, name: str = name, count: int = len(part)) -> None:
-            hooks.progress(phase=f"ranked boxes, {name}", step=done, steps=count)
-
-        table = features.compute(
-            net,
-            part,  # type: ignore[arg-type]
+    if isinstance(spec.config, DetectorConfig):
+        return detector_task(
+            net, spec.slices, spec.valid, contract=contract, variant=spec.config.variant
+        )
+    return classifier_task(
+        net,
+        spec.slices,
+        spec.valid,
+        contract=contract,
+        config=spec.config,
+        features=lambda classifier, part, name: features.ranked_features(
+            classifier,
+            part,
             contract=contract,
             folder=store.join(spec.out, "features", name),
             world=world,
-            tell=tell,
-        )
-        labels = torch.tensor([one.label for one in part])  # type: ignore[union-attr]
-        tables += [table, labels]
-    features_, labels_, valid_features, valid_labels = tables
-    return CachedTask(net, features_, labels_, valid_features, valid_labels, config.loss)
+            report_done=lambda done: hooks.progress(
+                phase=f"ranked boxes, {name}", step=done, steps=len(part)
+            ),
+        ),
+    )
 
 
 @dataclass

@@ -25,16 +25,19 @@ from cctmn.train.loop import World
 PART: Final = 32  # slices of a file: about 15 s of work on a CPU core
 
 
-def compute(
+def ranked_features(
     net: Classifier,
     slices: Sequence[SliceSample],
     *,
     contract: InputContract,
     folder: str,
     world: World,
-    tell: Callable[[int], None],
+    report_done: Callable[[int], None],
 ) -> Tensor:
-    """Features of all slices (slices x 5 N), each computed by one worker; `tell` counts them."""
+    """Return the features of all slices (slices x 5 N), each computed by one worker.
+
+    `report_done` gets the number of slices that are done.
+    """
     predictor = Predictor(net.eval(), device=world.device)
     starts = range(0, len(slices), PART)
     for number, start in enumerate(starts):
@@ -47,7 +50,7 @@ def compute(
             buffer = io.BytesIO()
             np.save(buffer, np.stack([one.reshape(-1) for one in found if one is not None]))
             store.put(uri, buffer.getvalue())
-        tell(min(start + PART, len(slices)))
+        report_done(min(start + PART, len(slices)))
     if world.size > 1:
         dist.barrier()
     parts = [store.read_all(store.join(folder, f"{n:06d}.npy")) for n in range(len(starts))]

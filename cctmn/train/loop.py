@@ -151,7 +151,7 @@ class _Run:
 
     def best_row(self) -> dict[str, float]:
         """The figures of the best epoch so far."""
-        name = f"val_{self.task.best}"
+        name = f"val_{self.task.best_metric}"
 
         def rank(row: dict[str, float]) -> tuple[float, float]:
             return -math.inf if math.isnan(row[name]) else row[name], row["epoch"]
@@ -195,7 +195,7 @@ class _Run:
             losses = self._backward(batch, micro)
             names = list(losses)
             now = now + torch.stack(list(losses.values())).detach().cpu() * micro.weight
-            if micro.closes:
+            if micro.is_last:
                 self._step(epoch * self.steps.per_epoch + len(table))
                 table.append(now)
                 if self.world.rank == 0 and (seen := self.clock.look()) is not None:
@@ -205,7 +205,7 @@ class _Run:
 
     def _backward(self, batch: list[Any], micro: MicroBatch) -> dict[str, Tensor]:
         device = self.world.device
-        with _synced(self.module, micro.closes):
+        with _synced(self.module, micro.is_last):
             with _autocast(self.hardware.precision, device):
                 losses = self.task.losses(self.module, batch, device=device)
             losses = {"loss": torch.stack(list(losses.values())).sum(), **losses}
@@ -237,13 +237,13 @@ class _Run:
                     dist.all_reduce(buffer)
                     buffer /= size
         self.task.net.eval()
-        own = {i: self.task.evidence(i) for i in range(self.world.rank, count, size)}
+        own = {i: self.task.validation_output(i) for i in range(self.world.rank, count, size)}
         parts: list[Any] = [own]
         if size > 1:
             parts = [None] * size
             dist.all_gather_object(parts, own)
-        merged = {i: evidence for part in parts for i, evidence in part.items()}
-        return self.task.metrics([merged[i] for i in range(count)])
+        merged = {i: output for part in parts for i, output in part.items()}
+        return self.task.compute_metrics([merged[i] for i in range(count)])
 
 
 def _batches(
@@ -301,9 +301,9 @@ def _wrapped(module: nn.Module, world: World) -> nn.Module:
         return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
 
 
-def _synced(module: nn.Module, closes: bool) -> AbstractContextManager[None]:
+def _synced(module: nn.Module, is_last: bool) -> AbstractContextManager[None]:
     """Exchange gradients with the other workers in a step's last backward pass only."""
-    if closes or not isinstance(module, DistributedDataParallel):
+    if is_last or not isinstance(module, DistributedDataParallel):
         return nullcontext()
     return module.no_sync()
 

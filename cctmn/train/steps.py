@@ -22,7 +22,7 @@ class MicroBatch:
 
     indices: tuple[int, ...]
     weight: float
-    closes: bool  # the step's last on this worker: now the weights move
+    is_last: bool  # whether it is the last of its step on this worker
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Steps:
             own = own if len(own) else whole[:1]
             parts = [own[i : i + self.micro] for i in range(0, len(own), self.micro)]
             work += [
-                MicroBatch(tuple(part.tolist()), share * len(part), closes=part is parts[-1])
+                MicroBatch(tuple(part.tolist()), share * len(part), is_last=part is parts[-1])
                 for part in parts
             ]
         return work

@@ -36,7 +36,7 @@ Compared = tuple[detection.Instances, detection.Instances]  # found, true
 class Task(Protocol):
     """One stage."""
 
-    best: str  # the metric by which the best epoch is chosen; higher is better
+    best_metric: str  # the metric by which the best epoch is chosen; higher is better
     module: nn.Module  # its forward pass is what the gradients run through
     count: int  # training slices
     valid_count: int
@@ -54,10 +54,10 @@ class Task(Protocol):
     def train(self) -> None:
         """Get ready for losses."""
 
-    def evidence(self, index: int) -> Any:
+    def validation_output(self, index: int) -> Any:
         """What validation slice `index` says of the net; small, and fit to be sent."""
 
-    def metrics(self, evidence: Sequence[Any]) -> dict[str, float]:
+    def compute_metrics(self, outputs: Sequence[Any]) -> dict[str, float]:
         """Figures of the whole validation set, in the order of its slices."""
 
 
@@ -71,7 +71,7 @@ class DetectorTask:
     contract: InputContract
     variant: str
 
-    best: str = "image_map"
+    best_metric: str = "image_map"
 
     def __post_init__(self) -> None:
         self.module: nn.Module = self.net
@@ -109,13 +109,13 @@ class DetectorTask:
         losses: Losses = module(x_B3HW, sizes=sizes, targets=targets)
         return losses
 
-    def evidence(self, index: int) -> Compared:
+    def validation_output(self, index: int) -> Compared:
         """What the net finds, and the truth."""
         return compared(self.net, self._read(self.valid[index]))
 
-    def metrics(self, evidence: Sequence[Compared]) -> dict[str, float]:
+    def compute_metrics(self, outputs: Sequence[Compared]) -> dict[str, float]:
         """Per-image and COCO's average precision."""
-        found, truth = zip(*evidence, strict=True)
+        found, truth = zip(*outputs, strict=True)
         return detection.summary(found, truth, classes=self.net.arch.lesion_classes)
 
 
@@ -199,7 +199,7 @@ class ClassifierTask:
     contract: InputContract
     config: ClassifierConfig
 
-    best: str = "accuracy"
+    best_metric: str = "accuracy"
 
     def __post_init__(self) -> None:
         self.module: nn.Module = self.net
@@ -224,13 +224,13 @@ class ClassifierTask:
         logits_BC = module(x_B3HW, sizes=sizes).float()
         return {"loss_class": CRITERIA[self.config.loss](logits_BC, labels_B)}
 
-    def evidence(self, index: int) -> tuple[int, int]:
+    def validation_output(self, index: int) -> tuple[int, int]:
         """True and predicted class."""
         return classified(self.net, self.valid[index], contract=self.contract)
 
-    def metrics(self, evidence: Sequence[tuple[int, int]]) -> dict[str, float]:
+    def compute_metrics(self, outputs: Sequence[tuple[int, int]]) -> dict[str, float]:
         """Accuracy, F1, and sensitivity and PPV of each class."""
-        return class_metrics(evidence, classes=self.net.arch.image_classes)
+        return class_metrics(outputs, classes=self.net.arch.image_classes)
 
 
 def classified(net: Classifier, sample: SliceSample, *, contract: InputContract) -> tuple[int, int]:
@@ -252,7 +252,7 @@ class CachedTask:
     valid_labels: Tensor
     loss: str
 
-    best: str = "accuracy"
+    best_metric: str = "accuracy"
 
     def __post_init__(self) -> None:
         self.module: nn.Module = self.net.module_s
@@ -274,22 +274,57 @@ class CachedTask:
         features, labels_B = (torch.stack(part).to(device) for part in zip(*batch, strict=True))
         return {"loss_class": CRITERIA[self.loss](module(features).float(), labels_B)}
 
-    def evidence(self, index: int) -> tuple[int, int]:
+    def validation_output(self, index: int) -> tuple[int, int]:
         """True and predicted class."""
         device = next(self.module.parameters()).device
         with torch.inference_mode():
             logits_C = self.module(self.valid_features[index].to(device))
         return int(self.valid_labels[index]), int(logits_C.argmax())
 
-    def metrics(self, evidence: Sequence[tuple[int, int]]) -> dict[str, float]:
+    def compute_metrics(self, outputs: Sequence[tuple[int, int]]) -> dict[str, float]:
         """As ClassifierTask's."""
-        return class_metrics(evidence, classes=self.net.arch.image_classes)
+        return class_metrics(outputs, classes=self.net.arch.image_classes)
+
+
+def detector_task(
+    net: Detector | Classifier,
+    slices: Sequence[Any],
+    valid: Sequence[Any],
+    *,
+    contract: InputContract,
+    variant: str,
+) -> DetectorTask:
+    """Build the task of stage 1 on slices with lesion masks."""
+    assert isinstance(net, Detector)
+    return DetectorTask(net, slices, valid, contract, variant)
+
+
+def classifier_task(
+    net: Detector | Classifier,
+    slices: Sequence[Any],
+    valid: Sequence[Any],
+    *,
+    contract: InputContract,
+    config: ClassifierConfig,
+    features: Callable[[Classifier, Sequence[Any], str], Tensor],
+) -> ClassifierTask | CachedTask:
+    """Build the task of stage 2 on slices with an image class.
+
+    With the variant `s` the input of module S never changes, so `features` computes it once for the
+    training slices ("slices") and the validation slices ("valid").
+    """
+    assert isinstance(net, Classifier)
+    if config.variant != "s" or not config.cached:
+        return ClassifierTask(net, slices, valid, contract, config)
+    tables = [features(net, part, name) for part, name in ((slices, "slices"), (valid, "valid"))]
+    labels = [torch.tensor([one.label for one in part]) for part in (slices, valid)]
+    return CachedTask(net, tables[0], labels[0], tables[1], labels[1], config.loss)
 
 
 def class_metrics(
-    evidence: Sequence[tuple[int, int]], *, classes: tuple[str, ...]
+    outputs: Sequence[tuple[int, int]], *, classes: tuple[str, ...]
 ) -> dict[str, float]:
     """Figures of pairs of true and predicted class."""
-    truth_N, predicted_N = np.array(evidence).T
+    truth_N, predicted_N = np.array(outputs).T
     matrix_CC = classification.confusion(truth_N, predicted_N, classes=len(classes))
     return classification.summary(matrix_CC, classes=classes)

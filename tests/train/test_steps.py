@@ -19,7 +19,7 @@ def split(work: list[MicroBatch]) -> list[list[MicroBatch]]:
     steps: list[list[MicroBatch]] = [[]]
     for micro in work:
         steps[-1].append(micro)
-        if micro.closes:
+        if micro.is_last:
             steps.append([])
     assert steps.pop() == []
     return steps

@@ -131,7 +131,7 @@ def test_training_sees_what_scoring_sees(slices):
         here = net(x_B3HW, sizes=sizes)[0].numpy()
     np.testing.assert_allclose(here, there.logits_C, atol=1e-5)
     net.eval()
-    assert task.evidence(0) == (label, there.logits_C.argmax())
+    assert task.validation_output(0) == (label, there.logits_C.argmax())
 
 
 def test_without_any_box_every_weight_still_gets_a_gradient():
@@ -256,13 +256,13 @@ def test_boxes_of_truth_are_edges(lesions):
 
 
 def table(net: Classifier, slices: Any, folder: Path) -> Tensor:
-    return features.compute(
+    return features.ranked_features(
         net,
         slices,
         contract=contract(),
         folder=f"file://{folder}",
         world=World(),
-        tell=lambda done: None,
+        report_done=lambda done: None,
     )
 
 
@@ -322,16 +322,16 @@ def test_ranked_boxes_are_computed_once(slices, tmp_path, monkeypatch):
 def test_predictions_that_are_the_truth_are_perfect(lesions):
     task = DetectorTask(quiet_detector(), lesions, lesions, contract(), "full")
     task.net.eval()
-    truths = [task.evidence(i)[1] for i in range(3)]
+    truths = [task.validation_output(i)[1] for i in range(3)]
     assert [len(truth.labels_M) for truth in truths] == [3, 0, 3]
-    perfect = task.metrics([(truth, truth) for truth in truths])
-    assert set(perfect) >= {task.best, "image_ap50", "coco_map"}
+    perfect = task.compute_metrics([(truth, truth) for truth in truths])
+    assert set(perfect) >= {task.best_metric, "image_ap50", "coco_map"}
     assert set(perfect.values()) == {1.0}
     # the classes the other way round, and nothing at all
     wrong = [replace(truth, labels_M=3 - truth.labels_M) for truth in truths]
     nothing = detection.Instances([], np.zeros(0, np.int64), np.zeros(0, np.float32))
-    for answers in (wrong, [nothing] * 3):
-        figures = task.metrics(list(zip(answers, truths, strict=True)))
+    for predicted in (wrong, [nothing] * 3):
+        figures = task.compute_metrics(list(zip(predicted, truths, strict=True)))
         assert figures["image_map"] == pytest.approx(1 / 3)  # of the slice without a lesion
         assert figures["coco_map"] == 0
 
@@ -339,7 +339,7 @@ def test_predictions_that_are_the_truth_are_perfect(lesions):
 def test_the_nets_own_lesions_are_measured(lesions):
     net = fresh(small_arch(), seed=1)
     task = DetectorTask(net, lesions, lesions, contract(), "full")
-    found, truth = task.evidence(0)
+    found, truth = task.validation_output(0)
     (there,) = Predictor(net).predict([task.read(0)[0]])
     assert found.scores_M.tolist() == there.scores_M.tolist()
     assert [int(m) for m in detection.rle.area(found.masks)] == there.mask_px_M.tolist()
@@ -351,7 +351,7 @@ def test_the_nets_own_lesions_are_measured(lesions):
 
 def test_figures_of_stage_2(slices):
     task = stage2(classifier(), slices)
-    figures = task.metrics([(0, 0), (0, 0), (1, 1), (1, 2), (2, 2), (2, 0)])
-    assert figures[task.best] == pytest.approx(4 / 6)
+    figures = task.compute_metrics([(0, 0), (0, 0), (1, 1), (1, 2), (2, 2), (2, 0)])
+    assert figures[task.best_metric] == pytest.approx(4 / 6)
     assert figures["sensitivity_control"] == 1
     assert figures["ppv_covid"] == pytest.approx(1 / 2)
