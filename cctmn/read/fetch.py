@@ -1,8 +1,8 @@
 """Read the bytes of many slices with few requests: neighbours in one request, several in flight.
 
-`fetch` yields, for the rows of each object or archive member, its bytes, or the SliceError that says
-why they cannot be read. Storage that does not answer raises StoreError instead: that says nothing about the
-slice, and running the job again reads it.
+`fetch` yields, for the rows of each object or archive member, its bytes or a SliceError that says
+why they cannot be read. Storage that does not answer raises StoreError instead: that says nothing
+about the slice, and running the job again reads it.
 """
 
 from __future__ import annotations
