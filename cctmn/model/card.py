@@ -1,8 +1,7 @@
-"""What a model is, without its weights: architecture, input contract, rules, provenance.
+"""A model's card: architecture, input contract, rules and provenance, without the weights.
 
-In: the text of a card.json. Out: a checked `Card`. No torch is imported, so that what only needs to
-know a model need not load one. A card with an unknown key is refused, for a newer key may change
-the meaning of the others.
+`card.json` is read into a checked `Card` without importing torch. A card with an unknown key is
+refused, because a newer key may change the meaning of the others.
 """
 
 from __future__ import annotations

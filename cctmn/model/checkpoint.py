@@ -1,8 +1,7 @@
 """A model on disk: a folder with `weights.safetensors` and `card.json`.
 
-In: a net and its `Card`, or a folder, or the bytes of both files from anywhere. Out: the same
-bytes for the same model (no clock in them), or a net that answers bit for bit as the saved one.
-What the card itself holds is in `card`.
+The same model always gives the same bytes, because nothing in them depends on the time. A loaded
+network gives bit for bit the predictions of the saved one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Import of the author's checkpoints, of both stages and every backbone.
 
-In: a .pth written by the author's code (or by a fork of it, DataParallel included). Out: a net and
-its card, ready for `checkpoint.save`. What the file does not say follows from its shapes: backbone,
-truncation, classes, N and F. Every tensor must find its place and every weight be filled, for a
-net with one random layer left would still give scores.
+A .pth file of the author's code (or of a fork, DataParallel included) becomes a network and its
+card, ready for `checkpoint.save`. The file does not name the backbone, truncation, classes, N and
+F; they follow from the shapes. Every tensor must have its place and every weight must be filled,
+because a network with one random layer left would still give scores.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Reads a `torch.save` file of either format as plain data; nothing of the pickle ever runs.
+"""Reader of `torch.save` files of either format as plain data; nothing of the pickle ever runs.
 
-In: a path. Out: nested dicts, lists and numbers, tensors as `TensorRef` (shape known, bytes not
-yet read), every other object as an inert `Record` of its state. The author's files hold a pickled
-module object, and whatever may call a class may call os.system: here no name of the pickle is
-ever resolved. `legacy` gives the content its meaning.
+The result is nested dicts, lists and numbers. A tensor is a `TensorRef` whose shape is known and
+whose bytes are not yet read, and every other object is an inert `Record` of its state. The
+author's files hold a pickled module object, and a pickle that may call a class may also call
+os.system, so no name in the pickle is ever resolved. `legacy` gives the content its meaning.
 """
 
 from __future__ import annotations

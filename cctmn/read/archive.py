@@ -1,8 +1,8 @@
 """Members of zip and tar archives by byte range; nothing is ever written to disk.
 
-In: a seekable file over the archive. Out: one Member per entry with what it takes to fetch it
-alone, or the code of why it cannot be had; and the members' bytes. The standard library reads the
-directories; the limits against bombs, overlaps and silent ends are ours, because it has none.
+Each entry of an archive becomes a `Member` with the offsets that are needed to read it alone, or
+with the code of why it cannot be read. The standard library reads the directories. The limits
+against bombs, overlaps and silent ends are implemented here, because the library has none.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Compressed DICOM frames -> arrays of stored values.
+"""Decoders of compressed DICOM frames.
 
-In: the codestream of one frame, its transfer syntax and what the header says about it. Out: the
-integers that the decoder gives, or a SliceError. One decoder is pinned per transfer syntax, and
-what the codestream says of itself is checked first: decoders allocate from the codestream (60000 x
-60000 aborts some), and most of them give a full image for half a stream.
+A codestream becomes the integers that it stores, or a SliceError. Each transfer syntax has exactly
+one decoder. The size in the codestream is checked first, because decoders allocate by it (60000 x
+60000 aborts some of them) and most of them return a full image for half a stream.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Bytes of an image file -> Slices, whatever the format.
+"""From the bytes of an image file to slices, for every format.
 
-In: the bytes of one DICOM, PNG, JPEG or TIFF object, told apart by content and never by name. Out:
-an ImageFile whose frames decode to Slices. Every failure leaves as a SliceError with a code: the
-text of a library's exception may hold header values and stays here.
+DICOM, PNG, JPEG and TIFF are recognised by content, never by name. An `ImageFile` decodes its
+frames to slices. Every failure becomes a SliceError with a code, because the text of a library's
+exception may contain header values.
 """
 
 from __future__ import annotations

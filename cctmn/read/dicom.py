@@ -1,8 +1,8 @@
-"""One DICOM object -> its CT slices in Hounsfield units.
+"""From the bytes of one DICOM object to its CT slices in Hounsfield units.
 
-In: the bytes of an object. Out: a Slice for every frame, turned to the usual axial display, or a
-SliceError. The checks stand in one order (object, kind of image, geometry, size, pixels, values),
-so that a file always gets the same code.
+Every frame becomes a slice in the usual axial display, or a SliceError. The checks run in a fixed
+order (object, kind of image, geometry, size, pixels, values), so that a file always gets the same
+code.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Bytes of a DICOM object -> the elements that scoring needs, and the pixel element's value.
+"""From the bytes of a DICOM object, or its first bytes, to the elements that scoring needs.
 
-In: the bytes of an object, or its first few. Out: a Header. Only the elements named here are ever
-parsed, so names, dates and private elements never come into memory as text. The pixel element is
-found by hand: pydicom drops one that is cut short with no more than a warning.
+Only the elements that are named here are parsed, so names, dates and private elements never become
+text in memory. The pixel element is located without pydicom, which drops a truncated one with no
+more than a warning.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""PNG, JPEG and TIFF -> 8-bit slices.
+"""From PNG, JPEG and TIFF files to slices of 8-bit grey values.
 
-In: the bytes of a picture. Out: a Slice of 8-bit grey for every frame or page, or a SliceError.
-Pictures carry no Hounsfield units: what is scored is the grey as stored, so whatever leaves its
-scale open (16 bits without full range, floats, colour) is refused. Size and end of the file are
-checked here before Pillow decodes anything; its own limits are too wide.
+Every frame or page becomes a slice or a SliceError. Pictures have no Hounsfield units: the stored
+grey values are scored, so a picture without a known scale (16 bits without the full range, floats,
+colour) is refused. Size and end of the file are checked before Pillow decodes anything, because
+Pillow's own limits are too wide.
 """
 
 from __future__ import annotations
@@ -66,7 +66,6 @@ _MAX_COLOR_FRACTION: Final = 1e-3
 # A byte after FF in entropy-coded data: 00 is a stuffed zero, D0..D7 restarts, FF fills.
 _MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _EOI: Final = 0xD9
-_SOS: Final = 0xDA
 
 
 def page_count(file: BinaryIO, *, kind: str) -> int:

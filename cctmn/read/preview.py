@@ -1,7 +1,7 @@
-"""A slice as a person looks at it: the stored image in the model's window, as a small PNG.
+"""Small PNG pictures of slices for a person: the stored image in the model's window.
 
-In: rows of the inventory. Out: PNG bytes, grey of 8 bits, by slice_id; nothing of the header. What
-cannot be read is left out, for its row has the reason already.
+A picture holds nothing of the header. A slice that cannot be read is left out; its row has the
+reason.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""A seekable file over ranged reads, so that an archive on S3 is opened like one on disk.
+"""A seekable file over ranged reads, so that an archive on S3 opens like one on disk.
 
-In: a URI or a function that reads a range, and the size. Out: what zipfile and tarfile take for a
-file; each read that its window does not hold costs one GET.
+zipfile and tarfile take it for a file. A read that its buffer cannot serve costs one request.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Curves -> SVG that stands inside the page: ROC, precision and recall, reliability, FROC.
+"""Curves as SVG inside the page: ROC, precision and recall, reliability, FROC.
 
-In: points of metrics.json. Out: `<svg>` text in px, for a column of 360 px, so that a phone shows
-it unscaled. Colours are variables of the page's style sheet, text is text in the page's font, ids
-are told apart by the plot's name, and the same points give the same text.
+Each plot is `<svg>` text for a column of 360 px, so that a phone shows it without scaling. Colours
+are variables of the page's style sheet, text uses the page's font, ids contain the name of the
+plot, and the same points always give the same text.
 """
 
 from __future__ import annotations

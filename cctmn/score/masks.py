@@ -1,7 +1,7 @@
-"""The masks of a slice's lesions, on the stored image, as COCO's run lengths.
+"""The masks of a slice's lesions on the stored image, as COCO run lengths.
 
-In: a Prediction in px of the model's input and the way back to the stored image. Out: the counts of
-each mask; with rows and cols they are what COCO's tools read. One mask at a time is unpacked.
+The counts are COCO's compressed form; with the size of the image, COCO's tools read them. Masks are
+unpacked one at a time.
 """
 
 from __future__ import annotations

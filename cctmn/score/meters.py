@@ -1,8 +1,8 @@
-"""What a scoring run counts while it runs, for the metrics endpoint that every Ray node has.
+"""Counters of a scoring run, for the metrics endpoint of every Ray node.
 
-In: blocks of prepared and of scored slices. Out: counters and histograms of ray.util.metrics, with
-the run's id. A block that is done again after a lost node counts again, so that work done twice is
-the counter less the rows. Tags are codes and stages; nothing of a slice is in them.
+They have the id of the run, and tags for codes and stages; they hold nothing of a slice. A block
+that is repeated after a lost node is counted again, so the counter minus the rows is the repeated
+work.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""A model folder, local or on S3, as the job needs it.
+"""A model folder, local or on S3, as the scoring job uses it.
 
-In: the URI of a folder with card.json and weights.safetensors. Out: the checked ModelSource for the
-driver, and in each scorer process the loaded networks.
+The driver checks it and gets a `ModelSource`; each scorer process loads the networks.
 """
 
 from __future__ import annotations

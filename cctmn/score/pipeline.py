@@ -1,9 +1,8 @@
-"""The Ray Data graph: todo rows -> fetch and decode -> score -> Parquet, one chained expression.
+"""The Ray Data graph of a scoring job: read, fetch and decode, score, write Parquet.
 
-In: Parquet files of inventory rows. Out: files in OUT/predictions, each a commit of its rows. One
-input block gives one output block at every step, so that a replay after a lost node repeats the
-same rows. Fetch and score ask for different resources, or Ray would fuse them into one process and
-nothing would overlap.
+Every input block gives one output block at each step, so that a replay after a lost node repeats
+the same rows; each output file commits its rows. Fetching and scoring ask for different resources.
+Otherwise Ray would fuse them into one process and nothing would overlap.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Inventory rows to model inputs: fetch, decode, window, resize; the boundary of the slice.
+"""From rows of the inventory to model inputs: fetch, decode, window and resize.
 
-In: an Arrow table of schema.INVENTORY. Out: a table of PREPARED with the pixels of each slice, or
-with its error code. This is the one place where an unforeseen failure of a single slice becomes a
-row; storage that does not answer still raises, so that a rerun gets those slices.
+The result is a table of PREPARED with the pixels or the error code of each slice. This is the one
+place where an unexpected failure of a single slice becomes a row. Storage that does not answer
+still raises, so that the next run reads those slices.
 """
 
 from __future__ import annotations

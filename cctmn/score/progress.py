@@ -1,6 +1,6 @@
-"""Progress in slices, from the files that are committed: what is shown is what a kill would leave.
+"""Progress of a scoring run, counted from the files that are committed.
 
-In: the predictions folder and the number of slices of this run. Out: lines like
+The line therefore shows what a kill would leave, for example
 `412,300/1,204,118  34 %  812/s  errors 0.21 %  eta 16m`.
 """
 

@@ -1,9 +1,8 @@
-"""What is done, what is left, and whether the books balance.
+"""Which slices are done, which are left, and whether the counts balance.
 
-In: OUT/predictions and the inventory. Out: ids that are done, the rows still to score, the counts.
-A readable Parquet footer is the commit record: ids live in the same object as their answers, so no
-second record can disagree with it. Local writers killed half-way leave a file without a footer,
-which is removed; S3 shows an object only when it is whole.
+A readable Parquet footer is the record of a commit. The ids are in the same file as their results,
+so there is no second record that could disagree. A local writer that is killed half-way leaves a
+file without a footer, which is removed; S3 shows an object only when it is complete.
 """
 
 from __future__ import annotations

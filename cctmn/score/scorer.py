@@ -1,8 +1,8 @@
-"""Prepared slices through the networks: plain torch, no Ray.
+"""From prepared slices to prediction rows.
 
-In: a table of prepare.PREPARED. Out: a table of schema.predictions, boxes back in px of the stored
-image, no pixels. `Scorer` is all that the graph asks of a model, so that a stand-in can take its
-place; `ModelSource` says how a process gets one and what the driver must know without loading it.
+Boxes are converted back to px of the stored image. `Scorer` is all that the graph asks of a model,
+so that a stand-in can take its place without torch. `ModelSource` describes a model to the driver
+and loads it in another process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Labelled slices for a stage: opened, read once, and what is wrong with them said.
+"""Labelled slices for a stage: opened, read once, with a report of all problems.
 
-In: where they are and what the model expects. Out: the samples that can be used. Whoever trains on
-them or measures by them sees the same.
+Training and measuring use the same functions, so they see the same slices.
 """
 
 from __future__ import annotations

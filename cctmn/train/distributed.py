@@ -1,8 +1,8 @@
-"""Training on Ray Train: workers that learn one net together, and checkpoints that outlive them.
+"""Training on Ray Train: data-parallel workers, and checkpoints that outlive them.
 
-In: a Spec, which every worker gets. Out: checkpoints below OUT/checkpoints (the best and the last)
-and the run's record. A worker that dies is replaced, and all go on from the last checkpoint; so
-does the same command after a kill.
+Every worker gets a `Spec`. Checkpoints (the best and the last model) and the record go below OUT. A
+worker that dies is replaced, and all continue from the last checkpoint; so does the same command
+after a kill.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The ranked boxes of every slice, computed once, for the variant that trains module S alone.
 
-In: a classifier and slices. Out: what module S reads of each, as one table. Parts are written to
-OUT/features as they are done, so that a run that was killed goes on with what is missing.
+They are stored in parts below OUT/features, so that a run that was killed computes the missing
+parts only.
 """
 
 from __future__ import annotations

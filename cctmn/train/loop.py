@@ -1,8 +1,7 @@
-"""The training loop of both stages: steps, validation and a checkpoint every epoch. No Ray.
+"""The training loop of both stages: steps, validation and a checkpoint per epoch, without Ray.
 
-In: a Task, its settings, this worker's place among the workers, and hooks that keep checkpoints and
-show progress. Out: one row of figures per epoch, and the losses of every step. Everything random
-follows from the seed (see `steps`), so a run that is continued ends where one without a break does.
+It returns one row of metrics per epoch and the losses of every step. Everything random follows from
+the seed (see `steps`), so a resumed run ends where an uninterrupted run ends.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""How good a model is on labelled slices: the figures of its card, measured again by anybody.
+"""The quality of a model on labelled slices, computed as training does for validation slices.
 
-In: a model folder, lesion slices with masks or slices with classes. Out: the figures that training
-shows for its validation slices, by the same code, on this process alone.
+Everything runs in this process. The results can be written into the model's card.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a training run leaves for people: metrics.csv, steps.csv and a TensorBoard file.
+"""The record of a training run for people: metrics.csv, steps.csv and a TensorBoard file.
 
-In: the run's history so far and the output folder, local or on S3. Out: the same files, written
-whole after every epoch: a run that was killed and continued has one record without gaps or doubles.
+The files are written as a whole after every epoch, so that a run that was killed and resumed has
+one record without gaps or doubled rows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Which slices make which optimiser step, in which order, on which worker.
+"""The order of slices in training: which of them make an optimiser step, and on which worker.
 
-In: counts, sizes and a seed. Out: for each epoch the micro-batches of a worker's steps. The order
-and everything random in a step follow from seed, epoch and slice alone, so that two workers learn
-what one learns, and a resumed run what an uninterrupted one learns.
+The order and everything random in a step follow from seed, epoch and slice alone. Therefore two
+workers learn what one worker learns, and a resumed run learns what an uninterrupted one learns.
 """
 
 from __future__ import annotations

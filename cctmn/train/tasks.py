@@ -1,8 +1,7 @@
-"""The two stages as the training loop sees them: what is learned, from what, and how well.
+"""The two stages as the training loop sees them: inputs, losses and validation metrics.
 
-In: a net, labelled slices and the stage's settings. Out: a `Task` whose `losses` of a micro-batch
-are differentiated, and whose `metrics` say how good the net is on slices kept aside. Nothing here
-knows of workers, checkpoints or Ray.
+A `Task` gives the losses of a micro-batch, which are differentiated, and the metrics of the
+validation slices. It knows nothing of workers, checkpoints or Ray.
 
 Shape suffixes: B slices, H W px, M lesions, N ranked boxes, C image classes.
 """
