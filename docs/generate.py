@@ -17,6 +17,7 @@ import click
 
 from cctmn import config, errors, schema
 from cctmn.cli import cli
+from cctmn.metrics import document, metric
 from cctmn.schema import Column
 
 DOCS = Path(__file__).parent
@@ -33,7 +34,7 @@ def columns(table: Sequence[Column]) -> str:
 def texts(heading: str, entries: Mapping[str, str]) -> str:
     """Return names and their sentences as a Markdown table."""
     lines = [f"| {heading} | meaning |", "|---|---|"]
-    lines += [f"| `{name}` | {text} |" for name, text in entries.items()]
+    lines += [f"| `{name}` | {text.replace('<', '&lt;')} |" for name, text in entries.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -76,7 +77,14 @@ def _predictions() -> str:
     return columns([c._replace(doc=c.doc.replace("the class CLASS", "the class")) for c in every])
 
 
+def _sections() -> str:
+    sections = document.SCHEMA["properties"]
+    return texts("section", {name: s.get("description", "") for name, s in sections.items()})
+
+
 PARTS: Mapping[str, Callable[[], str]] = {
+    "metrics-sections": _sections,
+    "metrics-ids": lambda: texts("id", metric.catalogue(["CLASS"])),
     "commands": commands,
     "settings-score": lambda: config.markdown("score"),
     "settings-detector": lambda: config.markdown("detector"),
