@@ -34,30 +34,30 @@ def with_lesions(data: Data, *, card: Card, report: Reporter) -> tuple[LesionSam
     """CNCB-like slices that have a lesion of the model's classes."""
     if data.root is not None:
         raise DataError(f"{data.place}: --root is for tables of classified slices; leave it out")
-    found = lesions.check_lesions(
+    dataset = lesions.check_lesions(
         lesions.open_lesions(data.place, names=data.split),
         lesion_classes=card.arch.lesion_classes,
         contract=InputContract.from_card(card.input),
         threads=READ_THREADS,
     )
-    _tell(data, found.samples, issues=found.issues, report=report)
-    return tuple(found.samples)
+    _report_dataset(data, dataset.samples, issues=dataset.issues, report=report)
+    return tuple(dataset.samples)
 
 
 def with_classes(
     data: Data, *, classes: tuple[str, ...], card: Card, report: Reporter
 ) -> tuple[SliceSample, ...]:
     """Slices with an image class, in any of the layouts."""
-    found = slices.check_slices(
+    dataset = slices.check_slices(
         slices.open_slices(data.place, split=data.split, root=data.root, classes=classes),
         contract=InputContract.from_card(card.input),
         threads=READ_THREADS,
     )
-    _tell(data, found.samples, issues=found.issues, report=report)
-    return tuple(found.samples)
+    _report_dataset(data, dataset.samples, issues=dataset.issues, report=report)
+    return tuple(dataset.samples)
 
 
-def _tell(
+def _report_dataset(
     data: Data, samples: tuple[Sample, ...], *, issues: DatasetIssues, report: Reporter
 ) -> None:
     patients = len({sample.patient for sample in samples if sample.patient})

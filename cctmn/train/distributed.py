@@ -57,7 +57,8 @@ def fit(spec: Spec, *, workers: int, use_gpu: bool) -> str:
     import ray.train
     import ray.train.torch
 
-    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what it raises, we say in one line
+    # Ray logs the errors that it raises; cctmn reports them in one line instead.
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
     filesystem, path = store.arrow_filesystem(spec.out)
     store.delete(store.join(spec.out, FAILED))
     trainer = ray.train.torch.TorchTrainer(
@@ -101,10 +102,10 @@ def _interruptible() -> Iterator[None]:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """What each worker runs.
+    """Run the training loop on one worker.
 
-    An error of the user's would be retried by Ray like a lost machine, so it is written down, and
-    the next attempt ends where it sees that.
+    Ray would retry a user error like a lost machine. Therefore the worker writes the error to OUT,
+    and the next attempt stops as soon as it reads it.
     """
     import ray.train
     import ray.train.torch
@@ -164,7 +165,7 @@ def _task(spec: Spec, *, world: World, hooks: _Hooks) -> Task:
 
 @dataclass
 class _Hooks:
-    """The loop's wishes, by Ray Train and OUT."""
+    """Implements the hooks of the loop with Ray Train and the folder OUT."""
 
     out: str
     _kept: list[Any] = field(default_factory=list)

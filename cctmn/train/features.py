@@ -22,7 +22,8 @@ from cctmn.model.classifier import Classifier
 from cctmn.model.inference import Predictor
 from cctmn.train.loop import World
 
-PART: Final = 32  # slices of a file: about 15 s of work on a CPU core
+# Slices per file: about 15 s of work on a CPU core.
+PART: Final = 32
 
 
 def ranked_features(
@@ -46,9 +47,9 @@ def ranked_features(
             part = slices[start : start + PART]
             pictures = [read_slice(one.image, contract=contract) for one in part]
             predictions = [predictor.predict([one], areas=False)[0] for one in pictures]
-            found = [one.ranked_features_N5 for one in predictions]
+            features = [one.ranked_features_N5 for one in predictions]
             buffer = io.BytesIO()
-            np.save(buffer, np.stack([one.reshape(-1) for one in found if one is not None]))
+            np.save(buffer, np.stack([one.reshape(-1) for one in features if one is not None]))
             store.put(uri, buffer.getvalue())
         report_done(min(start + PART, len(slices)))
     if world.size > 1:

@@ -52,13 +52,13 @@ class History:
 
 
 class Hooks(Protocol):
-    """What the loop needs from whoever runs it."""
+    """The services that the loop needs from its caller."""
 
     def restore(self) -> Path | None:
         """The folder of the last checkpoint, if there is one."""
 
     def report(self, history: History, written: tempfile.TemporaryDirectory[str] | None) -> None:
-        """Keep the figures and the checkpoint; every worker calls it, the first with a folder."""
+        """Keep the metrics and the checkpoint; every worker calls it, the first with a folder."""
 
     def progress(self, **now: float | str) -> None:
         """Show where the run is; called on the first worker alone."""
@@ -87,7 +87,7 @@ def run(
             losses = here.epoch(epoch)
             trained_s = time.monotonic() - began
             ranking.check_finite(*losses.values())
-            figures = here.validate()
+            metrics = here.validate()
         except ModelError:  # also of the nets themselves, which look at what they rank
             raise ModelError(
                 f"the loss is no longer finite in epoch {epoch + 1}; lower optim.lr or set "
@@ -98,7 +98,7 @@ def run(
             "epoch": epoch + 1,
             "steps": done,
             "loss": float(losses["loss"].mean()),
-            **{f"val_{name}": value for name, value in figures.items()},
+            **{f"val_{name}": value for name, value in metrics.items()},
             "steps_per_s": done / trained_s,
             "train_s": trained_s,
             "valid_s": time.monotonic() - began - trained_s,
@@ -131,7 +131,7 @@ class _Run:
         self.written = time.monotonic()
 
     def restore(self) -> None:
-        """Go on from the last checkpoint, if there is one."""
+        """Resume from the last checkpoint, if there is one."""
         device = str(self.world.device)
         if (folder := self.hooks.restore()) is not None:
             net = checkpoint.load(folder / LAST, device=device).net
@@ -149,7 +149,7 @@ class _Run:
             self.best = {name: value.detach().clone() for name, value in weights.items()}
 
     def best_row(self) -> dict[str, float]:
-        """The figures of the best epoch so far."""
+        """Return the row of the best epoch so far."""
         name = f"val_{self.task.best_metric}"
 
         def rank(row: dict[str, float]) -> tuple[float, float]:
@@ -227,7 +227,7 @@ class _Run:
         return table.cpu() / self.world.size
 
     def validate(self) -> dict[str, float]:
-        """Figures of the slices kept aside, each seen by one worker and all known to all."""
+        """Return the metrics of all validation slices; the workers divide the slices among them."""
         size, count = self.world.size, self.task.valid_count
         if size > 1:
             # Batch norm's running statistics saw each worker's own slices: take their mean.
@@ -272,14 +272,14 @@ class _Slices(torch.utils.data.Dataset[Any]):
 
 
 class _Clock:
-    """Steps done and to do, now and then."""
+    """Measures the progress of a run, at most every PROGRESS_S seconds."""
 
     def __init__(self, steps: Steps, *, done: int) -> None:
         self._total, self._done, self._start = steps.total, done, done
         self._began = self._last = time.monotonic()
 
     def look(self) -> dict[str, float] | None:
-        """Count a step; figures if the last ones are old, else None."""
+        """Count a step; return the progress if the last report is old, else None."""
         self._done += 1
         now = time.monotonic()
         if now - self._last < PROGRESS_S:
@@ -317,13 +317,14 @@ def _autocast(precision: str, device: torch.device) -> AbstractContextManager[No
 def _micro(hardware: Hardware, optim: Optim, world: World) -> int:
     if hardware.micro_batch:
         return hardware.micro_batch
-    # On a CPU a batch is no faster, and one by one the result does not hang on the workers.
+    # A batch is not faster on a CPU, and slices processed singly make the result independent of
+    # the number of workers.
     return 1 if world.device.type == "cpu" else math.ceil(optim.batch_size / world.size)
 
 
 def _with(card: Card, row: dict[str, float]) -> Card:
-    """The card with an epoch's figures; JSON has no nan."""
-    figures = {k.removeprefix("val_"): v for k, v in row.items() if k.startswith("val_")}
-    metrics = {k: None if math.isnan(v) else round(v, 4) for k, v in figures.items()}
-    told = {"epoch": int(row["epoch"]), "metrics": metrics}
-    return replace(card, provenance={**card.provenance, **told})
+    """Return the card with the metrics of an epoch; nan becomes null, as JSON has no nan."""
+    values = {k.removeprefix("val_"): v for k, v in row.items() if k.startswith("val_")}
+    metrics = {k: None if math.isnan(v) else round(v, 4) for k, v in values.items()}
+    epoch = {"epoch": int(row["epoch"]), "metrics": metrics}
+    return replace(card, provenance={**card.provenance, **epoch})

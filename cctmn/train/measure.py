@@ -29,8 +29,8 @@ def detections(model: str, *, data: Data, report: Reporter = silent) -> dict[str
         truth = read_lesions(sample, lesion_classes=arch.lesion_classes, contract=contract)
         pairs.append(tasks.compared(loaded.net, truth))
         report(f"{done}/{len(samples)}", transient=True)
-    found, true = zip(*pairs, strict=True)
-    return detection.summary(found, true, classes=arch.lesion_classes)
+    predicted, true = zip(*pairs, strict=True)
+    return detection.summary(predicted, true, classes=arch.lesion_classes)
 
 
 def classes(model: str, *, data: Data, report: Reporter = silent) -> dict[str, float]:

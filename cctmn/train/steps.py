@@ -17,7 +17,7 @@ from cctmn.config import Optim
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Slices of one forward pass and what their mean loss counts for in the step's."""
+    """Slices of one forward pass and the weight of their mean loss in the step's loss."""
 
     indices: tuple[int, ...]
     weight: float
@@ -50,7 +50,7 @@ class Steps:
         return math.ceil(self.total / self.per_epoch)
 
     def epoch(self, epoch: int, *, rank: int = 0) -> list[MicroBatch]:
-        """Worker `rank`'s share of epoch `epoch`, from 0.
+        """Return the micro-batches of worker `rank` in epoch `epoch`, both from 0.
 
         A step's loss is the mean over its slices, and gradients are averaged over workers, so a
         worker weighs its slices by size / slices of the step. Where a step has fewer slices than
@@ -65,11 +65,11 @@ class Steps:
         for step in range(steps):
             whole = order[step * batch : (step + 1) * batch]
             own = whole[rank :: self.size]
-            share = self.size / len(whole) if len(own) else 0.0
+            weight = self.size / len(whole) if len(own) else 0.0
             own = own if len(own) else whole[:1]
             parts = [own[i : i + self.micro] for i in range(0, len(own), self.micro)]
             work += [
-                MicroBatch(tuple(part.tolist()), share * len(part), is_last=part is parts[-1])
+                MicroBatch(tuple(part.tolist()), weight * len(part), is_last=part is parts[-1])
                 for part in parts
             ]
         return work
@@ -83,6 +83,6 @@ class Steps:
         return rate
 
     def seed(self, epoch: int, indices: tuple[int, ...]) -> int:
-        """Of what is random in a forward pass of these slices: the sampling of anchors and RoIs."""
+        """Seed of a forward pass of these slices, which samples anchors and RoIs."""
         text = f"{self.optim.seed} {epoch} {indices}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")

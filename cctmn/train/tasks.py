@@ -29,7 +29,7 @@ from cctmn.model.inference import Predictor, normalise_and_pad, paste
 from cctmn.rle import encode
 
 Losses = dict[str, Tensor]
-Compared = tuple[detection.Instances, detection.Instances]  # found, true
+Compared = tuple[detection.Instances, detection.Instances]  # predicted, true
 
 
 class Task(Protocol):
@@ -45,19 +45,19 @@ class Task(Protocol):
         """The whole net, of which `module` may be a part."""
 
     def read(self, index: int) -> Any:
-        """Training slice `index`, as tensors of the CPU."""
+        """Read training slice `index` as CPU tensors."""
 
     def losses(self, module: nn.Module, batch: Sequence[Any], *, device: torch.device) -> Losses:
-        """Mean losses of what `read` gave; `module` is the task's own, perhaps wrapped."""
+        """Mean losses of a batch of slices; `module` is the task's own, perhaps wrapped."""
 
     def train(self) -> None:
-        """Get ready for losses."""
+        """Put the net into the mode that training needs."""
 
     def validation_output(self, index: int) -> Any:
-        """What validation slice `index` says of the net; small, and fit to be sent."""
+        """Validation output for slice `index`; small and picklable, so workers can exchange it."""
 
     def compute_metrics(self, outputs: Sequence[Any]) -> dict[str, float]:
-        """Figures of the whole validation set, in the order of its slices."""
+        """Metrics of the whole validation set; `outputs` are in the order of its slices."""
 
 
 @dataclass(eq=False)
@@ -79,16 +79,17 @@ class DetectorTask:
             self.net.backbone.requires_grad_(requires_grad=False)
 
     def train(self) -> None:
-        """The frozen trunk of `heads` keeps its batch statistics too."""
+        """Use training mode, except for the frozen backbone of `heads`: it keeps its statistics."""
         self.net.train()
         if self.variant == "heads":
             self.net.backbone.eval()
 
     def read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Picture (H x W, uint8), masks (M x H x W, uint8), labels (M)."""
-        found = self._read(self.slices[index])
+        lesions = self._read(self.slices[index])
         return tuple(
-            torch.from_numpy(array) for array in (found.pixels, found.masks_MHW, found.labels_M)
+            torch.from_numpy(array)
+            for array in (lesions.pixels, lesions.masks_MHW, lesions.labels_M)
         )  # type: ignore[return-value]
 
     def _read(self, sample: LesionSample) -> LesionSlice:
@@ -102,35 +103,37 @@ class DetectorTask:
         *,
         device: torch.device,
     ) -> Losses:
-        """By torchvision's names."""
+        """Return the five losses under torchvision's names."""
         x_B3HW, sizes = _stack([pixels for pixels, _, _ in batch], device=device)
         targets = [_target(masks.to(device), labels.to(device)) for _, masks, labels in batch]
         losses: Losses = module(x_B3HW, sizes=sizes, targets=targets)
         return losses
 
     def validation_output(self, index: int) -> Compared:
-        """What the net finds, and the truth."""
+        """Return the lesions that the net reports and the true ones."""
         return compared(self.net, self._read(self.valid[index]))
 
     def compute_metrics(self, outputs: Sequence[Compared]) -> dict[str, float]:
-        """Per-image and COCO's average precision."""
-        found, truth = zip(*outputs, strict=True)
-        return detection.summary(found, truth, classes=self.net.arch.lesion_classes)
+        """Return the per-image and COCO's average precision."""
+        predicted, truth = zip(*outputs, strict=True)
+        return detection.summary(predicted, truth, classes=self.net.arch.lesion_classes)
 
 
 def compared(net: Detector | Classifier, truth: LesionSlice) -> Compared:
     """The lesions that a net with a mask head reports on a slice, and the true ones. Eval mode."""
-    (found,) = Predictor(net).predict([truth.pixels], areas=False, masks=True)
-    assert found.mask_logits_M1SS is not None, "a net without a mask head has no masks to compare"
+    (prediction,) = Predictor(net).predict([truth.pixels], areas=False, masks=True)
+    assert prediction.mask_logits_M1SS is not None, (
+        "a net without a mask head has no masks to compare"
+    )
     pasted = paste(
-        torch.from_numpy(found.mask_logits_M1SS),
-        torch.from_numpy(found.boxes_M4),
+        torch.from_numpy(prediction.mask_logits_M1SS),
+        torch.from_numpy(prediction.boxes_M4),
         size=(truth.pixels.shape[0], truth.pixels.shape[1]),
     )
     return detection.Instances(
         masks=[rle for mask in pasted for rle in encode(mask.numpy()[None])],
-        labels_M=found.labels_M,
-        scores_M=found.scores_M,
+        labels_M=prediction.labels_M,
+        scores_M=prediction.scores_M,
     ), detection.Instances(
         masks=encode(truth.masks_MHW),
         labels_M=truth.labels_M,
@@ -151,7 +154,7 @@ def _stack(
 
 
 def _target(masks_MHW: Tensor, labels_M: Tensor) -> dict[str, Tensor]:
-    """Of torchvision's heads. Boxes are edges, so their far sides are one px past the last."""
+    """Return the target of torchvision's heads. Boxes end one px past the last pixel."""
     if len(labels_M) == 0:
         boxes_M4 = masks_MHW.new_zeros((0, 4), dtype=torch.float32)
     else:
@@ -206,7 +209,7 @@ class ClassifierTask:
         choose_weights(self.net, variant=self.config.variant)
 
     def train(self) -> None:
-        """Batch norm stays on its running statistics."""
+        """Use training mode; batch norm keeps its running statistics."""
         self.net.train()
 
     def read(self, index: int) -> tuple[Tensor, int]:
@@ -235,9 +238,9 @@ class ClassifierTask:
 def classified(net: Classifier, sample: SliceSample, *, contract: InputContract) -> tuple[int, int]:
     """True and predicted class of one slice. Eval mode."""
     picture = read_slice(sample.image, contract=contract)
-    (found,) = Predictor(net).predict([picture], areas=False)
-    assert found.logits_C is not None
-    return sample.label, int(found.logits_C.argmax())
+    (prediction,) = Predictor(net).predict([picture], areas=False)
+    assert prediction.logits_C is not None
+    return sample.label, int(prediction.logits_C.argmax())
 
 
 @dataclass(eq=False)
@@ -259,7 +262,7 @@ class CachedTask:
         choose_weights(self.net, variant="s")
 
     def train(self) -> None:
-        """Batch norm stays on its running statistics."""
+        """Use training mode; batch norm keeps its running statistics."""
         self.net.train()
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
@@ -269,7 +272,7 @@ class CachedTask:
     def losses(
         self, module: nn.Module, batch: Sequence[tuple[Tensor, Tensor]], *, device: torch.device
     ) -> Losses:
-        """As ClassifierTask's."""
+        """Return the class loss, as `ClassifierTask` does."""
         features, labels_B = (torch.stack(part).to(device) for part in zip(*batch, strict=True))
         return {"loss_class": CRITERIA[self.loss](module(features).float(), labels_B)}
 
@@ -281,7 +284,7 @@ class CachedTask:
         return int(self.valid_labels[index]), int(logits_C.argmax())
 
     def compute_metrics(self, outputs: Sequence[tuple[int, int]]) -> dict[str, float]:
-        """As ClassifierTask's."""
+        """Return the metrics of `ClassifierTask`."""
         return class_metrics(outputs, classes=self.net.arch.image_classes)
 
 
@@ -323,7 +326,7 @@ def classifier_task(
 def class_metrics(
     outputs: Sequence[tuple[int, int]], *, classes: tuple[str, ...]
 ) -> dict[str, float]:
-    """Figures of pairs of true and predicted class."""
+    """Metrics of pairs of true and predicted class."""
     truth_N, predicted_N = np.array(outputs).T
     matrix_CC = classification.confusion(truth_N, predicted_N, classes=len(classes))
     return classification.summary(matrix_CC, classes=classes)

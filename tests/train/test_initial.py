@@ -151,7 +151,7 @@ def write(kind: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     [
         ("resnet34", "not the weights of a resnet18"),  # which has all layers of a ResNet-18
         ("wide", r"not the weights of a resnet18 \(size mismatch for conv1.weight"),
@@ -164,11 +164,11 @@ def write(kind: str, folder: Path) -> Path:
         ("missing", "cannot be read"),
     ],
 )
-def test_a_file_that_does_not_fit_is_one_line(tmp_path, kind, said):
+def test_a_file_that_does_not_fit_is_one_line(tmp_path, kind, message):
     path = write(kind, tmp_path)
-    with pytest.raises(ModelError, match=said) as told:
+    with pytest.raises(ModelError, match=message) as raised:
         detector(f"init={path}")
-    one_line(told.value, names=str(path))
+    one_line(raised.value, names=str(path))
 
 
 def one_line(error: CctmnError, *, names: str) -> None:
@@ -184,10 +184,10 @@ def test_resnet18_is_no_resnet34(resnet18, tmp_path):
 
 def test_without_internet_it_says_what_to_do(monkeypatch):
     without_internet(monkeypatch)
-    with pytest.raises(PreflightError, match="init=FILE, or init=none") as told:
+    with pytest.raises(PreflightError, match="init=FILE, or init=none") as raised:
         detector("init=imagenet", "backbone=resnet50", "truncation=0")
     # the paper's; IMAGENET1K_V2 is younger
-    one_line(told.value, names="resnet50-0676ba61.pth")
+    one_line(raised.value, names="resnet50-0676ba61.pth")
 
 
 def test_going_on_from_a_detector_keeps_it(folder):
@@ -201,9 +201,9 @@ def test_going_on_from_a_detector_keeps_it(folder):
 def test_stage_1_needs_a_detector_with_masks(stage2, tmp_path):
     bare = detector_folder(tmp_path, mask_head=False)
     for model in (stage2, bare):
-        with pytest.raises(ModelError, match="not a detector with a mask head") as told:
+        with pytest.raises(ModelError, match="not a detector with a mask head") as raised:
             detector(model=str(model))
-        one_line(told.value, names=str(model))
+        one_line(raised.value, names=str(model))
 
 
 # --- stage 2
@@ -283,15 +283,15 @@ def test_provenance_tells_seed_and_settings_but_no_place(resnet18, tmp_path):
     place = f"{tmp_path}/secret"
     job = run.TrainJob(settings, data=Data(place), out=f"{place}/out")
     start = initial.detector(settings, model=None)
-    told = run._provenance(job, counts=(9, 2))
-    card = initial.trained_card(start.card, name="trained", config=settings, provenance=told)
+    provenance = run._provenance(job, counts=(9, 2))
+    card = initial.trained_card(start.card, name="trained", config=settings, provenance=provenance)
     text = json.dumps(dict(card.provenance))
     assert "secret" not in text
     assert str(tmp_path) not in text
-    assert (told["seed"], told["slices"], told["valid_slices"]) == (12, 9, 2)
-    assert told["settings"]["optim"]["lr"] == 0.5
-    assert told["settings"]["init"] == "file"
-    assert "hardware" not in told["settings"]
+    assert (provenance["seed"], provenance["slices"], provenance["valid_slices"]) == (12, 9, 2)
+    assert provenance["settings"]["optim"]["lr"] == 0.5
+    assert provenance["settings"]["init"] == "file"
+    assert "hardware" not in provenance["settings"]
 
 
 def test_provenance_names_the_weights_that_were_gone_on_from(folder):
