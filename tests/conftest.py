@@ -53,6 +53,7 @@ FIRST = (
     "tests/score/test_watch.py",
     "tests/test_demo_model.py",
     "tests/evaluate/test_scale.py",
+    "tests/test_stopped.py",
     "tests/test_rerun.py",
     "tests/test_lease.py",
 )
