@@ -1,12 +1,17 @@
-"""Slices a second grow with scorers and with nodes: a stand-in sleeps, so cores are no limit.
+"""All scorers work at the same time, on one node and on several.
 
-Measured on the steady part: from when the last scorer has begun to when the first has nothing left.
+A stand-in for the network sleeps, so that the number of cores is not the limit. The tests count the
+scorers that work at one moment; the rates are printed (pytest -s) and not asserted, because a busy
+machine slows them down. A rate is measured on the steady part: from when the last scorer has begun
+to when the first has nothing left.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +32,6 @@ SLEEP_S = 0.1  # a slice; some 4 ms of CPU go into reading and writing it
 STEADY_S = 8.0  # about
 BATCH = 4
 STORE = 100 << 20  # bytes
-LEAST = 0.95  # of linear
 
 
 class Clocked:
@@ -49,25 +53,45 @@ def clocked(folder: Path) -> ModelSource:
     return dataclasses.replace(stand_in(), load=functools.partial(Clocked, str(folder)))
 
 
-def rate(folder: Path, *, scorers: int) -> float:
-    """Slices a second while all scorers work."""
-    times = [
-        [tuple(map(float, line.split())) for line in path.read_text().splitlines()]
-        for path in folder.iterdir()
-    ]
-    assert len(times) == scorers
-    begin = max(batches[0][0] for batches in times)
-    end = min(batches[-1][1] for batches in times)
-    assert end - begin > STEADY_S / 3, (begin, end)
+Batch = tuple[float, float, int]  # when it began and ended, s since the epoch; slices
+
+
+def batches_of(folder: Path) -> list[list[Batch]]:
+    """The batches of each scorer, in the order of their times."""
+    scorers = []
+    for path in folder.iterdir():
+        lines = (line.split() for line in path.read_text().splitlines())
+        scorers.append([(float(began), float(ended), int(n)) for began, ended, n in lines])
+    return scorers
+
+
+def most_at_once(scorers: list[list[Batch]]) -> int:
+    """The largest number of scorers that were in a batch at one moment."""
+    # A batch that ends when another begins counts first, as -1 sorts before 1.
+    edges = sorted(
+        edge
+        for batches in scorers
+        for began, ended, _ in batches
+        for edge in ((began, 1), (ended, -1))
+    )
+    return max(itertools.accumulate(step for _, step in edges))
+
+
+def rate(scorers: list[list[Batch]]) -> float:
+    """Slices per second while all scorers work; nan if they never all did."""
+    begin = max(batches[0][0] for batches in scorers)
+    end = min(batches[-1][1] for batches in scorers)
+    if end <= begin:
+        return math.nan
     slices = 0.0
-    for began, ended, count in (batch for batches in times for batch in batches):
+    for began, ended, count in (batch for batches in scorers for batch in batches):
         inside = max(0.0, min(ended, end) - max(began, begin))
         slices += count * inside / (ended - began)
     return slices / (end - begin)
 
 
 def measured(folder: Path, slices: Path, *, scorers: int, gpus: float) -> float:
-    """Score enough slices for these scorers, and tell the rate."""
+    """Score slices with so many scorers, check that all work at once, and return the rate."""
     job = run.ScoreJob(
         [str(slices)],
         out=str(folder / f"out{scorers}"),
@@ -77,7 +101,10 @@ def measured(folder: Path, slices: Path, *, scorers: int, gpus: float) -> float:
     )
     summary = run.score(job)
     assert summary.counts.ok == job.limit
-    return rate(folder / f"clock{scorers}", scorers=scorers)
+    times = batches_of(folder / f"clock{scorers}")
+    assert sum(count for batches in times for *_, count in batches) == job.limit
+    assert len(times) == most_at_once(times) == scorers
+    return rate(times)
 
 
 @pytest.fixture(scope="module")
@@ -112,18 +139,17 @@ def report(what: str, rates: dict[int, float]) -> None:
     for count, value in rates.items():
         linear = value / (count * rates[1])
         print(f"\n{count} {what}: {value:.2f} slices/s, {linear:.3f} of linear")
-        assert linear >= LEAST
 
 
 @pytest.mark.timeout(300)
-def test_scorers_on_fake_gpus_scale(nodes: Any, slices: Path, tmp_path: Path) -> None:
+def test_scorers_on_one_node_work_at_once(nodes: Any, slices: Path, tmp_path: Path) -> None:
     nodes.add_node(num_cpus=2, num_gpus=4, object_store_memory=STORE)
     rates = {n: measured(tmp_path, slices, scorers=n, gpus=1) for n in (1, 2, 4)}
     report("scorers", rates)
 
 
 @pytest.mark.timeout(300)
-def test_nodes_scale(nodes: Any, slices: Path, tmp_path: Path) -> None:
+def test_scorers_on_several_nodes_work_at_once(nodes: Any, slices: Path, tmp_path: Path) -> None:
     rates = {}
     for n in (1, 2, 3):
         nodes.add_node(num_cpus=2, num_gpus=1, object_store_memory=STORE)
