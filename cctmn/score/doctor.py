@@ -109,7 +109,7 @@ def _machine(out: str | None) -> dict[str, Any]:
 
 
 def _is_remote(place: str) -> bool:
-    return store.scheme(store.to_uri(place)) != "file"
+    return not store.traits(store.to_uri(place)).file_locks
 
 
 def _reach(place: str, problems: list[str]) -> str:

@@ -32,6 +32,7 @@ SLEEP_S = 0.1  # a slice; some 4 ms of CPU go into reading and writing it
 STEADY_S = 8.0  # about
 BATCH = 4
 STORE = 100 << 20  # bytes
+GATHER_S = 120.0  # for scorers to start on a busy machine
 
 
 class Clocked:
@@ -51,6 +52,26 @@ class Clocked:
 def clocked(folder: Path) -> ModelSource:
     folder.mkdir()
     return dataclasses.replace(stand_in(), load=functools.partial(Clocked, str(folder)))
+
+
+class Gathering:
+    """A stand-in that scores nothing until as many scorers have started as are expected."""
+
+    def __init__(self, folder: str, *, expected: int) -> None:
+        self._scorer, self._folder, self._expected = StandIn(0.0), Path(folder), expected
+        (self._folder / f"{os.getpid()}-{id(self)}").touch()
+
+    def predict(self, images: Sequence[ImageArray], *, masks: bool) -> Any:
+        end = time.monotonic() + GATHER_S
+        while len(list(self._folder.iterdir())) < self._expected and time.monotonic() < end:
+            time.sleep(0.1)
+        return self._scorer.predict(images, masks=masks)
+
+
+def gathering(folder: Path, *, expected: int) -> ModelSource:
+    folder.mkdir()
+    load = functools.partial(Gathering, str(folder), expected=expected)
+    return dataclasses.replace(stand_in(), load=load)
 
 
 Batch = tuple[float, float, int]  # when it began and ended, s since the epoch; slices
@@ -164,7 +185,10 @@ def test_the_pool_grows_with_the_cluster(nodes: Any, slices: Path, tmp_path: Pat
     clock = tmp_path / "clock"
     settings = ScoreConfig(gpus=1, batch_size=BATCH, block_rows=8)
     job = run.ScoreJob(
-        [str(slices)], out=str(tmp_path / "out"), source=clocked(clock), settings=settings
+        [str(slices)],
+        out=str(tmp_path / "out"),
+        source=gathering(clock, expected=3),
+        settings=settings,
     )
     nodes.add_node(num_cpus=2, object_store_memory=STORE)  # reads and writes
 
