@@ -47,6 +47,11 @@ def started_by(mark: str) -> dict[int, str]:
     return processes
 
 
+def started(mark: str, program: str) -> bool:
+    """Return whether both Rays of the inner run have such a process."""
+    return sum(program in line for line in started_by(mark).values()) >= 2
+
+
 @pytest.mark.parametrize(
     ("how", "workers"),
     [(signal.SIGTERM, 0), (signal.SIGKILL, 1)],
@@ -73,13 +78,10 @@ def test_a_stopped_test_run_leaves_no_process(
     )
     try:
         end = time.monotonic() + TIMEOUT_S
-        while not ready.exists():
+        while not (ready.exists() and started(mark, "gcs_server") and started(mark, "raylet")):
             assert run.poll() is None, "the inner run ended before it was stopped"
             assert time.monotonic() < end, "the inner run did not start its nodes"
             time.sleep(0.2)
-        lines = started_by(mark).values()
-        assert sum("gcs_server" in line for line in lines) >= 2
-        assert sum("raylet" in line for line in lines) >= 2
         run.send_signal(how)
         run.wait(timeout=TIMEOUT_S)
         end = time.monotonic() + TIMEOUT_S
