@@ -7,7 +7,7 @@ code. A slice_id is keyed, so it reveals nothing without the key.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
@@ -100,57 +100,40 @@ def _archive_rows(info: ObjectInfo, container: str, *, key: bytes) -> list[_Row]
     trailing = False
     try:
         if container == "zip":
-            for more in _zip_rows(info, key=key):
+            look = functools.partial(probe.probe_zip_member, info.uri)
+            work = functools.partial(_member_rows, info=info, container="zip", look=look, key=key)
+            directory = RangeFile(info.uri, size=info.size, window=0)
+            for more in map_in_order(work, archive.zip_members(directory), threads=ZIP_THREADS):
                 rows += more
         else:
             tar = probe.open_tar(info, container)
+            look = functools.partial(probe.probe_tar_member, tar)
             for member in archive.tar_members(tar, packed_size=info.size):
-                contents: probe.Contents | ObjectError | SliceError
-                try:
-                    contents = probe.probe_tar_member(tar, _readable(member))
-                except (ObjectError, SliceError) as error:
-                    contents = error
-                rows += _member_rows(info, container, member=member, contents=contents, key=key)
+                rows += _member_rows(member, info=info, container=container, look=look, key=key)
             trailing = container != "tar" and archive.has_trailing_data(tar)
     except (ObjectError, SliceError) as error:
         rows.append(_error_row(info, error.code, key=key, container=container))
     return [row._replace(flags=("trailing_data",)) for row in rows] if trailing else rows
 
 
-def _zip_rows(info: ObjectInfo, *, key: bytes) -> Iterator[list[_Row]]:
-    def rows(member: Member) -> list[_Row]:
-        contents: probe.Contents | ObjectError | SliceError
-        try:
-            contents = probe.probe_zip_member(info.uri, _readable(member))
-        except (ObjectError, SliceError) as error:
-            contents = error
-        return _member_rows(info, "zip", member=member, contents=contents, key=key)
-
-    directory = RangeFile(info.uri, size=info.size, window=0)
-    return map_in_order(rows, archive.zip_members(directory), threads=ZIP_THREADS)
-
-
-def _readable(member: Member) -> Member:
-    """Return the member. Raises SliceError if the archive says that it cannot be read."""
-    if member.code:
-        raise SliceError(member.code)
-    return member
-
-
 def _member_rows(
+    member: Member,
+    *,
     info: ObjectInfo,
     container: str,
-    *,
-    member: Member,
-    contents: probe.Contents | ObjectError | SliceError,
+    look: Callable[[Member], probe.Contents],
     key: bytes,
 ) -> list[_Row]:
+    """Return the rows of one member, which `look` probes unless the archive refuses it."""
     columns = member._asdict() | {"container": container}
-    del columns["code"]
-    columns["member"] = columns.pop("name")
-    if isinstance(contents, probe.Contents):
-        return _frame_rows(info, contents.frames, key=key, kind=contents.kind, **columns)
-    return [_error_row(info, contents.code, key=key, **columns)]
+    code, columns["member"] = columns.pop("code"), columns.pop("name")
+    try:
+        if code:
+            raise SliceError(code)
+        contents = look(member)
+    except (ObjectError, SliceError) as error:
+        return [_error_row(info, error.code, key=key, **columns)]
+    return _frame_rows(info, contents.frames, key=key, kind=contents.kind, **columns)
 
 
 def _frame_rows(info: ObjectInfo, frames: int, *, key: bytes, **columns: Any) -> list[_Row]:
