@@ -10,13 +10,14 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import click
 
 from cctmn import config, errors, schema
 from cctmn.cli import cli
+from cctmn.cli.common import leaf_commands
 from cctmn.metrics import document, metric
 from cctmn.schema import Column
 
@@ -41,7 +42,7 @@ def texts(heading: str, entries: Mapping[str, str]) -> str:
 def commands() -> str:
     """Return every command with its arguments and options."""
     sections = []
-    for name, command in _leaves(cli):
+    for name, command in leaf_commands(cli):
         usage = " ".join(
             p.make_metavar(click.Context(command))
             for p in command.params
@@ -56,14 +57,6 @@ def commands() -> str:
                 lines.append(f"| {names} | {(option.help or '').replace('|', chr(92) + '|')} |")
         sections.append("\n".join(lines))
     return "\n\n".join(sections) + "\n"
-
-
-def _leaves(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
-    for name, command in group.commands.items():
-        if isinstance(command, click.Group):
-            yield from _leaves(command, f"{prefix}{name} ")
-        else:
-            yield prefix + name, command
 
 
 def _type(column: Column) -> str:

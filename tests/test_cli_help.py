@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import click
 import pytest
@@ -13,6 +12,7 @@ from click.testing import CliRunner
 
 from cctmn import config
 from cctmn.cli import cli
+from cctmn.cli.common import leaf_commands
 from cctmn.settings import describe, to_text
 from tests.conftest import REPO
 
@@ -43,14 +43,6 @@ OPTIONS = {
 }
 
 
-def commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
-    for name, command in group.commands.items():
-        if isinstance(command, click.Group):
-            yield from commands(command, f"{prefix}{name} ")
-        else:
-            yield prefix + name, command
-
-
 def spelled(command: click.Command) -> str:
     arguments = [p.name.upper() for p in command.params if isinstance(p, click.Argument)]
     options = sorted("/".join(p.opts) for p in command.params if isinstance(p, click.Option))
@@ -58,12 +50,12 @@ def spelled(command: click.Command) -> str:
 
 
 def test_options_are_frozen() -> None:
-    assert {name: spelled(command) for name, command in commands(cli)} == OPTIONS
+    assert {name: spelled(command) for name, command in leaf_commands(cli)} == OPTIONS
 
 
 def test_every_command_has_help_an_example_and_help_for_each_option() -> None:
     problems = []
-    for name, command in commands(cli):
+    for name, command in leaf_commands(cli):
         if "Example:" not in (command.epilog or "") or f"cctmn {name}" not in command.epilog:
             problems.append(f"{name}: no example")
         if not (command.help or "").split("\n")[0].endswith("."):

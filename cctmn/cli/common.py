@@ -13,11 +13,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import click
 
+from cctmn.classes import JOIN_KEYS
 from cctmn.errors import EXIT_STOPPED
 from cctmn.reporter import run_id
 
@@ -41,6 +42,29 @@ class NearestGroup(click.Group):
             question = f"did you mean {near[0]}? " if near else ""
             ctx.fail(f"No such command {args[0]!r}; {question}known: {', '.join(self.commands)}")
         return super().resolve_command(ctx, args)
+
+
+def leaf_commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Yield every command below a group with its full name, as "models show"."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from leaf_commands(command, f"{prefix}{name} ")
+        else:
+            yield prefix + name, command
+
+
+def join_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say how labels are joined with predictions."""
+    command = click.option(
+        "--root", metavar="ROOT", help="Base folder or prefix for relative URIs in LABELS."
+    )(command)
+    return click.option(
+        "--key",
+        type=click.Choice(JOIN_KEYS),
+        default="name",
+        show_default=True,
+        help="Column that joins labels and predictions.",
+    )(command)
 
 
 class TerminalReporter:

@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from cctmn.classes import JOIN_KEYS
-from cctmn.cli.common import NearestGroup, TerminalReporter, tree_text
+from cctmn.cli.common import NearestGroup, TerminalReporter, join_options, tree_text
 from cctmn.errors import ConfigError
 
 # Metrics that the command prints, by the beginning of their ids.
@@ -148,14 +147,7 @@ Example:
     help="Folder for the metrics and the report [SCORED/evaluation].",
 )
 @click.option("--to", "older_out", metavar="DIR", hidden=True, help="Older name of --out.")
-@click.option(
-    "--key",
-    type=click.Choice(JOIN_KEYS),
-    default="name",
-    show_default=True,
-    help="Column that joins labels and predictions.",
-)
-@click.option("--root", metavar="ROOT", help="Base folder or prefix for relative URIs in LABELS.")
+@join_options
 @click.option(
     "-m", "--model", metavar="MODEL", help="The model that scored SCORED; its card is used."
 )

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import click
 
-from cctmn.classes import JOIN_KEYS
-from cctmn.cli.common import NearestGroup, TerminalReporter, tree_text
+from cctmn.cli.common import NearestGroup, TerminalReporter, join_options, tree_text
 from cctmn.errors import ConfigError
 
 
@@ -109,14 +108,7 @@ Example:
 @click.argument("folder", metavar="MODEL")
 @click.argument("scored", metavar="SCORED")
 @click.option("--labels", required=True, metavar="LABELS", help="Labels of validation slices.")
-@click.option(
-    "--key",
-    type=click.Choice(JOIN_KEYS),
-    default="name",
-    show_default=True,
-    help="Column that joins labels and predictions.",
-)
-@click.option("--root", metavar="ROOT", help="Base folder or prefix for relative URIs in LABELS.")
+@join_options
 def models_calibrate(folder: str, scored: str, *, labels: str, key: str, root: str | None) -> None:
     """Fit the temperature and patient rule of MODEL.
 

@@ -13,10 +13,10 @@ import pytest
 
 from cctmn import config, schema
 from cctmn.cli import cli
+from cctmn.cli.common import leaf_commands
 from cctmn.errors import SLICE_CODES
 from cctmn.settings import describe
 from tests.conftest import REPO
-from tests.test_cli_help import commands
 
 DOCS = REPO / "docs"
 PAGES = sorted([REPO / "README.md", REPO / "cluster/README.md", *DOCS.glob("*.md")])
@@ -58,14 +58,14 @@ def test_every_setting_preset_column_flag_and_code_is_documented() -> None:
 
 def test_every_command_is_documented() -> None:
     everything = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    assert not [name for name, _ in commands(cli) if f"cctmn {name}" not in everything]
+    assert not [name for name, _ in leaf_commands(cli) if f"cctmn {name}" not in everything]
 
 
 def test_every_option_is_documented() -> None:
     """An option is in docs/, or in the generated list of options of its command."""
     options = text("commands.md")
     missing = []
-    for name, command in commands(cli):
+    for name, command in leaf_commands(cli):
         section = options.split(f"## cctmn {name}\n", 1)[-1].split("\n## ", 1)[0]
         missing += [
             f"{name} {option.opts[-1]}"
