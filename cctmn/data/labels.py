@@ -104,7 +104,9 @@ def read_labels(place: str, *, classes: tuple[str, ...]) -> Labels:
     """
     table, sha256 = read_table(place)
     if "label" not in table.column_names:
-        raise DataError(f"{place}: no column label; add it to {', '.join(table.column_names)}")
+        raise DataError(
+            f"{place}: no column label (present: {', '.join(table.column_names)}); add it"
+        )
     if not set(JOIN_KEYS) & set(table.column_names):
         raise DataError(f"{place}: no column to find the slices by; add uri, name or slice_id")
     if not len(table):
