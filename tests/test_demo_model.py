@@ -31,7 +31,7 @@ def test_it_is_small_sound_and_says_what_it_is() -> None:
     weights = ASSETS / "demo" / "weights.safetensors"
     assert weights.stat().st_size <= 12_000_000
     card = checkpoint.load("cctmn:demo").card
-    assert "no medical device" in card.intended_use
+    assert "not a medical device" in card.intended_use
     assert any("phantom" in note for note in card.notes)
     assert card.provenance["seed"] == 20
 
