@@ -268,15 +268,17 @@ def load(
         try:
             values = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
-            raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
+            raise ConfigError(
+                f"{file}: cannot be read ({error.strerror}); check its name and rights"
+            ) from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file}: not a TOML file ({error})") from None
+            raise ConfigError(f"{file}: not a TOML file ({error}); correct it") from None
         for key, value in flatten(values):
             settings = replace(settings, key, value, command=name, where=f"{file}: ")
     for text in sets:
         key, equals, written = text.partition("=")
         if not equals:
-            raise ConfigError(f"--set {text}: write it as key=value")
+            raise ConfigError(f"--set {text}: not a setting; write it as key=value")
         value = parse(written.strip())
         settings = replace(settings, key.strip(), value, command=name, where="--set ")
     return settings

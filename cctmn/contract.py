@@ -62,12 +62,14 @@ class InputContract:
             )
         numbers = [table[name] for name in names]
         if not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
-            raise ModelError("the input contract holds a size or window that is not a number")
+            raise ModelError("the input contract: a size or window is not a number; correct it")
         contract = cls(**dict(zip(names, numbers, strict=True)))
         if contract.window_width_hu <= 0:
-            raise ModelError("the input contract needs window_width_hu > 0")
+            raise ModelError("the input contract: window_width_hu is 0 or less; give a width in HU")
         if not 0 < contract.size_px <= contract.max_size_px:
-            raise ModelError("the input contract needs 0 < size_px <= max_size_px")
+            raise ModelError(
+                "the input contract: sizes in the wrong order; give 0 < size_px <= max_size_px"
+            )
         return contract
 
     def to_card(self) -> dict[str, Any]:

@@ -157,10 +157,7 @@ def _check(setting: Setting, value: Any, *, where: str) -> Any:
     if setting.high is not None and not value <= setting.high:
         raise ConfigError(f"{name}: {value!r} is above {setting.high:g}; {hint}")
     if setting.choices is not None and value not in setting.choices:
-        raise ConfigError(
-            f"{name}: {value!r} is not one of {', '.join(setting.choices)}"
-            f"{nearest(value, setting.choices)}"
-        )
+        raise ConfigError(f"{name}: {value!r} is unknown; {hint}{nearest(value, setting.choices)}")
     return value
 
 

@@ -70,7 +70,7 @@ def call(*args: object) -> subprocess.CompletedProcess[str]:
         (["score", "-o", "out", "-m", "cctmn:demo"], 2, "no INPUT"),
         (["train", "classifier", "--data", ".", "-o", "out"], 2, "give -m MODEL"),
         (["train", "classifier", "--data", ".", "-o", "out", "--set", "optim.lr=-1"], 2, "below 0"),
-        (["train", "classifier", "--data", ".", "-o", "out", "--set", "loss=l2"], 2, "bce, cross"),
+        (["train", "classifier", "--data", ".", "-o", "out", "--set", "loss=l2"], 2, "bce | cross"),
     ],
 )
 def test_error_of_the_user_is_one_line(

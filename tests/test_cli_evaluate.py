@@ -73,9 +73,9 @@ def test_evaluate_writes_metrics_and_a_report(folder: Path) -> None:
     ("args", "said"),
     [
         (["labels", "covidx-ct", "none.txt"], "not found"),
-        (["labels", "covidx-ct", "split.txt", "-o", "l.xlsx"], "write a .csv or .parquet"),
+        (["labels", "covidx-ct", "split.txt", "-o", "l.xlsx"], "give a .csv or .parquet"),
         (["labels", "audit", "labels.csv"], "give two or more"),
-        (["labels", "audit", "labels.csv", "notes.md"], "is .csv or .parquet"),
+        (["labels", "audit", "labels.csv", "notes.md"], "give a .csv or .parquet"),
         (["evaluate", "out", "--labels", "none.csv"], "not found; give a labels table"),
         (["evaluate", "nowhere", "--labels", "labels.csv"], "holds no predictions"),
         (["evaluate", "out", "--labels", "strange.csv"], "label 'flu' is none of the classes"),

@@ -56,7 +56,7 @@ def test_invalid_set_is_refused(text: str, message: str) -> None:
         ("optim.learning=1", "no such setting"),
         ("optim.epoch=1", "did you mean optim.epochs?"),
         ("optim=1", "is a table; write optim.KEY=value"),
-        ("loss=bec", "not one of bce, cross-entropy; did you mean bce?"),
+        ("loss=bec", "allowed: bce | cross-entropy; did you mean bce?"),
         ("classes=3", "is not a list of names"),
     ],
 )

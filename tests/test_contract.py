@@ -21,7 +21,7 @@ def test_a_contract_survives_the_card() -> None:
         ({"size_px": "512"}, "not a number"),
         ({"size_px": float("nan")}, "not a number"),
         ({"size_px": 2048}, "size_px <= max_size_px"),
-        ({"window_width_hu": 0}, "window_width_hu > 0"),
+        ({"window_width_hu": 0}, "window_width_hu is 0 or less"),
     ],
 )
 def test_another_contract_is_refused(change: dict[str, object], message: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,28 @@ def test_a_slice_code_is_explained_by_one_sentence(sentence: str) -> None:
     assert sentence[0].isupper()
     assert sentence.endswith(".")
     assert "\n" not in sentence
+
+
+def written_messages(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and message of each error that is made in a module; fields as {their source}.
+
+    A message that is a variable, such as the text of another error, is left out.
+    """
+    kinds = {kind.__name__ for kind in CctmnError.__subclasses__()} - {"ObjectError"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
+            message = node.args[0]
+            if node.func.id in kinds and isinstance(message, ast.Constant | ast.JoinedStr):
+                yield node.lineno, ast.unparse(message).replace("{{", "{")
+
+
+def test_every_message_says_what_to_do() -> None:
+    """ "what: where; what to do". A message that wraps another error ends with that error's."""
+    lacking, count = [], 0
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for line, message in written_messages(ast.parse(path.read_text(encoding="utf-8"))):
+            count += 1
+            if "; " not in message and not message.endswith(": {error}'"):
+                lacking.append(f"{path.relative_to(PACKAGE)}:{line}: {message}")
+    assert lacking == []
+    assert count > 150

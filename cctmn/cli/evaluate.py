@@ -59,7 +59,7 @@ def labels_covidx_ct(split: str, *, exclude: str | None, out: str | None) -> Non
 
     table, strange = tables.covidx_ct(split, exclude=exclude)
     if out is not None and not out.lower().endswith((".csv", ".parquet")):
-        raise ConfigError(f"-o {out}: write a .csv or .parquet file")
+        raise ConfigError(f"-o {out}: not a table; give a .csv or .parquet file")
     parquet = out is not None and out.lower().endswith(".parquet")
     data = tables.to_bytes(table, parquet=parquet)
     if out is None:

@@ -149,7 +149,7 @@ def models_evaluate(
     Lesions give average precision, classes give accuracy.
     """
     if (lesions is None) == (slices is None):
-        raise ConfigError("nothing to measure on: give --lesions DATA or --slices DATA")
+        raise ConfigError("nothing to measure on; give --lesions DATA or --slices DATA")
 
     from cctmn.train import measure
     from cctmn.train.datasets import Data

@@ -90,9 +90,9 @@ def score(
     settings = config.load(config.ScoreConfig, files=files, sets=changed)
     inputs = (*inputs, *more_inputs)
     if not inputs:
-        raise ConfigError("no INPUT: name a file, folder, archive, s3:// prefix or manifest")
+        raise ConfigError("no INPUT; give a file, folder, archive, s3:// prefix or manifest")
     if model is None and not dry_run:
-        raise ConfigError("no model: give -m MODEL (see `cctmn models import`)")
+        raise ConfigError("no model; give -m MODEL (see `cctmn models import`)")
 
     from cctmn.score import run
 

@@ -12,7 +12,6 @@ import hashlib
 import io
 from collections import Counter
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +26,6 @@ from cctmn.data.issues import first_few
 from cctmn.errors import DataError
 from cctmn.schema import LABELS
 from cctmn.user_table import is_table, read_user_table
-
-FORMS: Final = "a labels table is .csv or .parquet; a split file of COVIDx-CT is .txt"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +85,9 @@ def read_table(place: str) -> tuple[pa.Table, str]:
         data = store.read_all(store.to_uri(place), hint="give a labels table")
         return covidx_ct(place)[0], hashlib.sha256(data).hexdigest()
     if not is_table(place):
-        raise DataError(f"{place}: {FORMS}")
+        raise DataError(
+            f"{place}: not a labels table; give a .csv or .parquet, or a .txt split of COVIDx-CT"
+        )
     given = read_user_table(place, hint="give a labels table")
     table = given.table
     if "path" in table.column_names and "uri" not in table.column_names:

@@ -27,7 +27,7 @@ def evaluate(options: EvaluationOptions, *, report: Reporter = silent) -> dict[s
     Raises a CctmnError for anything the user can correct, before anything is written.
     """
     if options.labels is None and options.masks is None:
-        raise ConfigError("nothing to compare with: give --labels LABELS, --masks DATA or both")
+        raise ConfigError("nothing to compare with; give --labels LABELS, --masks DATA or both")
     # 1. Read the predictions, and measure each part that was asked for.
     scored = read_scored(options.out)
     model = evaluated_model(scored, folder=options.model)

@@ -79,17 +79,23 @@ class Arch:
             raise ModelError("resnet50 keeps all its layers; use truncation 0 or another backbone")
         for what, names in (("lesion", self.lesion_classes), ("image", self.image_classes)):
             if len(set(names)) != len(names) or "" in names:
-                raise ModelError(f"{what} classes {names} must be distinct and not empty")
+                raise ModelError(
+                    f"{what} classes {names} repeat or are empty; give each class a name of its own"
+                )
         if not all(NAME.fullmatch(name) for name in self.image_classes):
-            raise ModelError(f"image classes {self.image_classes} must be a-z, 0-9 and _ (columns)")
+            raise ModelError(
+                f"image classes {self.image_classes} cannot name columns; use a-z, 0-9 and _"
+            )
         if not self.lesion_classes:
-            raise ModelError("a model needs at least one lesion class")
+            raise ModelError("lesion_classes is empty; name at least one class")
         if len(self.image_classes) == 1:
-            raise ModelError("a classifier needs at least two image classes")
+            raise ModelError(
+                "image_classes has one class; name two or more, or none for a detector"
+            )
         smallest = 1 if self.image_classes else 0
         for what, size in (("ranked", self.ranked), ("hidden", self.hidden)):
             if not smallest <= size <= MAX_SIZE:
-                raise ModelError(f"{what} {size} must lie between {smallest} and {MAX_SIZE}")
+                raise ModelError(f"{what} {size} is not possible; use {smallest} to {MAX_SIZE}")
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -135,19 +141,25 @@ class Card:
     def __post_init__(self) -> None:
         kind = "classifier" if self.arch.image_classes else "detector"
         if self.kind not in ("", kind):
-            raise ModelError(f"kind {self.kind!r} contradicts the image classes of arch")
+            raise ModelError(
+                f"kind {self.kind!r} contradicts the image classes of arch; make it {kind!r}"
+            )
         object.__setattr__(self, "kind", kind)
         if self.activation not in ACTIVATIONS:
             raise ModelError(f"activation {self.activation!r} is unknown; use one of {ACTIVATIONS}")
         InputContract.from_card(self.input)
         if dict(self.lesions) != lesion_rule():
-            raise ModelError("the lesion rule is not the one of this version")
+            raise ModelError(
+                "the lesion rule is of another version; use the version of cctmn that wrote it"
+            )
 
         for key, kinds in CALIBRATION.items():
             if key in self.calibration and type(self.calibration[key]) not in kinds:
-                raise ModelError(f"calibration: {key} is not a number")
+                raise ModelError(f"calibration: {key} is not a number; calibrate the model again")
         if not self.temperature > 0 or (self.top_m is not None and self.top_m < 1):
-            raise ModelError("calibration: temperature and top_m must be above 0")
+            raise ModelError(
+                "calibration: temperature or top_m is 0 or less; calibrate the model again"
+            )
 
     @property
     def temperature(self) -> float:
@@ -189,7 +201,9 @@ def parse_card(card_bytes: bytes, *, where: str) -> Card:
         raise ModelError(f"{where}: {CARD} is not JSON; copy the model again") from None
     version = raw.get("format") if isinstance(raw, dict) else None
     if version != FORMAT:
-        raise ModelError(f"{where}: {CARD} has format {version!r}, this version reads {FORMAT}")
+        raise ModelError(
+            f"{where}: {CARD} has format {version!r}, this version reads {FORMAT}; update cctmn"
+        )
     try:
         raw = _checked(raw, Card)
         raw["arch"] = Arch(**_checked(raw["arch"], Arch))
@@ -276,7 +290,7 @@ def _read(folder: Path | str, name: str) -> bytes:
 def _checked(raw: Any, cls: type[Card] | type[Arch]) -> dict[str, Any]:
     """`raw` with lists of names as tuples, if it has exactly the fields of `cls`, rightly typed."""
     if not isinstance(raw, dict):
-        raise ModelError(f"{cls.__name__.lower()} is not a table")
+        raise ModelError(f"{cls.__name__.lower()} is not a table; copy the model again")
     names = {f.name: str(f.type) for f in fields(cls)}
     raw = {**{key: {} for key in ADDED & names.keys()}, **raw}
     if wrong := sorted(names.keys() ^ raw.keys()):
@@ -291,6 +305,6 @@ def _checked(raw: Any, cls: type[Card] | type[Arch]) -> dict[str, Any]:
             python = {"str": str, "int": int, "bool": bool}.get(kind, dict)
             fits = type(value) is python
         if not fits:
-            raise ModelError(f"{name} is not of type {kind}")
+            raise ModelError(f"{name} is not of type {kind}; correct it, or copy the model again")
         checked[name] = value
     return checked

@@ -117,7 +117,9 @@ def to_bytes(net: Net, *, card: Card, half: bool = False) -> tuple[bytes, bytes,
     `half` rounds the weights to float16; they are float32 again when loaded.
     """
     if net.arch != card.arch:
-        raise ModelError(f"card {card.name!r} describes another architecture than the net has")
+        raise ModelError(
+            f"card {card.name!r}: describes another architecture than the net has; make a new card"
+        )
     tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
     if half:
         tensors = {n: t.half() if t.is_floating_point() else t for n, t in tensors.items()}
@@ -177,10 +179,14 @@ def filled(arch: Arch, tensors: Mapping[str, Tensor], *, where: str) -> Net:
     wrong += [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     if wrong:
         raise ModelError(
-            f"{where}: {len(wrong)} weights are missing, unknown or of another shape: {wrong[:3]}"
+            f"{where}: {len(wrong)} weights are missing, unknown or of another shape: {wrong[:3]}; "
+            "give the weights of this card"
         )
     if broken := [name for name in own if not tensors[name].isfinite().all()]:
-        raise ModelError(f"{where}: {len(broken)} weights are not finite: {broken[:3]}")
+        raise ModelError(
+            f"{where}: {len(broken)} weights are not finite: {broken[:3]}; "
+            "use a checkpoint from before its training diverged"
+        )
     # Copies, for the bytes read may be aligned otherwise than torch aligns its own.
     copies = {name: t.to(own[name].dtype, copy=True) for name, t in tensors.items()}
     net.load_state_dict(copies, assign=True)

@@ -65,7 +65,10 @@ def import_checkpoint(path: Path, *, lesions: str | None = None) -> tuple[Net, C
     refs = {_our_name(str(name)): ref for name, ref in weights.items()}
     odd = [name for name, ref in refs.items() if not isinstance(ref, TensorRef)]
     if odd or len(refs) != len(weights):
-        raise ModelError(f"{where}: holds weights that are no tensors or occur twice: {odd[:3]}")
+        raise ModelError(
+            f"{where}: holds weights that are no tensors or occur twice: {odd[:3]}; "
+            "give a checkpoint of the method"
+        )
     try:
         arch = infer_arch({name: ref.shape for name, ref in refs.items()}, lesions=lesions)
         tensors = {}
@@ -106,7 +109,9 @@ def infer_arch(shapes: Mapping[str, tuple[int, ...]], *, lesions: str | None) ->
     names = ("resnet50",) if bottleneck else ("resnet18", "resnet34")
     backbones = [name for name in names if counts and BLOCKS[name][: len(counts)] == counts]
     if not backbones:
-        raise ModelError(f"no backbone of the method has residual blocks {counts}")
+        raise ModelError(
+            f"no known backbone has residual blocks {counts}; give a checkpoint of the method"
+        )
     lesion_count = _matrix(shapes, "roi_heads.box_predictor.cls_score.weight")[0] - 1
     if lesions is None:
         lesions = {2: "both", 1: "merge"}.get(lesion_count, "")
@@ -122,7 +127,7 @@ def infer_arch(shapes: Mapping[str, tuple[int, ...]], *, lesions: str | None) ->
         ranked = inputs // 5  # score and 4 deltas
         outputs = _matrix(shapes, "module_s.4.weight")[0]
         if outputs not in IMAGE_CLASSES:
-            raise ModelError(f"{outputs} image classes are not known, only 2 or 3")
+            raise ModelError(f"{outputs} image classes are not known; give a checkpoint of 2 or 3")
         image_classes = IMAGE_CLASSES[outputs]
     return Arch(
         backbone=backbones[0],
@@ -153,10 +158,15 @@ def _check_anchors(generator: Any, *, where: str) -> None:
     for field, ours in (("sizes", ANCHOR_SIZES_PX), ("aspect_ratios", ASPECT_RATIOS)):
         levels = generator.state.get(field) if isinstance(generator, Record) else None
         if not isinstance(levels, list | tuple) or not levels:
-            raise ModelError(f"{where}: the anchor generator holds no {field}")
+            raise ModelError(
+                f"{where}: the anchor generator holds no {field}; give a checkpoint of the method"
+            )
         for level in levels:
             if not isinstance(level, list | tuple) or tuple(level) != ours:
-                raise ModelError(f"{where}: anchor {field} {level!s:.60} are not {ours}")
+                raise ModelError(
+                    f"{where}: anchor {field} {level!s:.60} are not {ours}; "
+                    "give a checkpoint of the method"
+                )
 
 
 def _sha256(path: Path) -> str:

@@ -100,7 +100,9 @@ class SavedFile:
                 raise ValueError
             return flat.as_strided(ref.shape, ref.stride, ref.offset).clone()
         except (KeyError, ValueError, RuntimeError):
-            raise ModelError("the checkpoint is damaged: a tensor exceeds its data") from None
+            raise ModelError(
+                "the checkpoint is damaged: a tensor exceeds its data; copy it again"
+            ) from None
 
 
 def read(path: Path) -> SavedFile:
@@ -112,7 +114,9 @@ def read(path: Path) -> SavedFile:
             file.seek(0)
             return _read_old(file.read())
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ModelError(
+            f"{path}: cannot be read ({error.strerror}); check its name and rights"
+        ) from None
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     except DAMAGE:
@@ -126,10 +130,14 @@ def _read_zip(file: BinaryIO, *, file_bytes: int) -> SavedFile:
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if sum(entry.file_size for entry in entries) > file_bytes:
-            raise ModelError("not written by torch.save: its entries are larger than the file")
+            raise ModelError(
+                "not written by torch.save: its entries are larger than the file; copy it again"
+            )
         pickles = [e.filename for e in entries if e.filename.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise ModelError("a zip archive, but not one of torch.save: it holds no data.pkl")
+            raise ModelError(
+                "a zip archive, but not one of torch.save: it holds no data.pkl; give a checkpoint"
+            )
         root = pickles[0].removesuffix("data.pkl")
         names = {entry.filename for entry in entries}
         if root + "byteorder" in names and archive.read(root + "byteorder") != b"little":
@@ -166,7 +174,7 @@ def _unpickle(raw: bytes, *, start: int) -> tuple[Any, int, dict[str, StorageRef
     end = start
     for opcode, argument, position in pickletools.genops(raw[start : start + MAX_PICKLE_BYTES]):
         if opcode.name in FORBIDDEN:
-            raise ModelError(f"not written by torch.save: its pickle uses {opcode.name}")
+            raise ModelError(f"its pickle uses {opcode.name}; give a file that torch.save wrote")
         # The C unpickler allocates its memo up to the index that the stream claims.
         if opcode.name.endswith("PUT") and int(argument or 0) > len(raw):
             raise ValueError("memo index")

@@ -136,19 +136,22 @@ def _fill_backbone(
     missing = {name for name in own if not name.endswith("num_batches_tracked")} - weights.keys()
     if missing:
         raise ModelError(
-            f"{config.init}: lacks weights of {config.backbone}: {sorted(missing)[:3]}"
+            f"{config.init}: lacks weights of {config.backbone}: {sorted(missing)[:3]}; "
+            "give its weights as `init`"
         )
     # The weights of a ResNet-34 include every name of a ResNet-18, so extra names are checked too.
     if more := weights.keys() - whole.keys():
         raise ModelError(
-            f"{config.init}: not the weights of a {config.backbone}: also has {sorted(more)[:3]}"
+            f"{config.init}: not the weights of a {config.backbone}: also has {sorted(more)[:3]}; "
+            "set `backbone` to theirs"
         )
     try:
         backbone.load_state_dict({name: weights[name] for name in own if name in weights})
     except RuntimeError as error:
         shape = str(error).splitlines()[-1].strip()
         raise ModelError(
-            f"{config.init}: not the weights of a {config.backbone} ({shape})"
+            f"{config.init}: not the weights of a {config.backbone} ({shape}); "
+            "set `backbone` to theirs"
         ) from None
 
 

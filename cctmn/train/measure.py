@@ -21,7 +21,9 @@ def detections(model: str, *, data: Data, report: Reporter = silent) -> dict[str
     loaded = checkpoint.load(model)
     arch = loaded.card.arch
     if not arch.mask_head:
-        raise ConfigError(f"{model}: has no mask head, so its lesions have no masks to compare")
+        raise ConfigError(
+            f"{model}: has no mask head, so there is nothing to compare; give one with masks"
+        )
     samples = datasets.with_lesions(data, card=loaded.card, report=report)
     contract = InputContract.from_card(loaded.card.input)
     pairs = []

@@ -140,7 +140,7 @@ def _open_data(job: TrainJob, *, start: LoadedModel, report: Reporter) -> tuple[
         )
         report(f"of these kept aside for validation: {len(valid_set):,} slices")
     else:
-        raise ConfigError("no validation slices: give --valid, or valid_fraction above 0")
+        raise ConfigError("no validation slices; give --valid, or valid_fraction above 0")
     if unknown := splits.check_disjoint({"training": train_set, "validation": valid_set}):
         report(f"{unknown:,} slices have no known patient: splits are not checked for them")
     return train_set, valid_set

@@ -131,7 +131,7 @@ def test_identities_are_one_for_two_names():
     [
         ("l.csv", "uri,label\na,covid,x\n", "not a CSV table"),
         ("l.parquet", "text", "not a Parquet file"),
-        ("l.xlsx", "", "a labels table is .csv or .parquet"),
+        ("l.xlsx", "", "not a labels table; give a .csv or .parquet"),
         ("l.txt", "a.png\n", "has no class"),
     ],
 )
