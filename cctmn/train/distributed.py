@@ -23,15 +23,14 @@ import torch
 from cctmn import errors, store
 from cctmn.config import ClassifierConfig, DetectorConfig
 from cctmn.contract import InputContract
-from cctmn.data.lesions import LesionSample
-from cctmn.data.slices import SliceSample
 from cctmn.errors import CctmnError, StoreError
 from cctmn.model import checkpoint
 from cctmn.model.card import Card
 from cctmn.runtime import usable_cores
 from cctmn.train import features, loop, record
 from cctmn.train.loop import History, World
-from cctmn.train.tasks import Task, classifier_task, detector_task
+from cctmn.train.stages import Samples, stage_of
+from cctmn.train.tasks import Task
 
 CHECKPOINTS: Final = "checkpoints"  # Ray's folder below OUT
 PROGRESS: Final = "progress.json"
@@ -43,8 +42,8 @@ class Spec:
     """What is trained, on what, where to; the initial model lies in OUT/initial."""
 
     config: DetectorConfig | ClassifierConfig
-    slices: tuple[LesionSample, ...] | tuple[SliceSample, ...]
-    valid: tuple[LesionSample, ...] | tuple[SliceSample, ...]
+    slices: Samples
+    valid: Samples
     out: str  # URI
     card: Card  # of the trained model
 
@@ -140,16 +139,11 @@ def _task(spec: Spec, *, world: World, hooks: _Hooks) -> Task:
     """Build the stage's task; the ranked boxes are stored below OUT/features if they are cached."""
     net = checkpoint.load(store.join(spec.out, "initial")).net
     contract = InputContract.from_card(spec.card.input)
-    if isinstance(spec.config, DetectorConfig):
-        return detector_task(
-            net, spec.slices, spec.valid, contract=contract, variant=spec.config.variant
-        )
-    return classifier_task(
+    return stage_of(spec.config).task(
         net,
         spec.slices,
         spec.valid,
         contract=contract,
-        config=spec.config,
         features=lambda classifier, part, name: features.ranked_features(
             classifier,
             part,

@@ -99,16 +99,17 @@ def trained_card(
     card: Card,
     *,
     name: str,
-    config: DetectorConfig | ClassifierConfig,
+    activation: str,
+    note: str,
     provenance: dict[str, Any],
 ) -> Card:
-    """Return the card of the trained model, given the card of the initial net."""
-    activation = card.activation
-    if isinstance(config, ClassifierConfig):
-        activation = {"bce": "sigmoid", "cross-entropy": "softmax"}[config.loss]
-    notes = [note for note in card.notes if "untrained" not in note]
-    if config.note and config.note not in notes:
-        notes.append(config.note)
+    """Return the card of the trained model, given the card of the initial net.
+
+    `note` is added to its notes, unless it is empty.
+    """
+    notes = [n for n in card.notes if "untrained" not in n]
+    if note and note not in notes:
+        notes.append(note)
     before = {k: card.provenance[k] for k in ("source", "sha256") if k in card.provenance}
     if card.weights_sha256:
         before["weights_sha256"] = card.weights_sha256

@@ -20,26 +20,22 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from cctmn import __version__, errors, folder, runtime, store, versions
-from cctmn.classes import LESION_MODES
 from cctmn.config import ClassifierConfig, DetectorConfig
 from cctmn.data import splits
-from cctmn.data.lesions import LesionSample
-from cctmn.data.slices import SliceSample
 from cctmn.errors import ConfigError
 from cctmn.identity import KEY, RunIdentity
 from cctmn.model import checkpoint
 from cctmn.model.checkpoint import LoadedModel
 from cctmn.reporter import Reporter, duration, silent
 from cctmn.runtime import Resources
-from cctmn.train import datasets, distributed, initial, loop, record
+from cctmn.train import distributed, initial, loop, record
 from cctmn.train.datasets import Data
 from cctmn.train.distributed import Spec
+from cctmn.train.stages import Samples, TrainStage, stage_of
 from cctmn.train.steps import Steps
 
 FORMAT: Final = 1
 LOOK_S: Final = 2.0  # between looks at the workers' progress
-
-Samples = tuple[LesionSample, ...] | tuple[SliceSample, ...]
 
 
 @dataclass(frozen=True)
@@ -53,9 +49,9 @@ class TrainJob:
     model: str | None = None  # to start from
 
     @property
-    def stage(self) -> str:
-        """`detector` or `classifier`."""
-        return "detector" if isinstance(self.config, DetectorConfig) else "classifier"
+    def stage(self) -> TrainStage:
+        """The stage of the settings."""
+        return stage_of(self.config, model=self.model)
 
 
 @dataclass(frozen=True)
@@ -78,10 +74,9 @@ def train(job: TrainJob, *, address: str | None = None, report: Reporter = silen
     out = store.to_uri(job.out)
     began = time.monotonic()
     # 1. The model and the data are checked first; only then are ImageNet weights downloaded.
-    start = _start(job)
+    start = job.stage.start()
     train_set, valid_set = _open_data(job, start=start, report=report)
-    if isinstance(job.config, DetectorConfig) and job.model is None:
-        start = initial.with_imagenet(start, config=job.config)
+    start = job.stage.download_weights(start)
     # 2. The initial weights are serialised once: for the identity, and to be written to OUT.
     card_text, weights, saved_card = checkpoint.to_bytes(start.net, card=start.card)
     identity = _identity(job, weights_sha256=saved_card.weights_sha256, sets=(train_set, valid_set))
@@ -97,8 +92,9 @@ def train(job: TrainJob, *, address: str | None = None, report: Reporter = silen
             checkpoint.write(store.join(out, "initial"), card_text=card_text, weights=weights)
             card = initial.trained_card(
                 start.card,
-                name=_name(job, start),
-                config=job.config,
+                name=job.stage.model_name(start.card.arch),
+                activation=job.stage.activation or start.card.activation,
+                note=job.config.note,
                 provenance=_provenance(job, counts=(len(train_set), len(valid_set))),
             )
             spec = Spec(job.config, train_set, valid_set, out, card)
@@ -122,17 +118,11 @@ def train(job: TrainJob, *, address: str | None = None, report: Reporter = silen
     )
 
 
-def _start(job: TrainJob) -> LoadedModel:
-    if isinstance(job.config, DetectorConfig):
-        return initial.detector(job.config, model=job.model)
-    return initial.classifier(job.config, model=job.model)
-
-
 def _open_data(job: TrainJob, *, start: LoadedModel, report: Reporter) -> tuple[Samples, Samples]:
     """Return the readable training and validation slices; no patient is in both."""
-    train_set = _read(job, job.data, start=start, report=report)
+    train_set = job.stage.read(job.data, card=start.card, report=report)
     if job.valid is not None:
-        valid_set = _read(job, job.valid, start=start, report=report)
+        valid_set = job.stage.read(job.valid, card=start.card, report=report)
     elif job.config.valid_fraction:
         fraction, seed = job.config.valid_fraction, job.config.optim.seed
         train_set, valid_set = splits.held_out(  # type: ignore[assignment]
@@ -144,12 +134,6 @@ def _open_data(job: TrainJob, *, start: LoadedModel, report: Reporter) -> tuple[
     if unknown := splits.check_disjoint({"training": train_set, "validation": valid_set}):
         report(f"{unknown:,} slices have no known patient: splits are not checked for them")
     return train_set, valid_set
-
-
-def _read(job: TrainJob, data: Data, *, start: LoadedModel, report: Reporter) -> Samples:
-    if isinstance(job.config, DetectorConfig):
-        return datasets.with_lesions(data, card=start.card, report=report)
-    return datasets.with_classes(data, classes=job.config.classes, card=start.card, report=report)
 
 
 def _identity(job: TrainJob, *, weights_sha256: str, sets: tuple[Samples, Samples]) -> RunIdentity:
@@ -167,7 +151,7 @@ def _identity(job: TrainJob, *, weights_sha256: str, sets: tuple[Samples, Sample
     names = [[(s.name, getattr(s, "label", None)) for s in samples] for samples in sets]
     values = {
         "format": FORMAT,
-        "stage": job.stage,
+        "stage": job.stage.name,
         "settings": settings,
         "initial_weights_sha256": weights_sha256,
         "data_sha256": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
@@ -188,15 +172,6 @@ def _workers(job: TrainJob, resources: Resources) -> tuple[int, bool]:
     return min(hardware.workers or have, batch), use_gpu
 
 
-def _name(job: TrainJob, start: LoadedModel) -> str:
-    arch = start.card.arch
-    modes = {classes: mode for mode, classes in LESION_MODES.items()}
-    parts = [arch.backbone, f"t{arch.truncation}", modes.get(arch.lesion_classes, "lesions")]
-    if isinstance(job.config, ClassifierConfig):
-        parts += [f"{len(arch.image_classes)}-classes", job.config.variant]
-    return "-".join(parts)
-
-
 def _provenance(job: TrainJob, *, counts: tuple[int, int]) -> dict[str, Any]:
     """Where the weights come from; no path, for the model may be handed on."""
     settings = asdict(job.config)
@@ -207,7 +182,7 @@ def _provenance(job: TrainJob, *, counts: tuple[int, int]) -> dict[str, Any]:
         settings["init"] = "file"
     return {
         "trained_by": f"cctmn {__version__}",
-        "stage": job.stage,
+        "stage": job.stage.name,
         "settings": settings,
         "seed": job.config.optim.seed,
         "slices": counts[0],
@@ -222,7 +197,7 @@ def _finish(job: TrainJob, *, out: str, written: str, identity: RunIdentity) -> 
         checkpoint.save(chosen.net, store.join(out, here), card=chosen.card, half=job.config.half)
     return {
         "format": FORMAT,
-        "stage": job.stage,
+        "stage": job.stage.name,
         "best_epoch": chosen.card.provenance["epoch"],
         "metrics": chosen.card.provenance["metrics"],
         "fingerprint": identity.fingerprint(),

@@ -191,8 +191,23 @@ def choose_weights(net: Classifier, *, variant: str) -> None:
         module.requires_grad_()
 
 
+class _ClassTask:
+    """What both tasks of stage 2 share: the mode, and metrics of the image classes."""
+
+    net: Classifier
+    best_metric: str = "accuracy"
+
+    def train(self) -> None:
+        """Use training mode; batch norm keeps its running statistics."""
+        self.net.train()
+
+    def compute_metrics(self, outputs: Sequence[tuple[int, int]]) -> dict[str, float]:
+        """Accuracy, F1, and sensitivity and PPV of each class."""
+        return class_metrics(outputs, classes=self.net.arch.image_classes)
+
+
 @dataclass(eq=False)
-class ClassifierTask:
+class ClassifierTask(_ClassTask):
     """Stage 2: the loss of the image class, through the ranked boxes into the detector."""
 
     net: Classifier
@@ -201,16 +216,10 @@ class ClassifierTask:
     contract: InputContract
     config: ClassifierConfig
 
-    best_metric: str = "accuracy"
-
     def __post_init__(self) -> None:
         self.module: nn.Module = self.net
         self.count, self.valid_count = len(self.slices), len(self.valid)
         choose_weights(self.net, variant=self.config.variant)
-
-    def train(self) -> None:
-        """Use training mode; batch norm keeps its running statistics."""
-        self.net.train()
 
     def read(self, index: int) -> tuple[Tensor, int]:
         """Picture (H x W, uint8) and class."""
@@ -230,10 +239,6 @@ class ClassifierTask:
         """True and predicted class."""
         return classified(self.net, self.valid[index], contract=self.contract)
 
-    def compute_metrics(self, outputs: Sequence[tuple[int, int]]) -> dict[str, float]:
-        """Accuracy, F1, and sensitivity and PPV of each class."""
-        return class_metrics(outputs, classes=self.net.arch.image_classes)
-
 
 def classified(net: Classifier, sample: SliceSample, *, contract: InputContract) -> tuple[int, int]:
     """True and predicted class of one slice. Eval mode."""
@@ -244,7 +249,7 @@ def classified(net: Classifier, sample: SliceSample, *, contract: InputContract)
 
 
 @dataclass(eq=False)
-class CachedTask:
+class CachedTask(_ClassTask):
     """Stage 2, module S alone: nothing before it changes, so its input is computed once."""
 
     net: Classifier
@@ -254,16 +259,10 @@ class CachedTask:
     valid_labels: Tensor
     loss: str
 
-    best_metric: str = "accuracy"
-
     def __post_init__(self) -> None:
         self.module: nn.Module = self.net.module_s
         self.count, self.valid_count = len(self.features), len(self.valid_features)
         choose_weights(self.net, variant="s")
-
-    def train(self) -> None:
-        """Use training mode; batch norm keeps its running statistics."""
-        self.net.train()
 
     def read(self, index: int) -> tuple[Tensor, Tensor]:
         """Ranked boxes and class."""
@@ -282,45 +281,6 @@ class CachedTask:
         with torch.inference_mode():
             logits_C = self.module(self.valid_features[index].to(device))
         return int(self.valid_labels[index]), int(logits_C.argmax())
-
-    def compute_metrics(self, outputs: Sequence[tuple[int, int]]) -> dict[str, float]:
-        """Return the metrics of `ClassifierTask`."""
-        return class_metrics(outputs, classes=self.net.arch.image_classes)
-
-
-def detector_task(
-    net: Detector | Classifier,
-    slices: Sequence[Any],
-    valid: Sequence[Any],
-    *,
-    contract: InputContract,
-    variant: str,
-) -> DetectorTask:
-    """Build the task of stage 1 on slices with lesion masks."""
-    assert isinstance(net, Detector)
-    return DetectorTask(net, slices, valid, contract, variant)
-
-
-def classifier_task(
-    net: Detector | Classifier,
-    slices: Sequence[Any],
-    valid: Sequence[Any],
-    *,
-    contract: InputContract,
-    config: ClassifierConfig,
-    features: Callable[[Classifier, Sequence[Any], str], Tensor],
-) -> ClassifierTask | CachedTask:
-    """Build the task of stage 2 on slices with an image class.
-
-    With the variant `s` the input of module S never changes, so `features` computes it once for the
-    training slices ("slices") and the validation slices ("valid").
-    """
-    assert isinstance(net, Classifier)
-    if config.variant != "s" or not config.cached:
-        return ClassifierTask(net, slices, valid, contract, config)
-    tables = [features(net, part, name) for part, name in ((slices, "slices"), (valid, "valid"))]
-    labels = [torch.tensor([one.label for one in part]) for part in (slices, valid)]
-    return CachedTask(net, tables[0], labels[0], tables[1], labels[1], config.loss)
 
 
 def class_metrics(

@@ -23,6 +23,7 @@ from cctmn.model.classifier import Classifier
 from cctmn.model.detector import Detector
 from cctmn.train import initial, run
 from cctmn.train.datasets import Data
+from cctmn.train.stages import stage_of
 from tests.train.small import INPUT, detector_folder
 
 SMALL = ("backbone=resnet18", "truncation=2")
@@ -261,7 +262,16 @@ def test_stage_2_needs_a_model(tmp_path):
 
 
 def trained(card: Card, settings: DetectorConfig | ClassifierConfig) -> Card:
-    return initial.trained_card(card, name="trained", config=settings, provenance={"seed": 3})
+    return trained_card(card, settings, {"seed": 3})
+
+
+def trained_card(
+    card: Card, settings: DetectorConfig | ClassifierConfig, provenance: dict[str, object]
+) -> Card:
+    activation = stage_of(settings).activation or card.activation
+    return initial.trained_card(
+        card, name="trained", activation=activation, note=settings.note, provenance=provenance
+    )
 
 
 @pytest.mark.parametrize(("loss", "activation"), [("bce", "sigmoid"), ("cross-entropy", "softmax")])
@@ -284,7 +294,7 @@ def test_provenance_tells_seed_and_settings_but_no_place(resnet18, tmp_path):
     job = run.TrainJob(settings, data=Data(place), out=f"{place}/out")
     start = initial.detector(settings, model=None)
     provenance = run._provenance(job, counts=(9, 2))
-    card = initial.trained_card(start.card, name="trained", config=settings, provenance=provenance)
+    card = trained_card(start.card, settings, provenance)
     text = json.dumps(dict(card.provenance))
     assert "secret" not in text
     assert str(tmp_path) not in text
