@@ -26,11 +26,11 @@ from tests.processes import end_with_the_test_run
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def one_line(done: subprocess.CompletedProcess[str], *, code: int, said: str) -> None:
+def one_line(done: subprocess.CompletedProcess[str], *, code: int, message: str) -> None:
     assert done.returncode == code, done.stderr
     [line] = done.stderr.strip().splitlines()
     assert line.startswith("error: ")
-    assert said in line
+    assert message in line
 
 
 def call(*args: object) -> subprocess.CompletedProcess[str]:
@@ -52,7 +52,7 @@ def call(*args: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "said"),
+    ("args", "code", "message"),
     [
         (["score", "nowhere", "-o", "out", "--dry-run"], 2, "no such file"),
         (["score", ".", "-o", "out"], 2, "give -m MODEL"),
@@ -74,23 +74,23 @@ def call(*args: object) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_error_of_the_user_is_one_line(
-    args: list[str], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    args: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    one_line(call(*args), code=code, said=said)
+    one_line(call(*args), code=code, message=message)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_error_of_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(b"not a checkpoint")
     done = call("models", "import", tmp_path / "x.pth", "-o", tmp_path / "m")
-    one_line(done, code=4, said="x.pth")
+    one_line(done, code=4, message="x.pth")
 
 
 def test_error_of_an_unwritable_output_is_one_line(tmp_path: Path, fresh_model: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     done = call("score", tmp_path / "a.png", "-o", tmp_path / "a.png" / "out", "-m", fresh_model)
-    one_line(done, code=4, said="check OUT")
+    one_line(done, code=4, message="check OUT")
 
 
 def test_error_of_a_missing_cluster_is_one_line(
@@ -99,7 +99,7 @@ def test_error_of_a_missing_cluster_is_one_line(
     (tmp_path / "a.png").write_bytes(png(1))
     args = [tmp_path / "a.png", "-o", tmp_path / "out", "-m", fresh_model, "-q"]
     for address in ("127.0.0.1:1", "nonsense"):
-        one_line(cctmn("score", *args, "--address", address), code=4, said="no Ray cluster")
+        one_line(cctmn("score", *args, "--address", address), code=4, message="no Ray cluster")
 
 
 def test_device_sets_the_gpus_of_a_scorer(
@@ -121,9 +121,9 @@ def test_device_sets_the_gpus_of_a_scorer(
 
 def test_dry_run_prints_the_plan(tmp_path: Path) -> None:
     (tmp_path / "z.zip").write_bytes(zipped({"a": png(1), "b": dicom(1), "c": b"text"}))
-    said = call("score", tmp_path, "-o", tmp_path / "out", "--dry-run", "-q")
-    assert said.stdout.splitlines()[0] == "3 slices: 0 done, 3 to score"
-    assert "refused: unsupported_format" in said.stdout
+    message = call("score", tmp_path, "-o", tmp_path / "out", "--dry-run", "-q")
+    assert message.stdout.splitlines()[0] == "3 slices: 0 done, 3 to score"
+    assert "refused: unsupported_format" in message.stdout
     plan = json.loads(
         call("score", tmp_path, "-o", tmp_path / "out", "--dry-run", "--json", "-q").stdout
     )

@@ -70,7 +70,7 @@ def test_evaluate_writes_metrics_and_a_report(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["labels", "covidx-ct", "none.txt"], "not found"),
         (["labels", "covidx-ct", "split.txt", "-o", "l.xlsx"], "give a .csv or .parquet"),
@@ -93,12 +93,12 @@ def test_evaluate_writes_metrics_and_a_report(folder: Path) -> None:
     ],
 )
 def test_error_of_the_user_is_one_line(
-    folder: Path, args: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, args: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "notes.md").write_text("notes")
     (folder / "strange.csv").write_text("uri,label\na.png,flu\n")
     (folder / "columns.csv").write_text("uri,class\na.png,covid\n")
     (folder / "foreign.csv").write_text("uri,label\na.png,covid\n")
     monkeypatch.chdir(folder)
-    one_line(call(*args), code=2, said=said)
+    one_line(call(*args), code=2, message=message)
     assert not (folder / "out/evaluation").exists()

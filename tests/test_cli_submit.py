@@ -22,7 +22,7 @@ module = importlib.import_module("cctmn.cli.submit")
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "said"),
+    ("args", "code", "message"),
     [
         (["submit"], 2, "give a SCRIPT"),
         (["submit", "jobs/score.py", "--follow", "x"], 2, "give a SCRIPT"),
@@ -32,10 +32,10 @@ module = importlib.import_module("cctmn.cli.submit")
     ],
 )
 def test_an_error_of_the_user_is_one_line(
-    args: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch
+    args: list[str], code: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(REPO)
-    one_line(call(*args), code=code, said=said)
+    one_line(call(*args), code=code, message=message)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def figures(done: subprocess.CompletedProcess[str]) -> dict[str, float]:
     return dict(json.loads(done.stdout))
 
 
-def told(kind: str) -> dict[str, float]:
+def recorded(kind: str) -> dict[str, float]:
     return dict(read_card("cctmn:demo").provenance["measured"][f"unseen phantoms, {kind}"])
 
 
@@ -38,13 +38,15 @@ def test_it_is_small_sound_and_says_what_it_is() -> None:
 
 def test_it_classifies_unseen_phantoms(cctmn: Command, tmp_path: Path) -> None:
     layouts.write_slices(tmp_path, count=90, seed=5)
-    found = figures(cctmn("models", "evaluate", "cctmn:demo", "--slices", tmp_path, "--json"))
-    assert found["accuracy"] >= 0.97
-    assert found["accuracy"] == pytest.approx(told("slices")["accuracy"], abs=0.012)  # one slice
+    metrics = figures(cctmn("models", "evaluate", "cctmn:demo", "--slices", tmp_path, "--json"))
+    assert metrics["accuracy"] >= 0.97
+    assert metrics["accuracy"] == pytest.approx(
+        recorded("slices")["accuracy"], abs=0.012
+    )  # one slice
 
 
 def test_it_finds_lesions_of_unseen_phantoms(cctmn: Command, tmp_path: Path) -> None:
     layouts.write_lesions(tmp_path, count=40, seed=6)
-    found = figures(cctmn("models", "evaluate", "cctmn:demo", "--lesions", tmp_path, "--json"))
-    assert found["image_ap50"] >= 0.62
-    assert found["image_ap50"] == pytest.approx(told("lesions")["image_ap50"], abs=0.02)
+    metrics = figures(cctmn("models", "evaluate", "cctmn:demo", "--lesions", tmp_path, "--json"))
+    assert metrics["image_ap50"] >= 0.62
+    assert metrics["image_ap50"] == pytest.approx(recorded("lesions")["image_ap50"], abs=0.02)

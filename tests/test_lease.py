@@ -174,11 +174,11 @@ def test_a_lost_answer_is_not_a_lost_lock(
     lost = threading.Event()
 
     def put_without_answer(uri: str, data: bytes, *, etag: str) -> str | None:
-        answer = put(uri, data, etag=etag)
+        response = put(uri, data, etag=etag)
         if not lost.is_set():
             lost.set()
             return None
-        return answer
+        return response
 
     monkeypatch.setattr(store, "put_if_match", put_without_answer)
     with folder.only_writer(out):

@@ -21,13 +21,13 @@ def test_the_chain_loses_and_doubles_nothing(tmp_path: Path) -> None:
             lines.append(f"{name} {label} 0 0 64 64")
     (tmp_path / "split.txt").write_text("\n".join(lines))
     (tmp_path / "list.txt").write_text("\n".join(line.split()[0] for line in lines[::7]))
-    said: list[str] = []
+    output: list[str] = []
     metrics = rerun(
         tmp_path / "split.txt",
         tmp_path / "rerun",
         exclude=tmp_path / "list.txt",
         resamples=200,
-        report=said.append,
+        report=output.append,
     )
     assert metrics["accounting"]["evaluated"] == len(lines) - len(lines[::7])
     assert 0.5 < metrics["metrics"]["slice.accuracy"]["value"] < 1

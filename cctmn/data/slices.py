@@ -73,9 +73,9 @@ def open_slices(
         if split is not None:
             opened = _from_split(images, read_split(split, classes=classes))
         elif any(find_class(folder, classes) is not None for folder in folders):
-            opened = _from_names(images, tell=_by_folder, data=data, classes=classes)
+            opened = _from_names(images, parse=_by_folder, data=data, classes=classes)
         elif any(map(_by_name, images)):
-            opened = _from_names(images, tell=_by_name, data=data, classes=classes)
+            opened = _from_names(images, parse=_by_name, data=data, classes=classes)
         else:
             raise DataError(f"{data}: the layout is not recognised; {LAYOUTS}")
     return SliceSet(
@@ -131,16 +131,16 @@ def _from_split(images: Mapping[str, ObjectInfo], lines: tuple[SplitLine, ...]) 
 def _from_names(
     images: Mapping[str, ObjectInfo],
     *,
-    tell: Callable[[str], tuple[str, str] | None],
+    parse: Callable[[str], tuple[str, str] | None],
     data: str,
     classes: tuple[str, ...],
 ) -> SliceSet:
-    """Take label and patient from names relative to the folder, by `tell`."""
+    """Take label and patient from names relative to the folder, by `parse`."""
     samples, unlabelled, unreadable = [], [], []
     for name, info in images.items():
         if info.error_code:
             unreadable.append((name, info.error_code))
-        elif (named := tell(name)) is not None:
+        elif (named := parse(name)) is not None:
             label, patient = named
             index = class_index(label, where=f"{data}, {name}", classes=classes)
             samples.append(SliceSample(name, info.uri, index, patient))

@@ -42,9 +42,9 @@ def closed(schema: Any) -> Any:
 @pytest.fixture(scope="session")
 def crds(shared: Path) -> dict[str, Any]:
     """KubeRay's schemas of ray.io/v1, by kind."""
-    found = {}
+    result = {}
     for file in ("ray.io_rayjobs.yaml", "ray.io_rayclusters.yaml"):
         crd = yaml.load((shared / "crd" / file).read_text(), yaml.CSafeLoader)
         [version] = [v for v in crd["spec"]["versions"] if v["name"] == "v1"]
-        found[crd["spec"]["names"]["kind"]] = closed(version["schema"]["openAPIV3Schema"])
-    return found
+        result[crd["spec"]["names"]["kind"]] = closed(version["schema"]["openAPIV3Schema"])
+    return result

@@ -33,9 +33,9 @@ AWS = REPO / "cluster/aws.yaml"
 
 def pinned(package: str) -> str:
     """Version in constraints.txt."""
-    found = re.search(rf"^{package}==(.+)$", (REPO / "constraints.txt").read_text(), re.MULTILINE)
-    assert found
-    return found[1]
+    result = re.search(rf"^{package}==(.+)$", (REPO / "constraints.txt").read_text(), re.MULTILINE)
+    assert result
+    return result[1]
 
 
 def pods(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -140,13 +140,13 @@ def test_groups_are_laid_out_as_the_page_says(name: str) -> None:
 
 
 def images() -> set[str]:
-    found = {
+    result = {
         container["image"]
         for manifest in RAY.values()
         for template in pods(manifest).values()
         for container in template["spec"]["containers"]
     }
-    return found | {yaml.safe_load(AWS.read_text())["docker"]["image"]}
+    return result | {yaml.safe_load(AWS.read_text())["docker"]["image"]}
 
 
 def test_one_image_of_this_ray_and_python_everywhere() -> None:

@@ -25,10 +25,10 @@ class Counted:
         self._scorer, self._tally = load(), tally
 
     def predict(self, images: Sequence[ImageArray], *, masks: bool) -> Any:
-        found = self._scorer.predict(images, masks=masks)
+        result = self._scorer.predict(images, masks=masks)
         with open(self._tally, "ab") as file:  # noqa: PTH123
             file.write(b"." * len(images))
-        return found
+        return result
 
 
 def open_counted(folder: str) -> Any:

@@ -86,12 +86,12 @@ def test_a_killed_node_loses_nothing(
         done = files(out)
         killed = time.monotonic()
         victim.kill()
-        said, _ = ended(job)
+        output, _ = ended(job)
     finally:
         job.kill()
         nodes.add(cpus=2)
-    print(said)
-    assert f"{archive} slices = " in said
+    print(output)
+    assert f"{archive} slices = " in output
     ids = Counter(row["slice_id"] for row in tables.rows(f"{out}/predictions"))
     assert len(ids) == archive
     assert set(ids.values()) == {1}
@@ -179,11 +179,11 @@ def test_two_nodes_train_and_a_killed_worker_resumes(
         _, victim = workers.popitem()
         victim.kill()
         killed.append(victim.pid)
-        said, _ = ended(job)
+        output, _ = ended(job)
     finally:
         job.kill()
     assert killed
-    assert f"of {epochs}" in said
+    assert f"of {epochs}" in output
     rows = store.read_all(f"{out}/metrics.csv").decode().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == [str(n + 1) for n in range(epochs)]
     assert store.read_optional(f"{out}/model/card.json") is not None

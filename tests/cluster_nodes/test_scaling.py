@@ -43,10 +43,10 @@ class Clocked:
 
     def predict(self, images: Sequence[ImageArray], *, masks: bool) -> Any:
         began = time.time()
-        found = self._scorer.predict(images, masks=masks)
+        outcome = self._scorer.predict(images, masks=masks)
         with self._file.open("a") as file:
             file.write(f"{began} {time.time()} {len(images)}\n")
-        return found
+        return outcome
 
 
 def clocked(folder: Path) -> ModelSource:

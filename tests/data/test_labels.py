@@ -82,25 +82,25 @@ def test_written_tables_read_back(tmp_path, s3: S3Server):
         "s3://labels/t.csv",
         tmp_path / "split.txt",
     ):
-        found = read_labels(str(place), classes=CLASSES)
-        assert found.truth_N.tolist() == [0, 1, 2]
-        assert found.patient == ["7", "8", "0009"]
-        names = keys_of(found.table, key="name", place="t")
+        result = read_labels(str(place), classes=CLASSES)
+        assert result.truth_N.tolist() == [0, 1, 2]
+        assert result.patient == ["7", "8", "0009"]
+        names = keys_of(result.table, key="name", place="t")
         assert names == ["Normal_7_70_0001.png", "CP_8_80_0002.png", "NCP_0009_90_3.png"]
 
 
 def test_labels_of_other_data_sets(tmp_path):
     csv = text(tmp_path, "l.csv", "path, label ,patient,sex\na/1.png,nCT, 01,F\nb/2.png,pCT,2,\n")
-    found = read_labels(csv, classes=("control", "covid"))
-    assert found.truth_N.tolist() == [0, 1]
-    assert found.patient == ["01", "2"]
-    assert found.table["sex"].to_pylist() == ["F", ""]
-    assert keys_of(found.table, key="uri", place=csv) == ["a/1.png", "b/2.png"]
+    result = read_labels(csv, classes=("control", "covid"))
+    assert result.truth_N.tolist() == [0, 1]
+    assert result.patient == ["01", "2"]
+    assert result.table["sex"].to_pylist() == ["F", ""]
+    assert keys_of(result.table, key="uri", place=csv) == ["a/1.png", "b/2.png"]
     numbers = pa.table({"name": ["1", "2"], "label": [1, 0], "patient": [3, None]})
     pq.write_table(numbers, tmp_path / "l.parquet")
-    found = read_labels(str(tmp_path / "l.parquet"), classes=("benign", "malignant"))
-    assert found.truth_N.tolist() == [1, 0]
-    assert found.patient == ["3", ""]
+    result = read_labels(str(tmp_path / "l.parquet"), classes=("benign", "malignant"))
+    assert result.truth_N.tolist() == [1, 0]
+    assert result.patient == ["3", ""]
 
 
 def test_frames_and_members_are_told_apart(tmp_path):
@@ -127,7 +127,7 @@ def test_identities_are_one_for_two_names():
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("l.csv", "uri,label\na,covid,x\n", "not a CSV table"),
         ("l.parquet", "text", "not a Parquet file"),
@@ -135,8 +135,8 @@ def test_identities_are_one_for_two_names():
         ("l.txt", "a.png\n", "has no class"),
     ],
 )
-def test_files_that_are_no_tables(tmp_path, name, content, said):
-    with pytest.raises(DataError, match=said):
+def test_files_that_are_no_tables(tmp_path, name, content, message):
+    with pytest.raises(DataError, match=message):
         read_labels(text(tmp_path, name, content), classes=CLASSES)
     with pytest.raises(ObjectError, match="not found; give a labels table"):
         read_labels(str(tmp_path / "none.csv"), classes=CLASSES)

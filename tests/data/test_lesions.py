@@ -77,8 +77,8 @@ def read(
     mode: str = "both",
     contract: InputContract = STORED,
 ) -> LesionSlice:
-    found = open_lesions(write(folder, {"1_1": mask}))
-    return read_lesions(found.samples[0], lesion_classes=LESION_MODES[mode], contract=contract)
+    dataset = open_lesions(write(folder, {"1_1": mask}))
+    return read_lesions(dataset.samples[0], lesion_classes=LESION_MODES[mode], contract=contract)
 
 
 def code_of(folder: Path, mask: bytes | np.ndarray) -> str:
@@ -96,28 +96,28 @@ def test_pairs_by_name(tmp_path: Path) -> None:
     (tmp_path / "masks" / "lone.png").write_bytes(encoded(values(GGO)))
     (tmp_path / "imgs" / "Thumbs.db").write_bytes(b"x")
     (tmp_path / "imgs" / "._10_2.png").write_bytes(b"x")
-    found = open_lesions(folder)
-    assert [(s.name, s.patient) for s in found.samples] == [
+    dataset = open_lesions(folder)
+    assert [(s.name, s.patient) for s in dataset.samples] == [
         ("10_2", "10"),
         ("9_11", "9"),
         ("a_b_3", "a_b"),
         ("lone", "lone"),
     ]
-    for sample in found.samples:
+    for sample in dataset.samples:
         assert sample.image.rpartition("/")[2].startswith(sample.name + ".")
         assert sample.mask == (tmp_path / "masks" / f"{sample.name}.png").as_uri()
-    assert found.issues == DatasetIssues()
-    assert found.issues.lines() == []
+    assert dataset.issues == DatasetIssues()
+    assert dataset.issues.lines() == []
 
 
 def test_orphans_are_named(tmp_path: Path) -> None:
     """Sorted listings would pair all of these with a neighbour's mask."""
     folder = write(tmp_path, {"1_1": None, "1_2": values(GGO), "1_3": values(GGO)})
     (tmp_path / "imgs" / "1_3.png").unlink()
-    found = open_lesions(folder)
-    assert [s.name for s in found.samples] == ["1_2"]
-    assert found.issues == DatasetIssues(no_mask=("1_1",), no_image=("1_3",))
-    assert found.issues.lines() == [
+    dataset = open_lesions(folder)
+    assert [s.name for s in dataset.samples] == ["1_2"]
+    assert dataset.issues == DatasetIssues(no_mask=("1_1",), no_image=("1_3",))
+    assert dataset.issues.lines() == [
         "images without a mask: 1 (1_1)",
         "masks without an image: 1 (1_3)",
     ]
@@ -128,11 +128,11 @@ def test_split_file(tmp_path: Path) -> None:
     (tmp_path / "imgs" / "1_4.png").unlink()
     names = tmp_path / "train.txt"
     names.write_text("\ufeff1_3.jpg\n1_1\r\n\n 1_4.jpg \n2_0.jpg\n7_7.jpg\n", encoding="utf-8")
-    found = open_lesions(folder, names=str(names))
-    assert [s.name for s in found.samples] == ["1_1", "1_3"]
+    dataset = open_lesions(folder, names=str(names))
+    assert [s.name for s in dataset.samples] == ["1_1", "1_3"]
     # 2_1 is an orphan too, but not of this split
-    assert found.issues == DatasetIssues(no_mask=("2_0",), no_image=("1_4",), missing=("7_7",))
-    assert "names of the split file without a file: 1 (7_7)" in found.issues.lines()
+    assert dataset.issues == DatasetIssues(no_mask=("2_0",), no_image=("1_4",), missing=("7_7",))
+    assert "names of the split file without a file: 1 (7_7)" in dataset.issues.lines()
 
 
 def test_lines_name_the_first_five() -> None:
@@ -332,9 +332,9 @@ def test_check_names_empty_and_unreadable(tmp_path: Path) -> None:
     (tmp_path / "imgs" / "3_3.png").write_bytes(png(3)[:-9])
     (tmp_path / "masks" / "5_1.png").unlink()
     (tmp_path / "masks" / "5_1.png").symlink_to("nowhere")
-    found = open_lesions(folder)
-    assert found.issues.unreadable == (("5_1", "mask_unreadable"),)
-    checked = check_lesions(found, lesion_classes=BOTH, contract=STORED, threads=2)
+    dataset = open_lesions(folder)
+    assert dataset.issues.unreadable == (("5_1", "mask_unreadable"),)
+    checked = check_lesions(dataset, lesion_classes=BOTH, contract=STORED, threads=2)
     assert [s.name for s in checked.samples] == ["1_1", "2_1"]
     assert checked.issues == DatasetIssues(
         no_mask=("4_1",),
@@ -346,23 +346,23 @@ def test_check_names_empty_and_unreadable(tmp_path: Path) -> None:
             ("3_3", "truncated"),
         ),
     )
-    ggo = check_lesions(found, lesion_classes=("ggo",), contract=STORED, threads=1)
+    ggo = check_lesions(dataset, lesion_classes=("ggo",), contract=STORED, threads=1)
     assert [s.name for s in ggo.samples] == ["1_1"]
     assert "2_1" in ggo.issues.empty
 
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
-    found = open_lesions(write(tmp_path, {"1_1": values(C)}))
+    dataset = open_lesions(write(tmp_path, {"1_1": values(C)}))
     with pytest.raises(DataError, match=r"slices without a lesion: 1 \(1_1\)"):
-        check_lesions(found, lesion_classes=("ggo",), contract=STORED, threads=1)
+        check_lesions(dataset, lesion_classes=("ggo",), contract=STORED, threads=1)
     with pytest.raises(DataError, match="are not known; use"):
-        check_lesions(found, lesion_classes=("c",), contract=STORED, threads=1)
+        check_lesions(dataset, lesion_classes=("c",), contract=STORED, threads=1)
 
 
 def test_storage_that_fails_stops_the_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = open_lesions(write(tmp_path, {"1_1": values(GGO)}))
+    dataset = open_lesions(write(tmp_path, {"1_1": values(GGO)}))
 
     def fails(uri: str) -> bytes:
         if "masks" in uri:
@@ -371,7 +371,7 @@ def test_storage_that_fails_stops_the_check(
 
     monkeypatch.setattr("cctmn.store.read_all", fails)
     with pytest.raises(StoreError):
-        check_lesions(found, lesion_classes=BOTH, contract=STORED, threads=1)
+        check_lesions(dataset, lesion_classes=BOTH, contract=STORED, threads=1)
 
 
 def test_on_s3(s3: S3Server) -> None:
@@ -382,11 +382,11 @@ def test_on_s3(s3: S3Server) -> None:
     s3.upload("cncb", "set/masks/3 å_2.png", encoded(values(C)))
     s3.upload("cncb", "set/imgs2/9_9.png", png(1))
     s3.upload("cncb", "names.txt", b"1_1.jpg\n1_2.jpg\n3 \xc3\xa5_2.jpg\n")
-    found = open_lesions("s3://cncb/set/", names="s3://cncb/names.txt")
-    found = check_lesions(found, lesion_classes=BOTH, contract=STORED, threads=2)
+    dataset = open_lesions("s3://cncb/set/", names="s3://cncb/names.txt")
+    dataset = check_lesions(dataset, lesion_classes=BOTH, contract=STORED, threads=2)
     image, mask = "s3://cncb/set/imgs/1_1.png", "s3://cncb/set/masks/1_1.png"
-    assert found.samples == (LesionSample("1_1", image, mask, "1"),)
-    assert found.issues == DatasetIssues(no_mask=("1_2",), no_image=("3 å_2",))
+    assert dataset.samples == (LesionSample("1_1", image, mask, "1"),)
+    assert dataset.issues == DatasetIssues(no_mask=("1_2",), no_image=("3 å_2",))
     with pytest.raises(DataError, match="s3://cncb/none/imgs: no such"):
         open_lesions("s3://cncb/none")
 

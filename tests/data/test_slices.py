@@ -34,8 +34,8 @@ def listed(folder: Path, text: str) -> str:
     return str(folder / "list.txt")
 
 
-def rows(found: SliceSet) -> list[tuple[str, int, str]]:
-    return [(s.name, s.label, s.patient) for s in found.samples]
+def rows(dataset: SliceSet) -> list[tuple[str, int, str]]:
+    return [(s.name, s.label, s.patient) for s in dataset.samples]
 
 
 # --- split file and folder
@@ -61,23 +61,23 @@ def test_split_and_files_in_either_spelling(
 ) -> None:
     folder = write(tmp_path / "images", *files, "NCP_96_1328_0033.png", "other.png")
     split = listed(tmp_path, "\n".join(lines) + "\n\n")
-    found = open_slices(folder, split=split, classes=COVIDX_CLASSES)
+    dataset = open_slices(folder, split=split, classes=COVIDX_CLASSES)
     names = [line.split()[0] for line in lines]
-    assert rows(found) == [(names[0], 2, "96"), (names[1], 0, "7"), (names[2], 1, "3")]
+    assert rows(dataset) == [(names[0], 2, "96"), (names[1], 0, "7"), (names[2], 1, "3")]
     by_slice = {name[-6:-4]: (tmp_path / "images" / name).as_uri() for name in files}
-    assert [s.image for s in found.samples] == [by_slice[k] for k in ("32", "_1", "_5")]
-    assert found.issues == DatasetIssues()  # a split selects: other files are no problem
+    assert [s.image for s in dataset.samples] == [by_slice[k] for k in ("32", "_1", "_5")]
+    assert dataset.issues == DatasetIssues()  # a split selects: other files are no problem
 
 
 def test_split_names_that_are_missing(tmp_path: Path) -> None:
     folder = write(tmp_path / "images", "0_1_1_1.png")
     (tmp_path / "images" / "0_1_1_2.png").symlink_to("nowhere")
     split = listed(tmp_path, "\n".join(f"0_1_1_{i}.png" for i in range(1, 9)))
-    found = open_slices(folder, split=split, classes=COVIDX_CLASSES)
-    assert rows(found) == [("0_1_1_1.png", 0, "1")]
-    assert found.issues.missing == tuple(f"0_1_1_{i}.png" for i in range(3, 9))
-    assert found.issues.unreadable == (("0_1_1_2.png", "not_found"),)
-    assert found.issues.lines()[0] == (
+    dataset = open_slices(folder, split=split, classes=COVIDX_CLASSES)
+    assert rows(dataset) == [("0_1_1_1.png", 0, "1")]
+    assert dataset.issues.missing == tuple(f"0_1_1_{i}.png" for i in range(3, 9))
+    assert dataset.issues.unreadable == (("0_1_1_2.png", "not_found"),)
+    assert dataset.issues.lines()[0] == (
         "names of the split file without a file: 6 "
         "(0_1_1_3.png, 0_1_1_4.png, 0_1_1_5.png, 0_1_1_6.png, 0_1_1_7.png, ...)"
     )
@@ -90,8 +90,8 @@ def test_split_classes_are_covidx_ones(tmp_path: Path) -> None:
     """In a two-class problem 2 is still COVID-19, and 1 is no class of it."""
     folder = write(tmp_path / "images", "0_1_1_1.png", "NCP_2_1_1.png", "CP_3_1_1.png", "xyz.png")
     split = listed(tmp_path, "0_1_1_1.png\n2_2_1_1.png 2\nxyz.png 2\n")
-    found = open_slices(folder, split=split, classes=TWO)
-    assert rows(found) == [("0_1_1_1.png", 0, "1"), ("2_2_1_1.png", 1, "2"), ("xyz.png", 1, "")]
+    dataset = open_slices(folder, split=split, classes=TWO)
+    assert rows(dataset) == [("0_1_1_1.png", 0, "1"), ("2_2_1_1.png", 1, "2"), ("xyz.png", 1, "")]
     split = listed(tmp_path, "0_1_1_1.png\n1_3_1_1.png\n")
     with pytest.raises(DataError, match=r"line 2, 1_3_1_1.png: label 'pneumonia' is none of .*set"):
         open_slices(folder, split=split, classes=TWO)
@@ -126,14 +126,14 @@ def test_a_slice_in_both_spellings(tmp_path: Path) -> None:
 def test_the_class_is_read_from_names(tmp_path: Path) -> None:
     names = ["0_10_1_3.png", "1_11_1_3.jpg", "x/NCP_12_1_3.png", "Normal_13_1_3.png"]
     folder = write(tmp_path, *names, "IMG-0001-00007.jpg", "readme.txt", ".hidden/0_1_1_1.png")
-    found = open_slices(folder, classes=COVIDX_CLASSES)
-    assert rows(found) == [
+    dataset = open_slices(folder, classes=COVIDX_CLASSES)
+    assert rows(dataset) == [
         ("0_10_1_3.png", 0, "10"),
         ("1_11_1_3.jpg", 1, "11"),
         ("Normal_13_1_3.png", 0, "13"),
         ("x/NCP_12_1_3.png", 2, "12"),
     ]
-    assert found.issues.lines() == ["files without a class: 1 (IMG-0001-00007.jpg)"]
+    assert dataset.issues.lines() == ["files without a class: 1 (IMG-0001-00007.jpg)"]
     with pytest.raises(
         DataError, match=r"1_11_1_3.jpg: label 'pneumonia' is none of .* covid; set"
     ):
@@ -141,10 +141,10 @@ def test_the_class_is_read_from_names(tmp_path: Path) -> None:
 
 
 def test_real_slices(shared: Path) -> None:
-    found = open_slices(str(shared / "data" / "ct_slices"), classes=COVIDX_CLASSES)
-    assert np.bincount([s.label for s in found.samples]).tolist() == [4, 4, 4]
-    assert {s.patient for s in found.samples} == {"1000", "1001", "1002", "1003"}
-    assert all(name.startswith("IMG-") for name in found.issues.unlabelled)
+    dataset = open_slices(str(shared / "data" / "ct_slices"), classes=COVIDX_CLASSES)
+    assert np.bincount([s.label for s in dataset.samples]).tolist() == [4, 4, 4]
+    assert {s.patient for s in dataset.samples} == {"1000", "1001", "1002", "1003"}
+    assert all(name.startswith("IMG-") for name in dataset.issues.unlabelled)
 
 
 def test_the_class_is_read_from_folders(tmp_path: Path) -> None:
@@ -152,15 +152,15 @@ def test_the_class_is_read_from_folders(tmp_path: Path) -> None:
         tmp_path, "nCT/1.jpg", "pCT/Patient 7/CT/2.jpg", "COVID/8/3.png", "control/4.dcm", "5.png"
     )
     (tmp_path / "Control").symlink_to("control")  # a linked folder is not followed, but named
-    found = open_slices(folder, classes=TWO)
-    assert rows(found) == [
+    dataset = open_slices(folder, classes=TWO)
+    assert rows(dataset) == [
         ("COVID/8/3.png", 1, "8"),
         ("control/4.dcm", 0, ""),
         ("nCT/1.jpg", 0, ""),
         ("pCT/Patient 7/CT/2.jpg", 1, "Patient 7"),
     ]
-    assert found.samples[3].image.endswith("/pCT/Patient%207/CT/2.jpg")
-    assert found.issues == DatasetIssues(
+    assert dataset.samples[3].image.endswith("/pCT/Patient%207/CT/2.jpg")
+    assert dataset.issues == DatasetIssues(
         unlabelled=("5.png",), unreadable=(("Control", "not_regular_file"),)
     )
     write(tmp_path, "NiCT/6.jpg")
@@ -170,8 +170,8 @@ def test_the_class_is_read_from_folders(tmp_path: Path) -> None:
 
 def test_classes_of_other_names(tmp_path: Path) -> None:
     folder = write(tmp_path, "Benign/1.png", "malignant/p/2.png")
-    found = open_slices(folder, classes=("malignant", "benign"))
-    assert rows(found) == [("Benign/1.png", 1, ""), ("malignant/p/2.png", 0, "p")]
+    dataset = open_slices(folder, classes=("malignant", "benign"))
+    assert rows(dataset) == [("Benign/1.png", 1, ""), ("malignant/p/2.png", 0, "p")]
 
 
 def test_unknown_layouts_are_refused(tmp_path: Path) -> None:
@@ -204,20 +204,20 @@ def test_table(tmp_path: Path) -> None:
         f"p2,{elsewhere},1,\n"
         "p2,s3://bucket/4.png,ncp,\n",
     )
-    found = open_slices(data, classes=TWO)
-    assert rows(found) == [
+    dataset = open_slices(data, classes=TWO)
+    assert rows(dataset) == [
         ("images/1 å.png", 0, "p 1"),
         ("images/../2.png", 1, ""),
         (str(elsewhere), 1, "p2"),
         ("s3://bucket/4.png", 1, "p2"),
     ]
-    assert [s.image for s in found.samples] == [
+    assert [s.image for s in dataset.samples] == [
         (tmp_path / "images" / "1 å.png").as_uri(),
         (tmp_path / "2.png").as_uri(),
         elsewhere.as_uri(),
         "s3://bucket/4.png",
     ]
-    assert found.issues == DatasetIssues()
+    assert dataset.issues == DatasetIssues()
     # an index is into the classes given, not COVIDx-CT's
     assert rows(open_slices(table(tmp_path, "path,label\na.png,1\n"), classes=TWO)) == [
         ("a.png", 1, "")
@@ -257,19 +257,19 @@ def test_check_names_what_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     (tmp_path / "c.png").write_bytes(png(2)[:-9])
     (tmp_path / "d.png").write_bytes(b"")
-    found = check_slices(open_slices(data, classes=TWO), contract=CONTRACT, threads=2)
-    assert rows(found) == [("a.png", 0, "")]
-    assert found.issues.unreadable == (
+    dataset = check_slices(open_slices(data, classes=TWO), contract=CONTRACT, threads=2)
+    assert rows(dataset) == [("a.png", 0, "")]
+    assert dataset.issues.unreadable == (
         ("b.png", "not_found"),
         ("c.png", "truncated"),
         ("d.png", "empty_file"),
     )
-    pixels = read_slice(found.samples[0].image, contract=CONTRACT)
+    pixels = read_slice(dataset.samples[0].image, contract=CONTRACT)
     np.testing.assert_array_equal(pixels, to_input(open_image(png(1)).frame(0), CONTRACT).pixels)
     assert pixels.dtype == np.uint8
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match=r"no slice can be used \(unreadable slices: 4 "):
-        check_slices(found, contract=CONTRACT, threads=1)
+        check_slices(dataset, contract=CONTRACT, threads=1)
 
 
 def test_on_s3(s3: S3Server) -> None:
@@ -281,9 +281,9 @@ def test_on_s3(s3: S3Server) -> None:
     one = SliceSample("NCP_1_2_3 +.png", "s3://slices/set/images/NCP_1_2_3 +.png", 2, "1")
     other = SliceSample("0_2_2_3.png", "s3://slices/set/images/0_2_2_3.png", 0, "2")
     folder = "s3://slices/set/images"
-    found = open_slices(folder, classes=COVIDX_CLASSES)
-    assert check_slices(found, contract=CONTRACT, threads=2).samples == (other, one)
-    found = open_slices(folder, split="s3://slices/set/lists/split.txt", classes=COVIDX_CLASSES)
-    assert found == SliceSet((other,), DatasetIssues(missing=("2_9_9_9.png",)))
-    found = open_slices("s3://slices/set/lists/labels.csv", classes=COVIDX_CLASSES)
-    assert found.samples == (SliceSample("../images/0_2_2_3.png", other.image, 0, ""),)
+    dataset = open_slices(folder, classes=COVIDX_CLASSES)
+    assert check_slices(dataset, contract=CONTRACT, threads=2).samples == (other, one)
+    dataset = open_slices(folder, split="s3://slices/set/lists/split.txt", classes=COVIDX_CLASSES)
+    assert dataset == SliceSet((other,), DatasetIssues(missing=("2_9_9_9.png",)))
+    dataset = open_slices("s3://slices/set/lists/labels.csv", classes=COVIDX_CLASSES)
+    assert dataset.samples == (SliceSample("../images/0_2_2_3.png", other.image, 0, ""),)

@@ -39,12 +39,12 @@ def test_calibrate_writes_the_card_and_evaluation_uses_it(tmp_path, model):
     out, labels = validation(tmp_path, model)
     before = read_card(model)
     assert (before.temperature, before.top_m) == (1.0, None)
-    found = calibrate(str(model), out=out, labels=labels)
+    result = calibrate(str(model), out=out, labels=labels)
     card = read_card(model)
-    assert card.temperature == found["temperature"] > 2
-    assert card.top_m == found["top_m"] in (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
-    assert found["loss_after"] < found["loss_before"]
-    assert (found["slices"], found["patients"]) == (found["slices"], 90)
+    assert card.temperature == result["temperature"] > 2
+    assert card.top_m == result["top_m"] in (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
+    assert result["loss_after"] < result["loss_before"]
+    assert (result["slices"], result["patients"]) == (result["slices"], 90)
     assert card.weights_sha256 == before.weights_sha256
     # An evaluation takes both from the card, and warns that these labels are not a test.
     options = EvaluationOptions(

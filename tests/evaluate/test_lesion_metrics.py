@@ -84,24 +84,24 @@ def test_slices_without_scores_count_in_the_worst_case(scored, tmp_path):
         for row in rows:
             row["error_code"] = "corrupt" if row["slice_id"] == broken else row["error_code"]
         pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(file)), file)
-    found = run.evaluate(options(tmp_path, masks=str(scored / "data")))
-    about, by_id = found["detection"], found["metrics"]
+    document = run.evaluate(options(tmp_path, masks=str(scored / "data")))
+    about, by_id = document["detection"], document["metrics"]
     assert (about["joined"], about["missing"], about["errors"]) == (6, 1, 1)
     assert by_id["detection.mask.image_map"]["n"] == 6
     plain = by_id["detection.mask.image_map"]["value"]
     worst = by_id["worst_case.detection.mask.image_map"]["value"]
     assert worst == pytest.approx(plain * 6 / 8, abs=1e-6)
-    assert any("2 of 8 slices with lesions have no scores" in w for w in found["warnings"])
+    assert any("2 of 8 slices with lesions have no scores" in w for w in document["warnings"])
 
 
 def test_boxes_without_masks_give_a_note(scored, tmp_path):
     shutil.copytree(scored / "out", tmp_path / "out")
     for file in (tmp_path / "out/predictions").iterdir():
         pq.write_table(pq.read_table(file).drop_columns(["lesion_masks"]), file)
-    found = run.evaluate(options(tmp_path, masks=str(scored / "data")))
-    assert "--set masks=true" in found["detection"]["note"]
-    assert not any(name.startswith("detection.mask") for name in found["metrics"])
-    assert found["detection"]["froc_of"] == "box"
+    document = run.evaluate(options(tmp_path, masks=str(scored / "data")))
+    assert "--set masks=true" in document["detection"]["note"]
+    assert not any(name.startswith("detection.mask") for name in document["metrics"])
+    assert document["detection"]["froc_of"] == "box"
 
 
 def test_unusable_options_raise_one_line(scored, tmp_path):

@@ -50,19 +50,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
         folder / "labels.csv", lost, [*truth[:-2], 1], sex=[*sex, "F"], site=[*site, "large"]
     )
     lines: list[str] = []
-    found = run.evaluate(
+    result = run.evaluate(
         options(folder, by=(("sex",), ("site", "sex")), training=str(folder / "labels.csv")),
         report=lambda text, *, transient=False, names="": lines.append(f"{text} ({names})"),
     )
     assert any("1 labels without a prediction (CP_900_1_0001.png)" in line for line in lines)
     assert any("2 predictions without a label" in line for line in lines)
-    return folder, found
+    return folder, result
 
 
 def test_accounting_adds_up(whole):
-    _, found = whole
+    _, result = whole
     names, _, _ = study()
-    counts = found["accounting"]
+    counts = result["accounting"]
     assert counts["indexed"] == len(names)
     assert counts["indexed"] == counts["scored"] + counts["errors"] + counts["pending"]
     assert counts["errors"] == 2
@@ -76,24 +76,24 @@ def test_accounting_adds_up(whole):
 
 
 def test_metrics_equal_sklearns(whole):
-    _, found = whole
+    _, result = whole
     _, logits, truth = study()
     logits, truth = logits[3:-2], truth[3:-2]
     predicted, p = logits.argmax(axis=1), 1 / (1 + np.exp(-logits))
-    value = {name: metric["value"] for name, metric in found["metrics"].items()}
+    value = {name: metric["value"] for name, metric in result["metrics"].items()}
     assert value["slice.accuracy"] == pytest.approx(sk.accuracy_score(truth, predicted), abs=1e-6)
     for k, name in enumerate(CLASSES):
         auc = sk.roc_auc_score(truth == k, p[:, k])
         assert value[f"slice.auc.{name}"] == pytest.approx(auc, abs=1e-6)
-    assert found["confusion"]["slice"]["matrix"] == sk.confusion_matrix(truth, predicted).tolist()
-    assert sum(found["confusion"]["slice"]["unscored"]) == 4
+    assert result["confusion"]["slice"]["matrix"] == sk.confusion_matrix(truth, predicted).tolist()
+    assert sum(result["confusion"]["slice"]["unscored"]) == 4
     evaluated, labelled = len(truth), len(truth) + 4
     worst = value["slice.accuracy"] * evaluated / labelled
     assert value["worst_case.accuracy"] == pytest.approx(worst, abs=1e-6)
 
 
 def test_patients_take_the_mean_of_their_top_slices(whole):
-    _, found = whole
+    _, result = whole
     names, logits, truth = study()
     p = 1 / (1 + np.exp(-logits))
     patient = np.array([n.split("_")[1] for n in names])
@@ -103,18 +103,18 @@ def test_patients_take_the_mean_of_their_top_slices(whole):
         rows = rows[(rows >= 3) & (rows < len(names) - 2)]
         mean = np.sort(p[rows], axis=0)[::-1][:TOP_M].mean(axis=0)
         right.append(mean.argmax() == truth[rows[0]])
-    metric = found["metrics"]["patient.accuracy"]
+    metric = result["metrics"]["patient.accuracy"]
     assert metric["value"] == pytest.approx(np.mean(right), abs=1e-6)
     assert metric["n"] == metric["patients"] == len(right)
     assert metric["naive_low"] is None
 
 
 def test_intervals_contain_the_value_and_are_wider_than_naive_ones(whole):
-    _, found = whole
-    for name, metric in found["metrics"].items():
+    _, result = whole
+    for name, metric in result["metrics"].items():
         if metric["low"] is not None and "ece" not in name:
             assert metric["low"] <= metric["value"] <= metric["high"], name
-    accuracy = found["metrics"]["slice.accuracy"]
+    accuracy = result["metrics"]["slice.accuracy"]
     naive = accuracy["naive_high"] - accuracy["naive_low"]
     assert accuracy["high"] - accuracy["low"] > 1.5 * naive
     names, _, _ = study()
@@ -122,22 +122,22 @@ def test_intervals_contain_the_value_and_are_wider_than_naive_ones(whole):
 
 
 def test_cohorts_hide_small_cells(whole):
-    _, found = whole
-    by_sex, by_both = found["cohorts"]
+    _, result = whole
+    by_sex, by_both = result["cohorts"]
     assert [cell["values"] for cell in by_sex["cells"]] == [["F"], ["M"]]
     assert all(cell["patients"] >= 10 for cell in by_sex["cells"])
     assert {"accuracy", "sensitivity.covid"} <= by_sex["cells"][0]["metrics"].keys()
     hidden = [cell for cell in by_both["cells"] if cell["hidden"]]
     assert [cell["values"] for cell in hidden] == [["2 more", ""]]
-    assert "small" not in json.dumps(found["cohorts"])
+    assert "small" not in json.dumps(result["cohorts"])
     assert all(cell.keys() == {"values", "hidden"} for cell in hidden)
 
 
 def test_gallery_has_one_slice_per_patient(whole):
-    folder, found = whole
+    folder, result = whole
     names, logits, truth = study()
     by_id = {f"{i:032x}": i for i in range(len(names))}
-    for kind, cases in found["cases"].items():
+    for kind, cases in result["cases"].items():
         patients = [names[by_id[case["slice_id"]]].split("_")[1] for case in cases]
         assert len(set(patients)) == len(patients)
         assert cases
@@ -153,12 +153,12 @@ def test_gallery_has_one_slice_per_patient(whole):
 
 
 def test_names_stay_in_private(whole):
-    folder, found = whole
-    text = json.dumps(found)
+    folder, result = whole
+    text = json.dumps(result)
     names, _, _ = study()
     assert not any(name in text for name in names)
     assert str(folder) not in text
-    assert (folder / "eval/metrics.json").read_text() == json.dumps(found, indent=2) + "\n"
+    assert (folder / "eval/metrics.json").read_text() == json.dumps(result, indent=2) + "\n"
     text = (folder / "eval/private/unjoined.csv").read_text()
     rows = list(csv.DictReader(text.splitlines()))
     assert [row["problem"] for row in rows].count("prediction without label") == 2
@@ -166,11 +166,11 @@ def test_names_stay_in_private(whole):
 
 
 def test_audit_reports_a_set_that_equals_the_training_set(whole):
-    folder, found = whole
-    [pair] = found["audit"]["pairs"]
-    assert pair["patients"] == found["labels"]["patients"]
-    assert any("not independent" in text for text in found["warnings"])
-    assert found["training"]["slices"] == found["labels"]["slices"]
+    folder, result = whole
+    [pair] = result["audit"]["pairs"]
+    assert pair["patients"] == result["labels"]["patients"]
+    assert any("not independent" in text for text in result["warnings"])
+    assert result["training"]["slices"] == result["labels"]["slices"]
     assert "patients" in (folder / "eval/private/audit.csv").read_text()
 
 
@@ -180,17 +180,17 @@ def test_two_models_are_compared_in_the_same_resamples(tmp_path):
     better = logits + 1.5 * np.eye(3)[truth]
     write_output(tmp_path / "other", names, better, model_id="better", errors={names[5]: "corrupt"})
     write_labels(tmp_path / "labels.csv", names, truth)
-    found = run.evaluate(options(tmp_path, against=str(tmp_path / "other"), gallery=False))
+    result = run.evaluate(options(tmp_path, against=str(tmp_path / "other"), gallery=False))
     kept = np.arange(len(names)) != 5
     expected = (logits.argmax(1) == truth)[kept].mean() - (better.argmax(1) == truth)[kept].mean()
-    metric = found["metrics"]["difference.slice.accuracy"]
+    metric = result["metrics"]["difference.slice.accuracy"]
     assert metric["value"] == pytest.approx(expected, abs=1e-6)
     assert metric["low"] < metric["value"] < metric["high"] < 0
-    alone = found["metrics"]["slice.accuracy"]
+    alone = result["metrics"]["slice.accuracy"]
     assert (
         metric["high"] - metric["low"] < alone["high"] - alone["low"]
     )  # both models are resampled together
-    assert found["comparison"] == {
+    assert result["comparison"] == {
         "model_id": "better",
         "name": "stand-in",
         "n": len(names) - 1,
@@ -241,10 +241,10 @@ def test_labels_without_patients_give_a_warning(tmp_path):
     write_output(tmp_path / "out", names, logits)
     lines = [f"{n},{CLASSES[t]}" for n, t in zip(names, truth, strict=True)]
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *lines]))
-    found = run.evaluate(options(tmp_path, gallery=False))
-    assert any("intervals are too narrow" in text for text in found["warnings"])
-    assert "patient.accuracy" not in found["metrics"]
-    accuracy = found["metrics"]["slice.accuracy"]
+    result = run.evaluate(options(tmp_path, gallery=False))
+    assert any("intervals are too narrow" in text for text in result["warnings"])
+    assert "patient.accuracy" not in result["metrics"]
+    accuracy = result["metrics"]["slice.accuracy"]
     assert (accuracy["low"], accuracy["high"]) == (accuracy["naive_low"], accuracy["naive_high"])
 
 
@@ -254,9 +254,9 @@ def test_patients_come_from_the_header_if_labels_have_none(tmp_path):
     write_output(tmp_path / "out", names, logits, columns={"patient_key": keys})
     lines = [f"{n},{CLASSES[t]}" for n, t in zip(names, truth, strict=True)]
     (tmp_path / "labels.csv").write_text("\n".join(["name,label", *lines]))
-    found = run.evaluate(options(tmp_path, gallery=False))
-    assert found["labels"]["patients"] == 12
-    assert found["metrics"]["patient.accuracy"]["n"] == 12
+    result = run.evaluate(options(tmp_path, gallery=False))
+    assert result["labels"]["patients"] == 12
+    assert result["metrics"]["patient.accuracy"]["n"] == 12
 
 
 def test_a_known_set_is_named_and_gives_a_warning(tmp_path, monkeypatch):
@@ -268,13 +268,13 @@ def test_a_known_set_is_named_and_gives_a_warning(tmp_path, monkeypatch):
     table, _ = read_table(str(tmp_path / "labels.csv"))
     these = {known_sets.identity_hash(identities(table)): known}
     monkeypatch.setattr(known_sets, "KNOWN_SETS", these)
-    found = run.evaluate(options(tmp_path, gallery=False))
-    assert found["labels"]["known_set"] == PAPER_REMAINING
-    assert any("606 of the 608 patients" in text for text in found["warnings"])
+    result = run.evaluate(options(tmp_path, gallery=False))
+    assert result["labels"]["known_set"] == PAPER_REMAINING
+    assert any("606 of the 608 patients" in text for text in result["warnings"])
 
 
 @pytest.mark.parametrize(
-    ("text", "error", "said"),
+    ("text", "error", "message"),
     [
         ("uri,label\na.png,lymphoma\n", DataError, "label 'lymphoma' is none of the classes"),
         ("uri,class\na.png,covid\n", DataError, "no column label"),
@@ -287,11 +287,11 @@ def test_a_known_set_is_named_and_gives_a_warning(tmp_path, monkeypatch):
         ("uri,uri,label\na,a,covid\n", DataError, "two columns have the same name"),
     ],
 )
-def test_unusable_labels_raise_one_line(tmp_path, text, error, said):
+def test_unusable_labels_raise_one_line(tmp_path, text, error, message):
     names, logits, _ = study(4)
     write_output(tmp_path / "out", names, logits)
     (tmp_path / "labels.csv").write_text(text)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         run.evaluate(options(tmp_path))
     assert not (tmp_path / "eval").exists()
 

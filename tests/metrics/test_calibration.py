@@ -25,22 +25,22 @@ def made(count=4000, *, sharpness=1.0, seed=0):
 def whole(binned):
     """Return the metrics of the unweighted sample."""
     count = len(binned.bin_N)
-    found = binned.metrics(np.ones((1, count)), group_N=np.arange(count))
-    return {name: float(values[0]) for name, values in found.items()}
+    measured = binned.metrics(np.ones((1, count)), group_N=np.arange(count))
+    return {name: float(values[0]) for name, values in measured.items()}
 
 
 def test_metrics_equal_sklearns():
     logits_NC, truth_N = made(500)
     for activation in ("softmax", "sigmoid"):
         p_NC = probabilities(logits_NC, activation=activation)
-        found = whole(
+        measured = whole(
             Binned.from_logits(logits_NC, truth_N, activation=activation, temperature=1.0)
         )
         brier = sum(brier_score_loss(truth_N == c, p_NC[:, c]) for c in range(3))
-        assert found["brier"] == pytest.approx(brier)
+        assert measured["brier"] == pytest.approx(brier)
         each = [log_loss(truth_N == c, p_NC[:, c]) for c in range(3)]
         expected = log_loss(truth_N, p_NC) if activation == "softmax" else np.mean(each)
-        assert found["nll"] == pytest.approx(expected)
+        assert measured["nll"] == pytest.approx(expected)
 
 
 def test_ece_by_hand():
@@ -80,11 +80,11 @@ def test_a_weight_equals_repeated_slices():
 
 def test_temperature_fit_recovers_the_sharpness():
     logits_NC, truth_N = made(sharpness=2.5)
-    found = fit_temperature(logits_NC, truth_N, activation="softmax")
-    assert found == pytest.approx(2.5, rel=0.08)
+    measured = fit_temperature(logits_NC, truth_N, activation="softmax")
+    assert measured == pytest.approx(2.5, rel=0.08)
     raw, fitted = (
         whole(Binned.from_logits(logits_NC, truth_N, activation="softmax", temperature=t))
-        for t in (1.0, found)
+        for t in (1.0, measured)
     )
     assert fitted["ece"] < raw["ece"] / 3
     assert fitted["nll"] < raw["nll"]

@@ -195,15 +195,15 @@ def test_curves_go_through_sklearns_points():
     rng = np.random.default_rng(6)
     truth = rng.uniform(size=5000) < 0.3
     score = np.round(rng.normal(size=5000) + truth, 2)
-    found = classification.curves(classification.Ranking.from_scores(score, truth))
+    result = classification.curves(classification.Ranking.from_scores(score, truth))
     fallout, sensitivity, _ = metrics.roc_curve(truth, score, drop_intermediate=False)
-    ours = np.interp(np.linspace(0, 1, 50), found["roc"]["x"], found["roc"]["y"])
+    ours = np.interp(np.linspace(0, 1, 50), result["roc"]["x"], result["roc"]["y"])
     np.testing.assert_allclose(
         ours, np.interp(np.linspace(0, 1, 50), fallout, sensitivity), atol=0.02
     )
-    assert len(found["roc"]["x"]) <= classification.CURVE_POINTS + 1
+    assert len(result["roc"]["x"]) <= classification.CURVE_POINTS + 1
     known = {
         (round(r, 5), round(p, 5))
         for p, r, _ in zip(*metrics.precision_recall_curve(truth, score), strict=False)
     }
-    assert set(zip(found["pr"]["x"], found["pr"]["y"], strict=True)) <= known
+    assert set(zip(result["pr"]["x"], result["pr"]["y"], strict=True)) <= known

@@ -31,8 +31,8 @@ def row(*lesions):
     return Instances(encode(masks), np.array(labels, np.int64), np.array(scores, np.float32))
 
 
-def coco(found, truth, *, classes=CLASSES):
-    whole = detection.summary(found, truth, classes=classes)
+def coco(predicted, truth, *, classes=CLASSES):
+    whole = detection.summary(predicted, truth, classes=classes)
     return {key: value for key, value in whole.items() if key.startswith("coco")}
 
 
@@ -41,7 +41,7 @@ NONE = row()
 
 
 @pytest.mark.parametrize(
-    ("found", "truth", "expected"),
+    ("predicted", "truth", "expected"),
     [
         pytest.param(NONE, NONE, 1, id="nothing there, nothing found"),
         pytest.param(NONE, TWO, 0, id="nothing found"),
@@ -73,18 +73,18 @@ NONE = row()
         pytest.param(row((0, 10)), row((0, 10), (0, 10)), 1 / 2, id="taken twice, one hit"),
     ],
 )
-def test_ap_of_an_image(found, truth, expected):
-    assert image_ap(found, truth, iou=0.5) == pytest.approx(expected, abs=1e-12)
+def test_ap_of_an_image(predicted, truth, expected):
+    assert image_ap(predicted, truth, iou=0.5) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("iou", IOUS)
 def test_iou_at_the_threshold_is_a_miss_as_published_and_a_hit_in_coco(iou):
     masks = np.arange(100) < np.array([[[round(100 * iou)]], [[100]]])
     one = np.ones(1, np.int64), np.ones(1, np.float32)
-    found, truth = (Instances([mask], *one) for mask in encode(masks))
-    assert image_ap(found, truth, iou=iou) == 0
-    assert image_ap(found, truth, iou=iou - 0.05) == 1
-    figures = detection.summary([found], [truth], classes=("a",))
+    predicted, truth = (Instances([mask], *one) for mask in encode(masks))
+    assert image_ap(predicted, truth, iou=iou) == 0
+    assert image_ap(predicted, truth, iou=iou - 0.05) == 1
+    figures = detection.summary([predicted], [truth], classes=("a",))
     hits = IOUS.index(iou)
     assert figures["image_map"] == pytest.approx(hits / 10)
     assert figures["coco_map"] == pytest.approx((hits + 1) / 10)
@@ -114,7 +114,7 @@ def test_images_are_averaged_as_published_and_pooled_by_coco():
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("predicted", "expected"),
     [
         pytest.param(TWO, 1, id="perfect"),
         pytest.param(NONE, 0, id="nothing found"),
@@ -129,8 +129,8 @@ def test_images_are_averaged_as_published_and_pooled_by_coco():
         ),
     ],
 )
-def test_coco_by_hand(found, expected):
-    assert coco([found], [TWO])["coco_ap50"] == pytest.approx(expected)
+def test_coco_by_hand(predicted, expected):
+    assert coco([predicted], [TWO])["coco_ap50"] == pytest.approx(expected)
 
 
 def test_coco_averages_over_the_classes_of_the_truth():
@@ -143,11 +143,11 @@ def test_coco_averages_over_the_classes_of_the_truth():
     assert math.isnan(figures["coco_ap50_b"])
 
 
-@pytest.mark.parametrize("found", [NONE, TWO])
-def test_coco_without_any_truth_is_nan(found):
-    assert all(math.isnan(value) for value in coco([found], [NONE]).values())
-    figures = detection.summary([found, NONE], [NONE, NONE], classes=CLASSES)
-    assert figures["image_ap50"] == (1 if found is NONE else 0.5)
+@pytest.mark.parametrize("predicted", [NONE, TWO])
+def test_coco_without_any_truth_is_nan(predicted):
+    assert all(math.isnan(value) for value in coco([predicted], [NONE]).values())
+    figures = detection.summary([predicted, NONE], [NONE, NONE], classes=CLASSES)
+    assert figures["image_ap50"] == (1 if predicted is NONE else 0.5)
 
 
 def test_nothing_is_cut():
@@ -163,10 +163,10 @@ def test_nothing_is_printed(capfd):
 
 
 def test_arguments_stay_as_they_are_and_travel():
-    found = row((0, 8, A, 0.8), (20, 30, B, 0.9))
-    before = pickle.dumps(found)
-    first = detection.summary([found], [TWO], classes=CLASSES)
-    assert pickle.dumps(found) == before
+    predicted = row((0, 8, A, 0.8), (20, 30, B, 0.9))
+    before = pickle.dumps(predicted)
+    first = detection.summary([predicted], [TWO], classes=CLASSES)
+    assert pickle.dumps(predicted) == before
     again = detection.summary([pickle.loads(before)], [TWO], classes=CLASSES)
     assert again == pytest.approx(first, abs=0, nan_ok=True)
 
@@ -228,8 +228,8 @@ def dense_iou(one, other):
     return Fraction(int((one & other).sum()), union) if union else Fraction(0)
 
 
-def brute_image_ap(found, truth, *, hundredths):
-    (masks, labels, scores), (true_masks, true_labels, _) = found, truth
+def brute_image_ap(predicted, truth, *, hundredths):
+    (masks, labels, scores), (true_masks, true_labels, _) = predicted, truth
     if not len(masks) and not len(true_masks):
         return Fraction(1)
     ranking = sorted(range(len(masks)), key=lambda i: -scores[i])
@@ -253,18 +253,19 @@ def brute_image_ap(found, truth, *, hundredths):
 
 def brute_coco_ap(pairs, *, label, hundredths):
     there, outcomes = 0, []
-    for found, truth in pairs:
-        mine = [i for i in range(len(found[0])) if found[1][i] == label]
+    for predicted, truth in pairs:
+        mine = [i for i in range(len(predicted[0])) if predicted[1][i] == label]
         free = [j for j in range(len(truth[0])) if truth[1][j] == label]
         there += len(free)
-        for i in sorted(mine, key=lambda i: -found[2][i]):
+        for i in sorted(mine, key=lambda i: -predicted[2][i]):
             overlap, j = max(
-                ((dense_iou(found[0][i], truth[0][j]), j) for j in free), default=(Fraction(0), -1)
+                ((dense_iou(predicted[0][i], truth[0][j]), j) for j in free),
+                default=(Fraction(0), -1),
             )
             hit = overlap >= Fraction(hundredths, 100)
             if hit:
                 free.remove(j)
-            outcomes.append((found[2][i], hit))
+            outcomes.append((predicted[2][i], hit))
     if not there:
         return None
     outcomes.sort(key=lambda outcome: -outcome[0])  # stable, by image among equals
@@ -281,14 +282,14 @@ def brute_coco_ap(pairs, *, label, hundredths):
 @given(st.integers(0, 2**32 - 1))
 def test_against_brute_force(seed):
     pairs = random_images(seed)
-    found = [as_instances(*one) for one, _ in pairs]
+    predicted = [as_instances(*one) for one, _ in pairs]
     truth = [as_instances(*one) for _, one in pairs]
-    figures = detection.summary(found, truth, classes=CLASSES)
+    figures = detection.summary(predicted, truth, classes=CLASSES)
 
     by_iou = []
     for iou in IOUS:
         expected = [brute_image_ap(*pair, hundredths=round(100 * iou)) for pair in pairs]
-        got = [image_ap(*pair, iou=iou) for pair in zip(found, truth, strict=True)]
+        got = [image_ap(*pair, iou=iou) for pair in zip(predicted, truth, strict=True)]
         assert got == pytest.approx([float(value) for value in expected], abs=1e-12)
         by_iou.append(float(sum(expected) / len(expected)))
     assert figures["image_ap50"] == pytest.approx(by_iou[0])
@@ -310,16 +311,16 @@ def test_against_brute_force(seed):
 def test_order_does_not_matter_and_values_are_shares(seed, order):
     pairs = [[as_instances(*one) for one in pair] for pair in random_images(seed)]
     # Scores of two images may tie; what COCO's pool does with that depends on the order of images.
-    for number, (found, _) in enumerate(pairs):
-        found.scores_M[:] += number / 1000
+    for number, (predicted, _) in enumerate(pairs):
+        predicted.scores_M[:] += number / 1000
     figures = detection.summary(*zip(*pairs, strict=True), classes=CLASSES)
     mixed = detection.summary(*zip(*(pairs[i] for i in order), strict=True), classes=CLASSES)
     assert mixed == pytest.approx(figures, nan_ok=True)
     assert all(math.isnan(value) or -1e-9 <= value <= 1 + 1e-9 for value in figures.values())
     # The order within an image neither, where no score comes twice.
     turned = [
-        Instances(found.masks[::-1], found.labels_M[::-1], found.scores_M[::-1])
-        for found, _ in pairs
+        Instances(predicted.masks[::-1], predicted.labels_M[::-1], predicted.scores_M[::-1])
+        for predicted, _ in pairs
     ]
     truth = [one for _, one in pairs]
     assert detection.summary(turned, truth, classes=CLASSES) == pytest.approx(figures, nan_ok=True)

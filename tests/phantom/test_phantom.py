@@ -86,15 +86,15 @@ def test_a_slice_takes_less_than_150_ms() -> None:
 
 def test_lesion_layout_is_cncbs(tmp_path: Path) -> None:
     layouts.write_lesions(tmp_path, count=10, seed=3)
-    found = check_lesions(
+    result = check_lesions(
         open_lesions(str(tmp_path)),
         lesion_classes=LESION_MODES["both"],
         contract=InputContract(),
         threads=1,
     )
-    assert len(found.samples) == 10
-    assert not found.issues.lines()
-    assert {sample.patient for sample in found.samples} == {"30000", "30001", "30002", "30003"}
+    assert len(result.samples) == 10
+    assert not result.issues.lines()
+    assert {sample.patient for sample in result.samples} == {"30000", "30001", "30002", "30003"}
     masks = [np.asarray(Image.open(path)) for path in (tmp_path / "masks").iterdir()]
     assert {int(v) for mask in masks for v in np.unique(mask)} == {0, 1, 2, 3}
 
@@ -102,12 +102,12 @@ def test_lesion_layout_is_cncbs(tmp_path: Path) -> None:
 def test_slice_layout_is_covidxs(tmp_path: Path) -> None:
     layouts.write_slices(tmp_path, count=9, seed=3)
     for split in (None, str(tmp_path / "split.txt")):
-        found = check_slices(
+        result = check_slices(
             open_slices(str(tmp_path), split=split, classes=COVIDX_CLASSES),
             contract=InputContract(),
             threads=1,
         )
-        assert sorted(sample.label for sample in found.samples) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+        assert sorted(sample.label for sample in result.samples) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     name, _, *box = (tmp_path / "split.txt").read_text().splitlines()[0].split()
     x0, y0, x1, y1 = map(int, box)
     assert np.asarray(Image.open(tmp_path / name))[y0:y1, x0:x1].mean() > 100

@@ -340,10 +340,10 @@ def test_headless() -> None:
 
 def test_explicit_header_that_is_implicit() -> None:
     data = make_dicom(phantom_hu(), syntax=IMPLICIT)
-    told = data.replace(
+    with_length = data.replace(
         b"1.2.840.10008.1.2\x00", b"1.2.840.10008.1.2 "
     )  # same length, still implicit
-    np.testing.assert_array_equal(read(told).pixels, phantom_hu())
+    np.testing.assert_array_equal(read(with_length).pixels, phantom_hu())
     explicit = make_dicom(phantom_hu()).replace(
         b"1.2.840.10008.1.2.1\x00", b"1.2.840.10008.1.2\x00\x00\x00"
     )

@@ -45,9 +45,9 @@ def test_best_row_has_the_values_of_the_papers_text() -> None:
 def test_matrices_give_the_metrics_of_the_repository(
     name: str, covid: float, accuracy: float
 ) -> None:
-    found = row(published.TABLE_4, name)
-    assert round(found.covid, 2) == covid
-    assert round(found.accuracy, 2) == accuracy
+    result = row(published.TABLE_4, name)
+    assert round(result.covid, 2) == covid
+    assert round(result.accuracy, 2) == accuracy
 
 
 def test_matrices_have_the_class_sizes_of_the_test_split() -> None:
@@ -61,8 +61,8 @@ def test_matrices_have_the_class_sizes_of_the_test_split() -> None:
     [("ResNet-18 t1", 93.95), ("ResNet-34 t1", 92.24)],  # the latter is published as 92.89
 )
 def test_accuracy_follows_from_sensitivities(name: str, follows: float) -> None:
-    found = row(published.TABLE_4, name)
-    sensitivities = (found.control, found.pneumonia, found.covid)
+    result = row(published.TABLE_4, name)
+    sensitivities = (result.control, result.pneumonia, result.covid)
     correct = sum(n * percent for n, percent in zip(TEST_SLICES, sensitivities, strict=True))
     assert correct / sum(TEST_SLICES) == pytest.approx(follows, abs=0.011)
 
@@ -75,14 +75,14 @@ def test_every_published_row_names_its_source() -> None:
 
 
 def test_notes_warn_of_known_discrepancies() -> None:
-    notes = " ".join(note for found in published.NOTES.values() for note in found)
-    for said in ("91.72", "92.24", "have no interval", "per image", "606 of the 608"):
-        assert said in notes
+    notes = " ".join(note for result in published.NOTES.values() for note in result)
+    for output in ("91.72", "92.24", "have no interval", "per image", "606 of the 608"):
+        assert output in notes
 
 
 def test_each_table_has_at_most_one_row_of_this_run() -> None:
-    found = tables()
-    ours = {number: [one for one in table.rows if one.ours] for number, table in found.items()}
+    result = tables()
+    ours = {number: [one for one in table.rows if one.ours] for number, table in result.items()}
     assert {number: len(rows) for number, rows in ours.items()} == {
         1: 1, 4: 1, 5: 1, 6: 1, 7: 0, 9: 0,
     }  # fmt: skip

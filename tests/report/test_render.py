@@ -216,7 +216,7 @@ def test_write_on_s3(s3: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "no metrics.json in this folder; run `cctmn evaluate` first"),
         (b"{", "not valid JSON"),
@@ -229,12 +229,14 @@ def test_write_on_s3(s3: Any, tmp_path: Path) -> None:
         (b'{"format": 1, "classes": [], "figures": {"a": 1}, "accounting": {}}', "is malformed"),
     ],
 )
-def test_unreadable_files_raise_one_line(tmp_path: Path, content: bytes | None, said: str) -> None:
+def test_unreadable_files_raise_one_line(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
     if content is not None:
         (tmp_path / "metrics.json").write_bytes(content)
     with pytest.raises(DataError) as raised:
         render.render(str(tmp_path))
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
     assert str(tmp_path) in str(raised.value)
 
@@ -290,9 +292,9 @@ def test_lines_differ_without_colour() -> None:
 )
 def test_a_missing_picture_has_a_reason(data: bytes | None, reason: str) -> None:
     cases = made.metrics(cases=1)["cases"]
-    found = gallery.build(cases, classes=made.CLASSES, read=lambda name: data)
-    assert (found.pictures, found.missing) == (0, 3)
-    cases_shown = [case for group in found.groups for case in group.cases]
+    built = gallery.build(cases, classes=made.CLASSES, read=lambda name: data)
+    assert (built.pictures, built.missing) == (0, 3)
+    cases_shown = [case for group in built.groups for case in group.cases]
     assert all(reason in case.no_picture for case in cases_shown)
 
 
@@ -306,9 +308,9 @@ def test_a_slice_id_is_not_used_as_a_path() -> None:
 def test_further_boxes_are_counted_but_not_drawn() -> None:
     case = copy.deepcopy(made.metrics(cases=1)["cases"]["hits"][0])
     case["lesions"] = [case["lesions"][0]] * 30
-    found = gallery.build({"hits": [case]}, classes=made.CLASSES, read=lambda name: None)
-    assert len(found.groups[0].cases[0].boxes) == gallery.BOXES
-    assert found.groups[0].cases[0].more == 30 - gallery.BOXES
+    built = gallery.build({"hits": [case]}, classes=made.CLASSES, read=lambda name: None)
+    assert len(built.groups[0].cases[0].boxes) == gallery.BOXES
+    assert built.groups[0].cases[0].more == 30 - gallery.BOXES
 
 
 # --- curves

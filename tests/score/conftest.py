@@ -17,9 +17,9 @@ def predictions(out: Path) -> dict[str, dict[str, Any]]:
         for row in table.to_pylist()
     }
     rows = tables.rows((out / "predictions").as_uri())
-    found = {names[row["slice_id"]]: row for row in rows}
-    assert len(found) == len(rows), "a slice has two rows"
-    return found
+    result = {names[row["slice_id"]]: row for row in rows}
+    assert len(result) == len(rows), "a slice has two rows"
+    return result
 
 
 def results(row: dict[str, Any]) -> dict[str, Any]:

@@ -54,8 +54,8 @@ def whole(start: Callable[[Path], subprocess.Popen[str]], tmp_path_factory: obje
     """The output of a run that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole") / "out"  # type: ignore[attr-defined]
     run = start(out)
-    said, _ = run.communicate(timeout=TIMEOUT_S)
-    assert run.returncode == 0, said
+    output, _ = run.communicate(timeout=TIMEOUT_S)
+    assert run.returncode == 0, output
     return Path(out)
 
 
@@ -73,7 +73,7 @@ def wait_for(true: Callable[[], bool], run: subprocess.Popen[str]) -> None:
 
 def ray_processes() -> list[psutil.Process]:
     """Those of the runs started here: others may use Ray on this machine."""
-    found = []
+    rows = []
     for process in psutil.process_iter():
         try:
             line = " ".join(process.cmdline())
@@ -81,8 +81,8 @@ def ray_processes() -> list[psutil.Process]:
         except psutil.Error:
             continue
         if ours and ("ray::" in line or "raylet" in line or "gcs_server" in line):
-            found.append(process)
-    return found
+            rows.append(process)
+    return rows
 
 
 def equal_rows(out: Path, whole: Path) -> None:
@@ -125,8 +125,8 @@ def test_killed_at_five_moments_then_run_again(
     assert left[1] == 0
     assert 0 < left[2] < left[4]
     run = start(out)
-    said, _ = run.communicate(timeout=TIMEOUT_S)
-    assert run.returncode == 0, said
+    output, _ = run.communicate(timeout=TIMEOUT_S)
+    assert run.returncode == 0, output
     assert manifest(out)["counts"] == manifest(whole)["counts"]
     assert manifest(out)["last_run"]["slices"] < PATIENTS * SLICES
     equal_rows(out, whole)
@@ -142,8 +142,8 @@ def test_a_killed_scorer_loses_nothing(
     assert scorers
     for scorer in scorers:
         scorer.kill()
-    said, _ = run.communicate(timeout=TIMEOUT_S)
-    assert run.returncode == 0, said
+    output, _ = run.communicate(timeout=TIMEOUT_S)
+    assert run.returncode == 0, output
     equal_rows(out, whole)
 
 
@@ -160,11 +160,11 @@ def test_stopped_politely_and_resumed(
         before = files(out)
         wait_for(lambda before=before: files(out) > before, run)  # type: ignore[misc]
         stop(run)
-        said, _ = run.communicate(timeout=TIMEOUT_S)
-        assert run.returncode == 130, said
-        assert "Run the same command again to resume" in said
-        assert "Traceback" not in said
+        output, _ = run.communicate(timeout=TIMEOUT_S)
+        assert run.returncode == 130, output
+        assert "Run the same command again to resume" in output
+        assert "Traceback" not in output
     run = start(out)
-    said, _ = run.communicate(timeout=TIMEOUT_S)
-    assert run.returncode == 0, said
+    output, _ = run.communicate(timeout=TIMEOUT_S)
+    assert run.returncode == 0, output
     equal_rows(out, whole)

@@ -23,7 +23,7 @@ from tests.makers import png, stand_in
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-def found(box, size=28):
+def result(box, size=28):
     """One lesion whose whole box is mask."""
     return SimpleNamespace(
         mask_logits_M1SS=np.full((1, 1, size, size), 5, np.float32),
@@ -43,7 +43,7 @@ def pasted(one, size):
 
 
 def test_as_is_the_mask_is_the_pasted_one():
-    same, one, size = Affine(), found((4, 8, 20, 24)), (64, 48)
+    same, one, size = Affine(), result((4, 8, 20, 24)), (64, 48)
     [counts] = on_stored(one, to_stored=same, input_size=size, stored_size=size)
     mask = decoded(counts, size)
     np.testing.assert_array_equal(mask, pasted(one, size))
@@ -53,7 +53,7 @@ def test_as_is_the_mask_is_the_pasted_one():
 def test_a_larger_and_turned_image_is_followed():
     """Twice the size, transposed, columns flipped: where the box goes, the mask goes."""
     turn, size, stored = Turn(transpose=True, flip_cols=True), (64, 48), (96, 128)
-    one = found((4, 8, 20, 24))
+    one = result((4, 8, 20, 24))
     to_stored = Affine.from_turn_and_scale(
         turn, scale_row=0.5, scale_col=0.5, rows=stored[0], cols=stored[1]
     )

@@ -104,7 +104,7 @@ def test_the_corpus_is_judged_as_its_manifest_says(
     corpus: tuple[Path, Path, str], tmp_path: Path
 ) -> None:
     """No file without a row, nothing silently wrong, equal groups equal, nothing leaked."""
-    folder, out, said = corpus
+    folder, out, output = corpus
     places = {
         row["slice_id"]: row
         for table in tables.inventory((out / "private/inventory").as_uri())
@@ -121,7 +121,7 @@ def test_the_corpus_is_judged_as_its_manifest_says(
         for row in tables.rows((out / "predictions").as_uri())
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    (tmp_path / "said.txt").write_text(said)
+    (tmp_path / "said.txt").write_text(output)
     options = ["--scores", "p_control,p_pneumonia,p_covid", "-v", "--leak", out / "predictions"]
     checked = subprocess.run(
         [
@@ -158,7 +158,7 @@ def test_pixels_of_what_was_scored_are_the_golden_ones(corpus: tuple[Path, Path,
     for line in golden_lines:
         place = (line["file"], line["member"], int(line["frame"]))
         golden.setdefault(place, []).append(line["win_sha16"])
-    found: dict[tuple[str, str, int], list[str]] = {}
+    result: dict[tuple[str, str, int], list[str]] = {}
     rows = [
         row
         for table in tables.inventory((out / "private/inventory").as_uri())
@@ -176,10 +176,10 @@ def test_pixels_of_what_was_scored_are_the_golden_ones(corpus: tuple[Path, Path,
                 slice_ = image.frame(row["frame"])
                 as_is = InputContract(size_px=min(slice_.pixels.shape), max_size_px=8192)
                 pixels = to_input(slice_, as_is).pixels
-                found.setdefault(place, []).append(hashlib.sha256(pixels).hexdigest()[:16])
+                result.setdefault(place, []).append(hashlib.sha256(pixels).hexdigest()[:16])
     # its golden pixels keep the bright ring of padding; the manifest wants it to be air
     padded = ("dicom_odd/x_padding_bright_4095.dcm", "", 0)
     wanted = {place: hashes for place, hashes in golden.items() if place[0] in scored}
-    assert found.keys() == wanted.keys()
-    different = {p for p, hashes in found.items() if sorted(hashes) != sorted(wanted[p])}
+    assert result.keys() == wanted.keys()
+    different = {p for p, hashes in result.items() if sorted(hashes) != sorted(wanted[p])}
     assert different == {padded}

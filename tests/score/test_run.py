@@ -82,12 +82,12 @@ def test_rows_have_the_documented_columns(done: Path) -> None:
 
 
 def test_the_manifest_balances_and_names_nothing(done: Path, archive: Path) -> None:
-    said = manifest(done)
-    assert said["counts"] == {"inventory": 16, "ok": 13, "error": 3, "pending": 0}
-    assert said["complete"]
-    assert said["exit_code"] == 3
-    assert sum(said["classes"].values()) == 13
-    assert str(archive) not in json.dumps(said)
+    output = manifest(done)
+    assert output["counts"] == {"inventory": 16, "ok": 13, "error": 3, "pending": 0}
+    assert output["complete"]
+    assert output["exit_code"] == 3
+    assert sum(output["classes"].values()) == 13
+    assert str(archive) not in json.dumps(output)
     assert not list(done.glob("private/todo/*"))
     assert (done / "private").stat().st_mode & 0o077 == 0
     assert (done / "private" / "key").stat().st_mode & 0o777 == 0o600

@@ -74,33 +74,33 @@ def port(shared_ray: SharedRay) -> Iterator[int]:
 
 
 def scrape(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        return str(answer.read().decode())
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+        return str(response.read().decode())
 
 
 def values(text: str, name: str) -> dict[str, float]:
     """Value by the tags that are ours, of the samples of one name and this run."""
-    found = {}
+    samples = {}
     for line in text.splitlines():
         if line.startswith(f"{name}{{") and f'run="{run_id()}"' in line:
             tags, value = line[len(name) + 1 :].rsplit("} ", 1)
             ours = [t for t in tags.split(",") if t.startswith(("outcome=", "code=", "stage="))]
             key = ",".join(ours).replace('"', "")
-            found[key] = found.get(key, 0) + float(value)
-    return found
+            samples[key] = samples.get(key, 0) + float(value)
+    return samples
 
 
 def test_counters_are_scraped_and_name_nobody(port: int, archive: Path, tmp_path: Path) -> None:
     import ray
 
-    said: list[str] = []
+    output: list[str] = []
     job = run.ScoreJob(
         [str(archive)],
         out=str(tmp_path / "out"),
         source=stand_in(sleep_s=0.5),
         settings=ScoreConfig(actors=1, block_rows=4),
     )
-    summary = run.score(job, report=lambda text, *, transient=False, names="": said.append(text))
+    summary = run.score(job, report=lambda text, *, transient=False, names="": output.append(text))
     assert (summary.counts.ok, summary.counts.error) == (8, 2)
     expected = {"stage=fetch": 10, "stage=decode": 10, "stage=score": 8}
     deadline, text = time.monotonic() + 60, ""
@@ -121,7 +121,7 @@ def test_counters_are_scraped_and_name_nobody(port: int, archive: Path, tmp_path
     ]
     assert files
     assert handed_on
-    seen = {"metrics": text, "talk": "\n".join(said)}
+    seen = {"metrics": text, "talk": "\n".join(output)}
     seen |= {str(f): f.read_bytes().decode("latin-1") for f in [*files, *handed_on]}
     leaks = [(place, name) for place, text in seen.items() for name in CANARIES if name in text]
     assert not leaks
@@ -166,8 +166,8 @@ def test_off_a_terminal_each_line_is_json_with_the_run(archive: Path, tmp_path: 
     assert {line["run"] for line in lines} == {"run-of-test"}
     assert all(line.keys() == {"time", "level", "run", "text"} for line in lines)
     assert any("slices = " in line["text"] for line in lines)
-    said = json.loads((tmp_path / "out/manifest.json").read_text())
-    assert said["last_run"]["id"] == "run-of-test"
+    output = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert output["last_run"]["id"] == "run-of-test"
     quiet = done.stderr.replace(str(archive), "")  # the person's own words
     assert not [name for name in CANARIES if name in quiet]
     refused = subprocess.run(
@@ -187,5 +187,5 @@ def test_names_are_told_to_a_person_alone(
     assert "Mustermann" in capsys.readouterr().err  # CCTMN_LOG=text, as on a terminal
     monkeypatch.delenv("CCTMN_LOG")
     TerminalReporter(quiet=False)("2 labels without a prediction", names="Mustermann.png")
-    said = capsys.readouterr().err
-    assert json.loads(said)["text"] == "2 labels without a prediction"
+    output = capsys.readouterr().err
+    assert json.loads(output)["text"] == "2 labels without a prediction"

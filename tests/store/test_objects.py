@@ -56,9 +56,9 @@ def test_nothing_there_is_the_users_error(text: str, tmp_path: Path, s3: S3Serve
 def test_bytes_of_a_name_that_are_not_utf8_survive(tmp_path: Path) -> None:
     name = os.fsdecode(b"sl\xefce")
     (tmp_path / name).write_bytes(b"data")
-    [found] = store.list_objects(str(tmp_path))
-    assert found.uri.endswith("sl%EFce")
-    assert store.read_all(found.uri) == b"data"
+    [result] = store.list_objects(str(tmp_path))
+    assert result.uri.endswith("sl%EFce")
+    assert store.read_all(result.uri) == b"data"
 
 
 def test_ranges(tmp_path: Path, s3: S3Server) -> None:

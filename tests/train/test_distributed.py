@@ -236,14 +236,14 @@ def test_losses_that_explode_end_in_one_line(cluster: str, made: Path, tmp_path:
 
 def workers() -> list[psutil.Process]:
     """Of this test's own cluster: there may be others on the machine."""
-    found = []
+    result = []
     for process in psutil.Process().children(recursive=True):
         try:
             if "RayTrainWorker" in " ".join(process.cmdline()):
-                found.append(process)
+                result.append(process)
         except psutil.Error:
             continue
-    return found
+    return result
 
 
 def test_a_worker_that_dies_is_replaced(cluster: str, made: Path, tmp_path: Path) -> None:
@@ -315,11 +315,11 @@ def test_killed_in_an_epoch_it_ends_where_an_unbroken_run_ends(
     assert "Run the same command again to resume" in talk
     assert not (broken / "model").exists()
     done = start(broken)
-    said, talk = done.communicate(timeout=TIMEOUT_S)
+    output, talk = done.communicate(timeout=TIMEOUT_S)
     assert done.returncode == 0, talk
     config = DetectorConfig(optim=Optim(epochs=6, lr=1e-3), hardware=HARDWARE)
     unbroken = run.train(run.TrainJob(config, out=str(whole), **lesions_of(made)))
-    assert json.loads(said)["metrics"] == unbroken.metrics
+    assert json.loads(output)["metrics"] == unbroken.metrics
     assert figures(table(broken / "metrics.csv")) == figures(table(whole / "metrics.csv"))
     assert table(broken / "steps.csv") == table(whole / "steps.csv")
     weights = [checkpoint.load(out / "last").net.state_dict() for out in (broken, whole)]

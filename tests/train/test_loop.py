@@ -169,10 +169,10 @@ def test_the_best_epoch_is_kept(tmp_path, accuracies, best):
     kept, until = Kept(tmp_path / "kept"), module_s()
     run(module_s(accuracies=accuracies), kept)
     run(until, Kept(tmp_path / "until"), optim=replace(OPTIM, epochs=best))
-    found = checkpoint.load(kept.restore() / BEST)
-    assert same(found.net.state_dict(), weights(until))
-    told = {"epoch": best, "metrics": {"accuracy": accuracies[best - 1]}}
-    assert found.card.provenance == told
+    loaded = checkpoint.load(kept.restore() / BEST)
+    assert same(loaded.net.state_dict(), weights(until))
+    recorded = {"epoch": best, "metrics": {"accuracy": accuracies[best - 1]}}
+    assert loaded.card.provenance == recorded
 
 
 def test_a_figure_that_is_not_there_is_null_on_the_card(tmp_path):
@@ -189,9 +189,9 @@ def test_the_best_epoch_of_before_a_break_is_kept(tmp_path):
     run(module_s(accuracies=(0.9, 0.1)), kept, optim=replace(OPTIM, epochs=2))
     first = checkpoint.load(kept.restore() / BEST)
     run(module_s(accuracies=(0.2,)), kept)
-    found = checkpoint.load(kept.restore() / BEST)
-    assert found.card.provenance["epoch"] == first.card.provenance["epoch"] == 1
-    assert same(found.net.state_dict(), first.net.state_dict())
+    loaded = checkpoint.load(kept.restore() / BEST)
+    assert loaded.card.provenance["epoch"] == first.card.provenance["epoch"] == 1
+    assert same(loaded.net.state_dict(), first.net.state_dict())
 
 
 def test_loss_that_is_no_longer_finite_is_one_line(folder, tmp_path):
@@ -199,9 +199,9 @@ def test_loss_that_is_no_longer_finite_is_one_line(folder, tmp_path):
     for task in (module_s(), stage1(folder / "lesions"), stage2(folder / "slices", variant="all")):
         with pytest.raises(
             ModelError, match=r"no longer finite in epoch [12]; lower optim"
-        ) as told:
+        ) as recorded:
             run(task, kept, optim=replace(OPTIM, lr=1e30))
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(recorded.value)
         assert kept.epochs == []
 
 
@@ -259,13 +259,13 @@ def test_every_setting_changes_what_is_learned(tmp_path):
 
 def test_loaders_and_micro_batches_change_nothing(tmp_path):
     """Of module S; in stage 1 a micro-batch shares batch norm."""
-    found = []
+    loaded = []
     for number, hardware in enumerate((LAST_EPOCH, Hardware(micro_batch=2), Hardware(loaders=1))):
         task = module_s()
         history = run(task, Kept(tmp_path / str(number)), hardware=hardware)
-        found.append(torch.tensor(history.losses["loss"]))
-    for losses in found[1:]:
-        torch.testing.assert_close(losses, found[0], rtol=1e-5, atol=1e-6)
+        loaded.append(torch.tensor(history.losses["loss"]))
+    for losses in loaded[1:]:
+        torch.testing.assert_close(losses, loaded[0], rtol=1e-5, atol=1e-6)
 
 
 def test_precision_and_micro_batches_in_stage_1(folder, tmp_path):
@@ -333,12 +333,12 @@ def work(rank: int, data: Path, place: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=2)
     world = {"rank": rank, "size": 2}
-    found: dict[str, Any] = {n: learned(n, data, place / str(rank), **world) for n in CASES}
+    loaded: dict[str, Any] = {n: learned(n, data, place / str(rank), **world) for n in CASES}
     try:
         run(module_s(), Kept(place / "wild"), optim=replace(OPTIM, lr=1e30), **world)
     except ModelError as error:
-        found["wild"] = str(error)
-    torch.save(found, place / f"found{rank}.pt")
+        loaded["wild"] = str(error)
+    torch.save(loaded, place / f"found{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -369,17 +369,17 @@ def test_two_workers_learn_what_one_learns(folder, tmp_path, two, name):
 
 
 def test_statistics_of_batch_norm_are_the_workers_mean(folder, two):
-    found = []
+    loaded = []
     for rank in (0, 1):
         task = stage1(folder / "lesions")
         task.train()
         for micro in Steps(3, CASES["still"][1], size=2).epoch(0, rank=rank):
             batch = [task.read(i) for i in micro.indices]
             task.losses(task.module, batch, device=torch.device("cpu"))
-        found.append({name: b for name, b in task.net.named_buffers() if b.is_floating_point()})
+        loaded.append({name: b for name, b in task.net.named_buffers() if b.is_floating_point()})
     net = two[0]["still"][2]
-    for name, value in found[0].items():
-        torch.testing.assert_close(net[name], (value + found[1][name]) / 2, atol=1e-6, rtol=1e-5)
+    for name, value in loaded[0].items():
+        torch.testing.assert_close(net[name], (value + loaded[1][name]) / 2, atol=1e-6, rtol=1e-5)
 
 
 def test_both_workers_say_that_a_loss_is_not_finite(two):

@@ -114,7 +114,7 @@ def test_an_unknown_key_is_refused(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sets", "said"),
+    ("sets", "message"),
     [
         ("backbone=resnet101", "is unknown; allowed: "),
         ("truncation=-1", "below 0"),
@@ -125,8 +125,8 @@ def test_an_unknown_key_is_refused(tmp_path: Path, text: str) -> None:
         ("hardware.precision=float16", "is unknown; allowed: "),
     ],
 )
-def test_a_value_that_makes_no_sense_is_refused(sets, said):
-    with pytest.raises(ConfigError, match=said):
+def test_a_value_that_makes_no_sense_is_refused(sets, message):
+    with pytest.raises(ConfigError, match=message):
         preset("detector", "paper-resnet50", sets)
 
 

@@ -95,15 +95,15 @@ def test_the_short_way_gives_the_features_and_gradients_of_the_whole(ranked, cro
     net.train()
     x_B3HW, sizes = ready(*crops)
     weights = torch.randn(2, ranked, 5, generator=torch.Generator().manual_seed(0))
-    found = []
+    result = []
     for way in (net.ranked_features, lambda x, sizes: plainly(net, x, sizes=sizes)):
         net.zero_grad()
         features_BN5 = way(x_B3HW, sizes=sizes)
         logits_BC = torch.stack([net.module_s(one.flatten()) for one in features_BN5])
         (logits_BC.sum() + (features_BN5 * weights).sum()).backward()
         gradients = {n: p.grad.clone() for n, p in net.named_parameters() if p.requires_grad}
-        found.append((features_BN5.detach(), logits_BC.detach(), gradients))
-    (here, logits, gradients), (there, logits_there, gradients_there) = found
+        result.append((features_BN5.detach(), logits_BC.detach(), gradients))
+    (here, logits, gradients), (there, logits_there, gradients_there) = result
     torch.testing.assert_close(here, there, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits, logits_there, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(net(x_B3HW, sizes=sizes), logits, atol=1e-6, rtol=0)
@@ -339,10 +339,10 @@ def test_predictions_that_are_the_truth_are_perfect(lesions):
 def test_the_nets_own_lesions_are_measured(lesions):
     net = fresh(small_arch(), seed=1)
     task = DetectorTask(net, lesions, lesions, contract(), "full")
-    found, truth = task.validation_output(0)
+    result, truth = task.validation_output(0)
     (there,) = Predictor(net).predict([task.read(0)[0]])
-    assert found.scores_M.tolist() == there.scores_M.tolist()
-    assert [int(m) for m in detection.rle.area(found.masks)] == there.mask_px_M.tolist()
+    assert result.scores_M.tolist() == there.scores_M.tolist()
+    assert [int(m) for m in detection.rle.area(result.masks)] == there.mask_px_M.tolist()
     read = tasks.read_lesions(
         lesions[0], lesion_classes=net.arch.lesion_classes, contract=contract()
     )
