@@ -111,7 +111,7 @@ class Arch:
 
 
 def lesion_rule() -> dict[str, Any]:
-    """How the reported lesions are chosen; the constants above, written down for the reader."""
+    """Return the rule by which reported lesions are chosen: the constants above."""
     return {
         "min_score": LESION_MIN_SCORE,
         "nms_iou": LESION_NMS_IOU,
@@ -163,17 +163,17 @@ class Card:
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by before the activation; 1 before a calibration."""
+        """The logits are divided by it before the activation; 1 before a calibration."""
         return float(self.calibration.get("temperature", 1.0))
 
     @property
     def top_m(self) -> int | None:
-        """Slices that speak for a patient; None before a calibration."""
+        """Number of slices that decide about a patient; None before a calibration."""
         return self.calibration.get("top_m")
 
     @property
     def described(self) -> dict[str, Any]:
-        """What a report says of the model; nothing of who trained it on what."""
+        """The part of the card for reports, without who trained the model on what."""
         return {
             "model_id": self.model_id,
             "name": self.name,
@@ -194,7 +194,7 @@ class Card:
 
 
 def parse_card(card_bytes: bytes, *, where: str) -> Card:
-    """A Card from the bytes of card.json; `where` names the place in messages."""
+    """Parse card.json; `where` names the place in messages. Raises ModelError."""
     try:
         raw = json.loads(card_bytes)
     except ValueError:
@@ -226,7 +226,7 @@ def read_card(folder: Path | str) -> Card:
 
 
 def read_weights(folder: Path | str, *, card: Card) -> bytes:
-    """The folder's weights. Raises ModelError if they are not those the card was written for."""
+    """Read the folder's weights. Raises ModelError if the card is of other weights."""
     weights = _read(folder, WEIGHTS)
     if len(weights) != card.weights_bytes:
         problem = f"has {len(weights)} bytes, the card says {card.weights_bytes}"
@@ -238,7 +238,7 @@ def read_weights(folder: Path | str, *, card: Card) -> bytes:
 
 
 def parameter_count(weights: bytes) -> int:
-    """Trainable parameters in the bytes of safetensors: batch norm's statistics are none."""
+    """Count the trainable parameters in a safetensors file, so without batch norm's statistics."""
     size = int.from_bytes(weights[:8], "little")
     try:
         tensors = json.loads(weights[8 : 8 + size])
@@ -267,13 +267,13 @@ def write_card(folder: Path | str, *, card: Card) -> None:
 
 
 def card_bytes(card: Card) -> bytes:
-    """The text of card.json."""
+    """Return the content of card.json."""
     text = json.dumps(asdict(card), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
 
 
 def portable(folder: str) -> str:
-    """The model's name as other machines understand it: a URI, or the name of one that ships."""
+    """Return the model's name for other machines: a URI, or the name of a shipped model."""
     return folder if folder.startswith(SHIPPED) else store.to_uri(folder)
 
 
@@ -288,7 +288,7 @@ def _read(folder: Path | str, name: str) -> bytes:
 
 
 def _checked(raw: Any, cls: type[Card] | type[Arch]) -> dict[str, Any]:
-    """`raw` with lists of names as tuples, if it has exactly the fields of `cls`, rightly typed."""
+    """Return `raw` with lists as tuples. Raises ModelError unless keys and types fit `cls`."""
     if not isinstance(raw, dict):
         raise ModelError(f"{cls.__name__.lower()} is not a table; copy the model again")
     names = {f.name: str(f.type) for f in fields(cls)}

@@ -46,7 +46,7 @@ class LoadedModel:
 
 
 def fresh(arch: Arch, *, seed: int) -> Net:
-    """An untrained net in eval mode, the same for the same seed; the global generator is kept."""
+    """Return an untrained net in eval mode, the same for a seed; the global generator is kept."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Classifier(arch) if arch.image_classes else Detector(arch)
@@ -62,7 +62,7 @@ def classifier_from_detector(
     hidden: int = 0,
     masks: bool = False,
 ) -> LoadedModel:
-    """Stage 2 before training: the detector's weights, module S random from `seed`.
+    """Return a classifier with the detector's weights, and module S random from `seed`.
 
     `ranked` (N) and `hidden` (F) default to the author's for the backbone; `masks` keeps the
     detector's mask head, if it has one.
@@ -99,7 +99,7 @@ def with_image_classes(
 
 
 def _untrained(card: Card, *, arch: Arch, what: str, seed: int) -> Card:
-    """The card of a net of which one part is random."""
+    """Return the card of a net of which one part is random."""
     return replace(
         card,
         arch=arch,
@@ -112,7 +112,7 @@ def _untrained(card: Card, *, arch: Arch, what: str, seed: int) -> Card:
 
 
 def to_bytes(net: Net, *, card: Card, half: bool = False) -> tuple[bytes, bytes, Card]:
-    """card.json, weights.safetensors, and the card with the weights' hash and size filled in.
+    """Return card.json, weights.safetensors, and the card with the weights' hash and size.
 
     `half` rounds the weights to float16; they are float32 again when loaded.
     """
@@ -168,7 +168,7 @@ def load(folder: Path | str, *, device: str = "cpu") -> LoadedModel:
 
 
 def filled(arch: Arch, tensors: Mapping[str, Tensor], *, where: str) -> Net:
-    """A net in eval mode with these weights; names and shapes must fit, and all values be finite.
+    """Return a net in eval mode with these weights. Raises ModelError if they do not fit.
 
     It is built without memory first: initialising weights takes longer than reading them.
     """

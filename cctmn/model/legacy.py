@@ -95,7 +95,7 @@ def import_checkpoint(path: Path, *, lesions: str | None = None) -> tuple[Net, C
 
 
 def infer_arch(shapes: Mapping[str, tuple[int, ...]], *, lesions: str | None) -> Arch:
-    """The Arch of weights with these shapes, by a detector's names and `module_s.*`.
+    """Return the Arch of weights with these names and shapes.
 
     Raises ModelError if no model of the method has them, or `lesions` contradicts them.
     """
@@ -154,7 +154,7 @@ def _our_name(name: str) -> str:
 
 
 def _check_anchors(generator: Any, *, where: str) -> None:
-    """The anchors decide what the RPN's numbers mean, and no shape betrays others."""
+    """Refuse other anchors than ours: the RPN's weights would fit, and mean something else."""
     for field, ours in (("sizes", ANCHOR_SIZES_PX), ("aspect_ratios", ASPECT_RATIOS)):
         levels = generator.state.get(field) if isinstance(generator, Record) else None
         if not isinstance(levels, list | tuple) or not levels:

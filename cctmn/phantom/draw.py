@@ -185,7 +185,7 @@ def _lesions(rng: np.random.Generator, *, finding: str, recipe: Recipe) -> list[
 
 
 class _Canvas:
-    """A slice in the making; shapes are drawn inside their bounding boxes only."""
+    """A slice that is being drawn; a shape changes only its bounding box."""
 
     def __init__(self, patient: Patient, *, height: float, rng: np.random.Generator) -> None:
         self.patient, self.height, self.rng = patient, height, rng
@@ -199,7 +199,7 @@ class _Canvas:
     def window(
         self, cx: float, cy: float, reach_x: float, reach_y: float
     ) -> tuple[tuple[slice, slice], Image, Image]:
-        """The part within reach of a point, and x and y there, from the point."""
+        """Return the part around a point, and x and y of its px relative to the point."""
 
         def span(centre: float, reach: float) -> slice:
             first, last = ((centre + sign * reach + 0.5) * SIZE_PX for sign in (-1, 1))
@@ -258,7 +258,7 @@ class _Canvas:
         self.hu[box] += alpha * np.maximum(lesion.hu - self.hu[box], 0)
 
     def draw_vessels(self) -> None:
-        """Tapering branches from each hilum to the pleura."""
+        """Draw tapering vessels from each hilum to the pleura."""
         drawn = Pillow.new("L", (SIZE_PX, SIZE_PX))
         pen = ImageDraw.Draw(drawn)
         for side in (-1, 1):
@@ -279,7 +279,7 @@ class _Canvas:
         self.hu[vessels] = np.maximum(self.hu[vessels], BLOOD)
 
     def draw_bronchogram(self) -> None:
-        """Airways that stay open in what is consolidated."""
+        """Draw airways that stay open inside a consolidation."""
         rows, cols = np.nonzero(self.labels == CONSOLIDATION)
         for i in self.rng.integers(0, max(1, len(rows)), size=len(rows) // 700):
             self.fill(AIR + 150, self.axis[cols[i]], self.axis[rows[i]], 0.004, 0.004)
@@ -301,7 +301,7 @@ def _cloud(rng: np.random.Generator, cells: int) -> Image:
 
 
 def visible_slice(patient: Patient, *, rng: np.random.Generator) -> PhantomSlice:
-    """A slice that shows the patient's finding; of a control any."""
+    """Return a slice that shows the patient's finding; any slice of a control."""
     while True:
         drawn = slice_of(patient, height=patient.visible_height(rng), rng=rng)
         if drawn.finding == patient.finding:
@@ -317,12 +317,12 @@ def slice_of(patient: Patient, *, height: float, rng: np.random.Generator) -> Ph
     dense = [lesion for lesion in patient.lesions if lesion.label == CONSOLIDATION]
     for lesion in haze:
         canvas.draw_lesion(lesion)
-    canvas.draw_vessels()  # they show through haze, not through what is dense
+    canvas.draw_vessels()  # they are visible in ground glass, not in a consolidation
     for lesion in dense:
         canvas.draw_lesion(lesion)
     canvas.draw_bronchogram()
     canvas.draw_middle()
-    blurred = ndimage.gaussian_filter(canvas.hu, 0.8)  # what a scanner's kernel does to edges
+    blurred = ndimage.gaussian_filter(canvas.hu, 0.8)  # a scanner's kernel blurs edges
     noise = rng.standard_normal(blurred.shape, dtype=np.float32) + 0.5 * _cloud(rng, 170)
     hu = np.clip(np.round(blurred + patient.noise_hu * noise), -1024, 3071)
     return PhantomSlice(hu=hu.astype(np.float32), labels=canvas.labels)

@@ -40,7 +40,7 @@ ZIP_LOCAL = struct.Struct("<4s5H3L2H")  # APPNOTE 4.3.7
 
 
 class Member(NamedTuple):
-    """One entry. Offsets and sizes in bytes; code is "" or why the entry cannot be read."""
+    """One entry. Offsets and sizes are in bytes; `code` is "", or why it cannot be read."""
 
     name: str
     occurrence: int = 0
@@ -53,7 +53,7 @@ class Member(NamedTuple):
 
 
 def zip_members(file: RangeFile) -> Iterator[Member]:
-    """Entries of a zip by its central directory, in the order of their offsets.
+    """Return the entries of a zip's central directory, in the order of their offsets.
 
     Raises SliceError for the archive as a whole: archive_truncated, archive_empty, archive_bomb.
     """
@@ -106,7 +106,7 @@ def _zip_refusal(entry: zipfile.ZipInfo) -> str:
 
 
 def zip_data(raw: bytes, *, size: int, method: int, crc32: int) -> bytes:
-    """The unpacked member from the bytes at its local header, checked against size and CRC."""
+    """Unpack a member from the bytes at its local header, and check its size and CRC."""
     data = zip_head(raw, method=method, size=size + 1)
     if len(data) > size:
         raise SliceError("archive_bomb")  # it inflates to more than it says
@@ -118,7 +118,7 @@ def zip_data(raw: bytes, *, size: int, method: int, crc32: int) -> bytes:
 
 
 def zip_head(raw: bytes, *, method: int, size: int) -> bytes:
-    """At most the first `size` unpacked bytes that `raw`, from a local header on, can give."""
+    """Unpack at most `size` bytes of a member; `raw` begins at its local header."""
     if len(raw) < ZIP_LOCAL.size:
         raise SliceError("truncated")
     signature, *_, name_length, extra_length = ZIP_LOCAL.unpack_from(raw)
@@ -137,9 +137,9 @@ def zip_head(raw: bytes, *, method: int, size: int) -> bytes:
 
 
 def tar_members(file: BinaryIO, *, packed_size: int) -> Iterator[Member]:
-    """Entries of a tar by its headers; `file` is at an entry's data when the entry is yielded.
+    """Yield the entries of a tar; `file` is at an entry's data when the entry is yielded.
 
-    Damage after good entries ends the walk with SliceError: nothing ends silently, as tarfile does.
+    Raises SliceError for damage after good entries, where tarfile would end silently.
     """
     seen: Counter[str] = Counter()
     try:
@@ -195,7 +195,7 @@ def _tar_refusal(entry: tarfile.TarInfo) -> str:
 
 
 def has_trailing_data(file: BinaryIO) -> bool:
-    """Whether anything but zeros follows the end of a tar; reads to the end of the archive."""
+    """Read to the end of the archive; return whether anything but zeros follows the tar."""
     try:
         for chunk in itertools.takewhile(len, iter(functools.partial(file.read, 1 << 20), b"")):
             if any(chunk.lstrip(b"\0")):
@@ -207,17 +207,17 @@ def has_trailing_data(file: BinaryIO) -> bool:
 
 @functools.lru_cache(maxsize=2)
 def open_solid(uri: str, *, container: str, size: int) -> BinaryIO:
-    """The unpacked stream of a compressed tar, kept open by the process.
+    """Open the unpacked stream of a compressed tar; the process keeps it open.
 
-    It can only be read forward (going back starts again), so blocks of work that come in the order
-    of their offsets cost each process one pass, not one pass a block.
+    The stream can only be read forward, and going back starts it again. A process whose blocks of
+    work come in the order of their offsets therefore reads each archive once.
     """
     packed = io.BufferedReader(RangeFile(uri, size=size, window=SOLID_WINDOW), SOLID_WINDOW)
     return SOLID[container](cast(BinaryIO, packed))
 
 
 def read_solid(uri: str, *, container: str, size: int, start: int, length: int) -> bytes:
-    """Bytes [start, start + length) of the unpacked stream of an object of `size` bytes."""
+    """Return bytes [start, start + length) of the unpacked stream of an object of `size` bytes."""
     try:
         file = open_solid(uri, container=container, size=size)
         file.seek(start)

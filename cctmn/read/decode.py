@@ -61,7 +61,7 @@ class ImageFile:
 def sniff(head: bytes) -> str:
     """Return the kind of a file by its first bytes, "" if it is none that can be read.
 
-    DICM at 128 goes first: its preamble may be made up as another format.
+    "DICM" at byte 128 is looked for first, because the preamble before it may imitate any format.
     """
     if head[128:132] == b"DICM":
         return "dicom"
@@ -74,9 +74,10 @@ def sniff(head: bytes) -> str:
 
 
 def frame_count(file: BinaryIO, *, kind: str, head: bytes = b"") -> int:
-    """Return how many rows the object must yield, from its head and at most a few ranged reads.
+    """Return the number of frames or pages, from the head and at most a few ranged reads.
 
-    A damaged object yields one row: decoding it gives the code. Errors of the storage pass.
+    A damaged object counts as one frame, and decoding it gives the code. Errors of the storage are
+    raised.
     """
     try:
         with warnings.catch_warnings():
@@ -106,7 +107,7 @@ def open_image(data: bytes | memoryview) -> ImageFile:
 
 @contextmanager
 def _coded() -> Iterator[None]:
-    """The slice boundary: whatever fails inside leaves as a SliceError, and says no more."""
+    """Turn whatever the block raises into a SliceError, which has a code and no text."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

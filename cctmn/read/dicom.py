@@ -69,9 +69,10 @@ _FRAMES_TAG: Final = 0x00280008
 
 
 def frame_count(file: BinaryIO, *, head: bytes) -> int:
-    """Return how many rows the object must yield; 1 for whatever decoding will refuse.
+    """Return the number of frames; 1 for whatever decoding will refuse.
 
-    The plain CT class has one frame, and `head` tells it: most objects are read no further.
+    An object of the plain CT class has one frame. Its class is in `head`, so most objects are read
+    no further.
     """
     if media_class_of(head) == _CT:
         return 1
@@ -292,7 +293,7 @@ def _rows_cols(dataset: Dataset) -> tuple[int, int]:
 
 
 def _check_range(raw: npt.NDArray[Any], *, allocated: int, stored_bits: int, signed: bool) -> None:
-    """Refuse decoded values that BitsStored cannot hold: the stream is damaged or another's."""
+    """Refuse decoded values that BitsStored cannot hold: a damaged or foreign stream."""
     lowest, highest = int(raw.min()), int(raw.max())
     limit = 1 << stored_bits
     if signed:  # a negative value may come with its sign extended to all allocated bits
@@ -307,8 +308,8 @@ def _check_range(raw: npt.NDArray[Any], *, allocated: int, stored_bits: int, sig
 def _check_largest(raw: npt.NDArray[Any], dataset: Dataset) -> None:
     """Refuse a lossless stream with values above the largest that its writer has seen.
 
-    The element was the maximum in 901 of 901 real files and a round number above it in others.
-    Padding need not count, so files with padding are not checked.
+    In 901 of 901 real files the element was the maximum. In others it is a round number above the
+    maximum. It may leave out padding, so files with padding are not checked.
     """
     largest = integer_of(dataset, "LargestImagePixelValue")
     if largest and "PixelPaddingValue" not in dataset and int(raw.max()) > largest:

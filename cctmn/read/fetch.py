@@ -41,7 +41,7 @@ class _Get:
 
 
 def fetch(rows: Sequence[Row], *, threads: int) -> Iterator[tuple[list[Row], bytes | SliceError]]:
-    """Rows of one object or member together, with its bytes or the error."""
+    """Yield the rows of each object or member together, with its bytes or the error."""
     gets = _plan(rows)
     with ThreadPoolExecutor(threads, thread_name_prefix="fetch") as pool:
         for window in _windows([get for get in gets if not get.is_solid]):
@@ -90,7 +90,7 @@ def _run(get: _Get) -> list[tuple[list[Row], bytes | SliceError]]:
     except (ObjectError, SliceError) as error:
         if len(get.members) == 1:
             return [(get.members[0], SliceError(error.code))]
-        # one bad neighbour must not take the others along: each for itself
+        # read each alone, so that one bad neighbour does not fail the others
         alone = [_Get(m[0]["offset"], m[0]["packed_size"], [m]) for m in get.members]
         return [result for single in alone for result in _run(single)]
     return [(group, _unpack(raw, group[0], get.start)) for group in get.members]

@@ -93,7 +93,7 @@ def read_header(data: bytes, *, stop: Callable[[int], bool], max_inflated_bytes:
     """Read the file meta and the data set up to the first element for which stop(tag) holds."""
     source = io.BytesIO(data)
     meta = _read_meta(source)
-    # Without a transfer syntax pydicom tells explicit from implicit by the first element.
+    # Without a transfer syntax pydicom decides by the first element: explicit or implicit.
     syntax = text_of(meta, "TransferSyntaxUID") or EXPLICIT
     body, inflated = data, True
     if syntax == DEFLATED:
@@ -198,7 +198,7 @@ def values_of(dataset: Dataset, keyword: str) -> list[Any]:
 
 
 def is_absent(dataset: Dataset, keyword: str) -> bool:
-    """Return whether an element is absent or empty; a damaged value is there."""
+    """Return whether an element is absent or empty; a damaged value is neither."""
     try:
         return not values_of(dataset, keyword)
     except ValueError:

@@ -167,7 +167,7 @@ def _check_png(data: bytes) -> int:
 
 
 def _check_png_rows(packed: bytes, *, header: bytes) -> None:
-    """Check that the packed rows are all there; Pillow leaves missing ones black without a word."""
+    """Check that no packed row is missing; Pillow would leave it black and report nothing."""
     cols, rows, depth, color, _, _, interlaced = struct.unpack_from(">IIBBBBB", header)
     if color not in _PNG_CHANNELS or interlaced > 1:
         raise SliceError("corrupt")
@@ -203,7 +203,7 @@ def _check_jpeg(data: bytes) -> int:
 
 
 def _check_tiff(page: Image.Image) -> set[str]:
-    """Refuse samples of more than 8 bits; the flags say what the tags tell."""
+    """Refuse samples of more than 8 bits; return the flags that follow from the tags."""
     tags: Any = page.tag_v2  # type: ignore[attr-defined]
     bits = max(tags.get(_TIFF_BITS, (1,)))
     if bits > 16 or _TIFF_FLOAT in tags.get(_TIFF_SAMPLE_FORMAT, (1,)):

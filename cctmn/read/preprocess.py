@@ -31,7 +31,7 @@ class ModelInput:
 
 
 def to_input(slice_: Slice, contract: InputContract) -> ModelInput:
-    """Window, check and resize one slice. Raises SliceError for one that cannot be scored."""
+    """Window, check and resize a slice. Raises SliceError if it cannot be scored."""
     grey = window(slice_.pixels, contract) if slice_.unit == "hu" else slice_.pixels
     flags = slice_.flags | check_content(slice_, grey)
     pixels = _resize(grey, contract)

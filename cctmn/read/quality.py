@@ -21,7 +21,7 @@ AIR_HU: Final = -1024.0
 LOWEST_HU: Final = -4200.0
 HIGHEST_HU: Final = 32000.0
 _MAX_MEDIAN_HU: Final = 1000.0
-_BELOW_HU: Final = -300.0  # lung, air and fat's darkest; every slice has some
+_BELOW_HU: Final = -300.0  # lung, air and the darkest fat; every slice has some
 _MIN_BELOW_FRACTION: Final = 0.02
 _MIN_GREY_LEVELS: Final = 8
 
@@ -66,7 +66,7 @@ def check_hu(hu: npt.NDArray[np.float32]) -> None:
 
 
 def check_content(slice_: Slice, grey: npt.NDArray[np.uint8]) -> set[str]:
-    """Return the flags that the values alone can tell; refuse what is not a picture at all."""
+    """Return the flags that follow from the values; refuse what is not a picture at all."""
     if np.count_nonzero(np.bincount(grey.ravel(), minlength=256)) < _MIN_GREY_LEVELS:
         raise SliceError("constant_image")
     flags = set()

@@ -19,7 +19,6 @@ SLICES: Final = "cctmn_slices"
 ERRORS: Final = "cctmn_error_rows"
 STAGE_MS: Final = "cctmn_stage_ms"
 BYTES: Final = "cctmn_fetched_bytes"
-STAGES: Final = ("fetch", "decode", "score")
 BOUNDARIES_MS: Final = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]
 
 
@@ -29,7 +28,7 @@ def prepared(todo: pa.Table, table: pa.Table, *, elapsed_s: float, run: str) -> 
     decode_ms = table["t_decode_ms"].to_pylist()
     for value in decode_ms:
         meters["stage"].observe(value, tags={"run": run, "stage": "decode"})
-    # reads run beside each other, so a slice's share of the block's time is all there is to tell
+    # reads run in parallel, so only the mean time of a slice of the block is known
     share_ms = max(0.0, 1e3 * elapsed_s - sum(decode_ms)) / max(1, len(decode_ms))
     for _ in decode_ms:
         meters["stage"].observe(share_ms, tags={"run": run, "stage": "fetch"})
@@ -57,7 +56,7 @@ def scored(table: pa.Table, *, run: str) -> None:
 
 @functools.cache
 def _meters() -> dict[str, Any]:
-    """One set in a process: Ray warns of a second of the same name."""
+    """Return the meters of this process; Ray warns if a name is used twice."""
     from ray.util.metrics import Counter as Count
     from ray.util.metrics import Histogram
 

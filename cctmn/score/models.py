@@ -36,7 +36,7 @@ class NetScorer:
 
 
 def open_source(folder: str) -> ModelSource:
-    """The model at a path or S3 URI, its weights checked against its card. Raises ModelError."""
+    """Open the model at a path or S3 URI. Raises ModelError unless its weights fit its card."""
     card = read_card(folder)
     weights = read_weights(folder, card=card)
     arch = card.arch

@@ -26,7 +26,7 @@ from cctmn.score.scorer import ModelSource, score
 SCORER_CPUS = 0.5
 FETCH_CPUS = 0.4  # unequal to a scorer's
 WRITE_CPUS = 0.25
-ACTOR_START_ATTEMPTS = 3  # a device that hiccups once must not end the job
+ACTOR_START_ATTEMPTS = 3  # one failure of a device must not end the job
 STALL_S = 30 * 60  # many times what a block takes on a slow CPU
 
 
@@ -81,8 +81,8 @@ def _prepare_block(block: pa.Table, *, source: ModelSource, key: bytes, plan: Pl
 def execute(todo: str, *, out: str, source: ModelSource, key: bytes, plan: Plan) -> None:
     """Score every row of the Parquet files in `todo` into the folder `out` (both URIs).
 
-    Raises StoreError where storage fell silent, ModelError where a scorer cannot load its model,
-    Stalled where the cluster is not what it was; what was committed until then stays.
+    Raises StoreError if storage does not answer, ModelError if a scorer cannot load its model,
+    Stalled if the cluster is not what it was; what was committed until then stays.
     """
     import ray.data
     from ray.data.exceptions import ExecutionTimeoutError
@@ -128,13 +128,13 @@ def execute(todo: str, *, out: str, source: ModelSource, key: bytes, plan: Plan)
     except ExecutionTimeoutError:
         raise Stalled from None
     except ray.exceptions.RayError as error:
-        # Only the text of a worker's error survives the way.
+        # Ray hands on only the text of a worker's error.
         raise errors.from_wire(str(error)) or error from None
 
 
 def _configure(context: Any) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it raises, we say in one line
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # cctmn reports its errors in one line
     # the newer reader spends 4 to 6 s on listing one file: nine slices took 8 s, with this one 2 s
     context.use_datasource_v2 = False
     context.enable_progress_bars = False  # ours counts slices

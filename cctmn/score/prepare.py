@@ -46,7 +46,7 @@ PREPARED: Final = pa.schema(
 
 
 def prepare(table: pa.Table, *, contract: InputContract, key: bytes, threads: int) -> pa.Table:
-    """One prepared row per inventory row, in the same order."""
+    """Return one prepared row per inventory row, in the same order."""
     rows = table.to_pylist()
     done = {row["slice_id"]: _error(row, row["error_code"]) for row in rows if row["error_code"]}
     for group, data in fetch([r for r in rows if not r["error_code"]], threads=threads):
@@ -58,7 +58,7 @@ def prepare(table: pa.Table, *, contract: InputContract, key: bytes, threads: in
 def _group(
     group: list[dict[str, Any]], data: bytes | SliceError, contract: InputContract, key: bytes
 ) -> list[dict[str, Any]]:
-    """The slices of one object or member."""
+    """Prepare the slices of one object or member."""
     if isinstance(data, SliceError):
         return [_error(row, data.code) for row in group]
     try:
@@ -102,7 +102,7 @@ def _error(row: dict[str, Any], code: str) -> dict[str, Any]:
 
 
 def _ok(row: dict[str, Any], slice_: Slice, ready: ModelInput, key: bytes) -> dict[str, Any]:
-    """What leaves the header: measures, and keyed pseudonyms in place of identifiers."""
+    """Build the row of a slice: measures, and keyed pseudonyms in place of identifiers."""
 
     def keyed(domain: str, value: str | None) -> str | None:
         return pseudonym(key, domain, value) if value else None

@@ -17,7 +17,7 @@ from cctmn.reporter import Reporter, duration
 
 
 class Progress:
-    """Looks at the folder in a thread while the `with` block runs, and says what it sees."""
+    """Counts the rows in the folder, in a thread, while the `with` block runs, and reports them."""
 
     def __init__(self, folder: str, *, total: int, report: Reporter) -> None:
         self._folder, self._total, self._report = folder, total, report
@@ -45,7 +45,7 @@ class Progress:
         while not self._stop.wait(period_s):
             with contextlib.suppress(
                 CctmnError, OSError
-            ):  # storage that stumbles: look again later
+            ):  # storage may fail for a moment: look again later
                 self._look()
             self._report(self._line(), transient=True)
 
@@ -56,7 +56,7 @@ class Progress:
             try:
                 codes = tables.read(uri, ["error_code"])["error_code"].to_pylist()
             except ResumeError:
-                continue  # a file in the making
+                continue  # a file that is being written
             self._seen.add(uri)
             self._rows += len(codes)
             self._errors += sum(1 for code in codes if code)

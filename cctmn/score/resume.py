@@ -34,7 +34,7 @@ class Counts:
 
 
 def remove_unfinished(folder: str) -> int:
-    """Remove local files without a footer; the number of them."""
+    """Remove local files without a footer; return their number."""
     removed = 0
     for uri in tables.parquet_files(folder):
         filesystem, path = store.arrow_filesystem(uri)
@@ -51,13 +51,13 @@ def remove_unfinished(folder: str) -> int:
 
 
 def done(folder: str) -> pa.ChunkedArray:
-    """The slice_id of every row."""
+    """Return the slice_id of every row."""
     ids = [tables.read(uri, ["slice_id"])["slice_id"] for uri in tables.parquet_files(folder)]
     return pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.string())
 
 
 def withdraw_errors(folder: str) -> int:
-    """Take every error row out of the folder, so that it is pending again; the number of them."""
+    """Remove every error row, so that its slice is pending again; return their number."""
     withdrawn = 0
     for uri in tables.parquet_files(folder):
         table = tables.read(uri, None)
@@ -66,9 +66,9 @@ def withdraw_errors(folder: str) -> int:
 
 
 def remove_doubles(folder: str) -> int:
-    """Keep the first row of each slice_id; the number of rows taken out.
+    """Keep the first row of each slice_id; return the number of rows removed.
 
-    Two writers at once are the one way to get here; rows are deterministic, so any of them is good.
+    Only two writers at once can double a row. Rows are deterministic, so either is right.
     """
     finished = done(folder)
     if pc.count_distinct(finished).as_py() == len(finished):
@@ -137,7 +137,7 @@ def _put_part(folder: str, generation: int, number: int, table: pa.Table) -> Non
 def write_todo(
     folder: str, *, indexed: Iterator[pa.Table], finished: pa.ChunkedArray, limit: int | None
 ) -> int:
-    """Write the first `limit` rows that are not finished to Parquet files; their number."""
+    """Write the first `limit` rows that are not finished; return their number."""
     clear(folder)
     written = 0
     for number, table in enumerate(indexed):
@@ -156,7 +156,7 @@ def clear(folder: str) -> None:
 
 
 def count(folder: str, *, indexed: Iterator[pa.Table]) -> Counts:
-    """Balance the books. Raises ResumeError if predictions exist that the inventory lacks."""
+    """Count the rows. Raises ResumeError if a prediction is of a slice that the inventory lacks."""
     codes: Counter[str] = Counter()
     flags: Counter[str] = Counter()
     classes: Counter[str] = Counter()

@@ -63,7 +63,7 @@ def score(
     ranked_boxes: bool,
     masks: bool = False,
 ) -> pa.Table:
-    """One prediction row per prepared row, in the same order."""
+    """Return one prediction row per prepared row, in the same order."""
     rows = table.to_pylist()
     todo = [row for row in rows if not row["error_code"]]
     for row in rows:

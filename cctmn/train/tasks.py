@@ -120,7 +120,7 @@ class DetectorTask:
 
 
 def compared(net: Detector | Classifier, truth: LesionSlice) -> Compared:
-    """The lesions that a net with a mask head reports on a slice, and the true ones. Eval mode."""
+    """Return the lesions that a net reports on a slice, and the true ones; it has a mask head."""
     (prediction,) = Predictor(net).predict([truth.pixels], areas=False, masks=True)
     assert prediction.mask_logits_M1SS is not None, (
         "a net without a mask head has no masks to compare"
@@ -144,7 +144,7 @@ def compared(net: Detector | Classifier, truth: LesionSlice) -> Compared:
 def _stack(
     pictures: Sequence[Tensor], *, device: torch.device
 ) -> tuple[Tensor, list[tuple[int, int]]]:
-    """One padded batch (B x 3 x H x W) and the sizes before padding."""
+    """Return one padded batch (B x 3 x H x W) and the sizes before padding."""
     prepared = [normalise_and_pad(picture, device=device) for picture in pictures]
     height, width = (max(x.shape[side] for x, _ in prepared) for side in (1, 2))
     x_B3HW = torch.stack(
@@ -192,7 +192,7 @@ def choose_weights(net: Classifier, *, variant: str) -> None:
 
 
 class _ClassTask:
-    """What both tasks of stage 2 share: the mode, and metrics of the image classes."""
+    """The common part of both tasks of stage 2: training mode and metrics."""
 
     net: Classifier
     best_metric: str = "accuracy"
@@ -241,7 +241,7 @@ class ClassifierTask(_ClassTask):
 
 
 def classified(net: Classifier, sample: SliceSample, *, contract: InputContract) -> tuple[int, int]:
-    """True and predicted class of one slice. Eval mode."""
+    """Return the true and the predicted class of one slice."""
     picture = read_slice(sample.image, contract=contract)
     (prediction,) = Predictor(net).predict([picture], areas=False)
     assert prediction.logits_C is not None
