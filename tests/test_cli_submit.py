@@ -130,7 +130,7 @@ def silent_dashboard() -> Iterator[str]:
     server.server_close()
 
 
-def test_a_dashboard_that_falls_silent_does_not_hold_the_command(
+def test_a_silent_dashboard_does_not_block_the_command(
     silent_dashboard: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The timeout goes through a private method of Ray's client: this fails when Ray changes it."""

@@ -27,7 +27,7 @@ def recorded(kind: str) -> dict[str, float]:
     return dict(read_card("cctmn:demo").provenance["measured"][f"unseen phantoms, {kind}"])
 
 
-def test_it_is_small_sound_and_says_what_it_is() -> None:
+def test_its_weights_fit_its_card_and_its_card_states_its_use() -> None:
     weights = ASSETS / "demo" / "weights.safetensors"
     assert weights.stat().st_size <= 12_000_000
     card = checkpoint.load("cctmn:demo").card

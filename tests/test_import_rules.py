@@ -118,7 +118,7 @@ def test_imports_run_one_way() -> None:
     assert not offenders
 
 
-def test_packages_stay_at_home() -> None:
+def test_each_package_is_imported_where_it_is_allowed() -> None:
     offenders = []
     for path in SOURCES:
         for name in imported(path):
@@ -164,7 +164,7 @@ def test_no_circle_of_imports() -> None:
     TopologicalSorter(needs).prepare()  # raises CycleError and names the circle
 
 
-def test_rooms_are_known() -> None:
+def test_every_package_has_a_rule() -> None:
     unknown = {room(path) for path in SOURCES} - LEVELS.keys() - {"__init__"}
     assert not unknown
 

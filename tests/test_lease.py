@@ -166,7 +166,7 @@ def test_a_holder_that_cannot_refresh_stops_before_its_lease_ends(
     assert max(deadlines_s) <= lease.GIVE_UP * lease.LEASE_S < lease.LEASE_S
 
 
-def test_a_lost_answer_is_not_a_lost_lock(
+def test_a_lost_response_is_not_a_lost_lock(
     out: str, short: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The write was done, and the client's own retry then meets its result."""

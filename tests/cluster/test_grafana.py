@@ -39,7 +39,7 @@ def test_every_metric_and_label_exists() -> None:
     assert asked == COUNTED.keys() | OF_RAY
 
 
-def test_panels_lie_beside_each_other() -> None:
+def test_panels_do_not_overlap() -> None:
     panels = dashboard()["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     cells = [

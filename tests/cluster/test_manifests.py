@@ -105,7 +105,7 @@ def test_entry_points_and_their_options_exist(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RAY)
-def test_groups_are_laid_out_as_the_page_says(name: str) -> None:
+def test_worker_groups_are_as_documented(name: str) -> None:
     manifest = RAY[name]
     spec = cluster_spec(manifest)
     assert spec["rayVersion"] == pinned("ray")
@@ -163,7 +163,7 @@ def test_one_image_of_this_ray_and_python_everywhere() -> None:
         assert f"cctmn:{tag}-{kind} " in dockerfile
 
 
-def test_the_dockerfile_copies_what_is_there_and_is_nobody_special() -> None:
+def test_the_dockerfile_copies_existing_files_and_is_not_root() -> None:
     lines = (REPO / "cluster/Dockerfile").read_text().replace("\\\n", " ").splitlines()
     steps = [line.split() for line in lines if line and not line.startswith("#")]
     for step in steps:
@@ -210,7 +210,7 @@ def test_no_file_holds_a_secret() -> None:
     assert not [m for m in MANIFESTS.values() if m["kind"] == "Secret"]
 
 
-def test_what_a_user_must_change_is_in_capitals() -> None:
+def test_placeholders_are_in_capitals() -> None:
     """Every bucket, region, role and registry, and nothing that would work by accident."""
     texts = [p.read_text() for p in Path(REPO / "cluster").rglob("*.yaml")]
     buckets = set(itertools.chain(*(re.findall(r"s3://([^/\s]+)", text) for text in texts)))

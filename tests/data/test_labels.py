@@ -103,7 +103,7 @@ def test_labels_of_other_data_sets(tmp_path):
     assert result.patient == ["3", ""]
 
 
-def test_frames_and_members_are_told_apart(tmp_path):
+def test_frames_and_members_are_distinguished(tmp_path):
     csv = text(
         tmp_path, "l.csv", "uri,frame,label\na.tif,0,covid\na.tif,1,covid\nz.zip::d/m,0,covid\n"
     )

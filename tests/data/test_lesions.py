@@ -144,7 +144,7 @@ def test_lines_name_the_first_five() -> None:
     ]
 
 
-def test_what_is_no_lesion_set(tmp_path: Path) -> None:
+def test_folders_that_are_no_lesion_set_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"imgs: no such .*; a lesion set is DIR/imgs"):
         open_lesions(str(tmp_path))
     folder = write(tmp_path, {})

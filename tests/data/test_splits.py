@@ -44,7 +44,7 @@ def test_held_out_by_patient() -> None:
     assert len(drawn) > 1
 
 
-def test_held_out_is_the_same_for_ever() -> None:
+def test_held_out_patients_do_not_change() -> None:
     """A new numpy or another machine draws the same patients."""
     _, held = held_out(slices(*"abcdefgh"), fraction=0.25, seed=0)
     assert "".join(s.patient for s in held) == "bg"

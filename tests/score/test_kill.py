@@ -147,7 +147,7 @@ def test_a_killed_scorer_loses_nothing(
     equal_rows(out, whole)
 
 
-def test_stopped_politely_and_resumed(
+def test_stopped_by_a_signal_and_resumed(
     start: Callable[[Path], subprocess.Popen[str]], whole: Path, tmp_path: Path
 ) -> None:
     """Ctrl-C goes to the whole group, as a terminal sends it; SIGTERM to the process alone."""

@@ -42,7 +42,7 @@ def pasted(one, size):
     return mask.numpy()
 
 
-def test_as_is_the_mask_is_the_pasted_one():
+def test_without_resize_the_mask_is_the_pasted_one():
     same, one, size = Affine(), result((4, 8, 20, 24)), (64, 48)
     [counts] = on_stored(one, to_stored=same, input_size=size, stored_size=size)
     mask = decoded(counts, size)
@@ -50,7 +50,7 @@ def test_as_is_the_mask_is_the_pasted_one():
     assert mask[8:24, 4:20].all()
 
 
-def test_a_larger_and_turned_image_is_followed():
+def test_a_mask_follows_a_larger_and_turned_image():
     """Twice the size, transposed, columns flipped: where the box goes, the mask goes."""
     turn, size, stored = Turn(transpose=True, flip_cols=True), (64, 48), (96, 128)
     one = result((4, 8, 20, 24))
@@ -76,7 +76,7 @@ def test_a_model_without_a_mask_head_is_refused_before_anything(tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
-def test_folders_from_before_keep_their_fingerprint():
+def test_older_folders_keep_their_fingerprint():
     job = run.ScoreJob(["x"], out="out", source=stand_in())
     assert "masks" not in job.identity.values
     asked = dataclasses.replace(job, settings=ScoreConfig(masks=True))

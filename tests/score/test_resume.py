@@ -83,7 +83,7 @@ def test_withdrawn_errors_are_pending_again(tmp_path: Path) -> None:
     assert rewritten.metadata == PREDICTIONS.metadata
 
 
-def test_of_a_double_the_first_row_stays(tmp_path: Path) -> None:
+def test_the_first_row_of_a_double_is_kept(tmp_path: Path) -> None:
     write_predictions(tmp_path, "a.parquet", predicted("1", study_key="first"), predicted("2"))
     write_predictions(tmp_path, "b.parquet", predicted("1", study_key="second"), predicted("3"))
     write_predictions(tmp_path, "c.parquet", predicted("3"))

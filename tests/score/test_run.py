@@ -118,7 +118,7 @@ def test_limit_then_the_rest_then_new_files_alone(cluster: str, tmp_path: Path) 
     assert len(predictions(out)) == 8
 
 
-def test_slices_of_an_input_that_went_away_stay_in_the_books(cluster: str, tmp_path: Path) -> None:
+def test_slices_of_a_vanished_input_stay_in_the_inventory(cluster: str, tmp_path: Path) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     for n in range(3):
@@ -163,7 +163,7 @@ def test_a_second_writer_is_refused_and_the_first_named(done: Path, archive: Pat
             run.score(job(archive, done))
 
 
-def test_unfinished_and_doubled_files_are_mended(
+def test_unfinished_and_doubled_files_are_repaired(
     archive: Path, cluster: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -182,7 +182,9 @@ def test_unfinished_and_doubled_files_are_mended(
     }
 
 
-def test_lost_books_are_refused(archive: Path, cluster: str, tmp_path: Path) -> None:
+def test_a_folder_without_its_inventory_is_refused(
+    archive: Path, cluster: str, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     run.score(job(archive, out, limit=2), address=cluster)
     (out / "private" / "key").unlink()
@@ -190,7 +192,7 @@ def test_lost_books_are_refused(archive: Path, cluster: str, tmp_path: Path) -> 
         run.score(job(archive, out))
 
 
-def test_an_index_cut_short_is_made_good(archive: Path, cluster: str, tmp_path: Path) -> None:
+def test_an_interrupted_index_is_completed(archive: Path, cluster: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run.score(job(archive, out), address=cluster)
     folder = out / "private" / "inventory"
@@ -288,7 +290,7 @@ def test_storage_that_dies_stops_the_job_and_loses_nothing(
     assert run.score(job("s3://dying", tmp_path / "out"), address=cluster).counts.ok == 3
 
 
-def test_each_knob_changes_something() -> None:
+def test_each_setting_changes_something() -> None:
     """Of the plan, but for max_error_rate (exit code above) and the lists (below)."""
     resources = runtime.Resources(cpus=6, gpus=0)
 

@@ -178,7 +178,7 @@ def test_off_a_terminal_each_line_is_json_with_the_run(archive: Path, tmp_path: 
     assert "card.json not found" in json.loads(line)["text"]
 
 
-def test_names_are_told_to_a_person_alone(
+def test_names_are_shown_on_a_terminal_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from cctmn.cli.common import TerminalReporter

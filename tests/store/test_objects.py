@@ -10,7 +10,6 @@ import pytest
 
 from cctmn import store
 from cctmn.errors import InputError, ObjectError, StoreError
-from cctmn.read.ranges import RangeFile
 from cctmn.store import s3 as s3_module
 from tests.conftest import S3Server
 
@@ -26,7 +25,7 @@ def test_a_folder_lists_everything_in_order(tmp_path: Path) -> None:
     assert listed(str(tmp_path)) == [(".hidden", 7, ""), ("a", 1, ""), ("b", 1, ""), ("c", 5, "")]
 
 
-def test_what_is_no_file_is_listed_with_a_code(tmp_path: Path) -> None:
+def test_links_and_pipes_are_listed_with_a_code(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "to-file").symlink_to(__file__)
     (tmp_path / "to-nowhere").symlink_to(tmp_path / "gone")
@@ -48,7 +47,7 @@ def test_globs_files_and_names_that_look_like_globs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["nowhere", "nowhere/*.dcm", "s3://nobucket/x"])
-def test_nothing_there_is_the_users_error(text: str, tmp_path: Path, s3: S3Server) -> None:
+def test_a_place_without_objects_is_an_input_error(text: str, tmp_path: Path, s3: S3Server) -> None:
     with pytest.raises(InputError):
         listed(text if "://" in text else str(tmp_path / text))
 
@@ -105,7 +104,7 @@ def test_a_missing_object_is_a_code_and_a_dead_server_is_not(
     s3_module._client.cache_clear()
 
 
-def test_put_is_whole_private_and_can_be_removed(tmp_path: Path, s3: S3Server) -> None:
+def test_put_writes_all_or_nothing_with_private_rights(tmp_path: Path, s3: S3Server) -> None:
     s3.bucket("puts")
     for folder in (tmp_path.as_uri(), "s3://puts"):
         uri = store.join(folder, "deep", "x")
@@ -123,23 +122,3 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match="check OUT"):
         store.put((tmp_path / "file" / "x").as_uri(), b"")
-
-
-def test_a_range_file_reads_like_a_file_with_few_gets(tmp_path: Path) -> None:
-    data = bytes(range(256)) * 40
-    reads: list[tuple[int, int]] = []
-
-    def read(start: int, length: int) -> bytes:
-        reads.append((start, length))
-        return data[start : start + length]
-
-    file = RangeFile("", size=len(data), window=1000, head=data[:100], read=read)
-    assert file.read(100) == data[:100]
-    assert reads == []
-    assert file.read(10) + file.read(900) == data[100:1010]
-    assert reads == [(100, 1000)]
-    assert file.seek(-5, os.SEEK_END) == len(data) - 5
-    assert file.read() == data[-5:]
-    assert file.read(5) == b""
-    with pytest.raises(OSError, match="before the start"):
-        file.seek(-1)

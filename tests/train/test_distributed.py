@@ -114,9 +114,7 @@ def test_two_workers_learn_what_one_learns(cluster: str, made: Path, tmp_path: P
     assert curves[0][-1] < curves[0][0]
 
 
-def test_a_whole_project_with_everything_on_s3(
-    cluster: str, s3: Any, made: Path, tmp_path: Path
-) -> None:
+def test_both_stages_and_scoring_on_s3(cluster: str, s3: Any, made: Path, tmp_path: Path) -> None:
     """Data, models, checkpoints and outputs; then module S on two workers."""
     s3.bucket("project")
     for path in made.rglob("*"):
@@ -194,7 +192,7 @@ def test_tuning_to_other_classes_is_followed_by_scoring(
     assert all(row["p_control"] + row["p_covid"] == pytest.approx(1, abs=1e-5) for row in rows)
 
 
-def test_what_is_refused(trained: run.TrainJob, tmp_path: Path) -> None:
+def test_wrong_settings_and_data_are_refused(trained: run.TrainJob, tmp_path: Path) -> None:
     def ask(
         *, optim: dict[str, Any] | None = None, hardware: dict[str, Any] | None = None, **job: Any
     ) -> run.TrainResult:
@@ -226,7 +224,7 @@ def test_a_finished_run_starts_nothing_and_more_epochs_go_on(trained: run.TrainJ
     assert rows[:3] == first
 
 
-def test_losses_that_explode_end_in_one_line(cluster: str, made: Path, tmp_path: Path) -> None:
+def test_a_diverged_loss_is_one_line(cluster: str, made: Path, tmp_path: Path) -> None:
     """And are not tried again, as a lost machine would be."""
     wild = replace(CLASSIFIER, optim=replace(CLASSIFIER.optim, lr=1e30, epochs=9))
     job = run.TrainJob(wild, out=str(tmp_path / "out"), **slices_of(made, model=made / "detector"))
@@ -269,7 +267,7 @@ def test_a_worker_that_dies_is_replaced(cluster: str, made: Path, tmp_path: Path
     assert len(table(out / "steps.csv")) == 12
 
 
-def test_killed_in_an_epoch_it_ends_where_an_unbroken_run_ends(
+def test_a_run_killed_in_an_epoch_ends_as_an_unbroken_run(
     cluster: str, made: Path, tmp_path: Path
 ) -> None:
     """SIGKILL of the command and all its processes, Ctrl-C, then the same command again."""

@@ -99,7 +99,7 @@ def filled(net: Detector, weights: dict[str, Tensor]) -> bool:
     return same(body, weights) == {n for n in body if not n.endswith("num_batches_tracked")}
 
 
-def test_trunk_from_a_file(resnet18, tmp_path):
+def test_backbone_from_a_file(resnet18, tmp_path):
     torch.save(resnet18, tmp_path / "resnet18.pth")
     model = detector(f"init={tmp_path}/resnet18.pth")
     assert filled(model.net, resnet18)
@@ -191,7 +191,7 @@ def test_without_internet_it_says_what_to_do(monkeypatch):
     one_line(raised.value, names="resnet50-0676ba61.pth")
 
 
-def test_going_on_from_a_detector_keeps_it(folder):
+def test_continuing_from_a_detector_keeps_its_weights(folder):
     model = detector("init=imagenet", model=str(folder))  # which is not asked for
     there = checkpoint.load(folder)
     assert same(model.net.state_dict(), there.net.state_dict()) == there.net.state_dict().keys()
@@ -223,7 +223,7 @@ def test_stage_2_from_a_detector(folder, masks):
     assert not model.card.trained
 
 
-def test_module_s_hangs_on_the_seed(folder):
+def test_module_s_depends_on_the_seed(folder):
     one, same_seed, other = (
         classifier(folder, "hidden=8", f"optim.seed={seed}").net.module_s.state_dict()
         for seed in (3, 3, 4)
@@ -286,7 +286,7 @@ def test_activation_is_that_of_the_loss(folder, loss, activation):
     assert (again.notes, again.activation) == (("of phantoms",), "sigmoid")
 
 
-def test_provenance_tells_seed_and_settings_but_no_place(resnet18, tmp_path):
+def test_provenance_has_seed_and_settings_but_no_path(resnet18, tmp_path):
     torch.save(resnet18, tmp_path / "secret.pth")
     sets = [*SMALL, f"init={tmp_path}/secret.pth", "optim.seed=12", "optim.lr=0.5"]
     settings = config.load(DetectorConfig, sets=sets)
@@ -304,7 +304,7 @@ def test_provenance_tells_seed_and_settings_but_no_place(resnet18, tmp_path):
     assert "hardware" not in provenance["settings"]
 
 
-def test_provenance_names_the_weights_that_were_gone_on_from(folder):
+def test_provenance_names_the_initial_weights(folder):
     before = checkpoint.load(folder).card
     card = trained(before, DetectorConfig())
     assert card.provenance == {

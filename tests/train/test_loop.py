@@ -100,7 +100,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")
 
 
-def test_a_run_and_the_same_run_with_a_break_learn_the_same(folder, tmp_path):
+def test_an_interrupted_run_learns_the_same(folder, tmp_path):
     """Bit for bit, with a learning rate that moves all the time; the break is a crash."""
     plan = {
         "optim": replace(OPTIM, epochs=2, batch_size=1, schedule="cosine", warmup=2),
@@ -175,7 +175,7 @@ def test_the_best_epoch_is_kept(tmp_path, accuracies, best):
     assert loaded.card.provenance == recorded
 
 
-def test_a_figure_that_is_not_there_is_null_on_the_card(tmp_path):
+def test_an_undefined_metric_is_null_on_the_card(tmp_path):
     kept = Kept(tmp_path)
     run(module_s(accuracies=(math.nan,)), kept, optim=replace(OPTIM, epochs=1))
     for name in (BEST, LAST):
@@ -184,7 +184,7 @@ def test_a_figure_that_is_not_there_is_null_on_the_card(tmp_path):
         }
 
 
-def test_the_best_epoch_of_before_a_break_is_kept(tmp_path):
+def test_the_best_epoch_before_an_interruption_is_kept(tmp_path):
     kept = Kept(tmp_path)
     run(module_s(accuracies=(0.9, 0.1)), kept, optim=replace(OPTIM, epochs=2))
     first = checkpoint.load(kept.restore() / BEST)
@@ -382,6 +382,6 @@ def test_statistics_of_batch_norm_are_the_workers_mean(folder, two):
         torch.testing.assert_close(net[name], (value + loaded[1][name]) / 2, atol=1e-6, rtol=1e-5)
 
 
-def test_both_workers_say_that_a_loss_is_not_finite(two):
+def test_both_workers_report_a_loss_that_is_not_finite(two):
     assert two[0]["wild"] == two[1]["wild"]
     assert "no longer finite" in two[0]["wild"]

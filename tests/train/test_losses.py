@@ -227,7 +227,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", [None, *CHANGES])
-def test_the_comparison_sees_what_is_otherwise(done, change: Callable[[MaskRCNN], None] | None):
+def test_the_comparison_detects_a_difference(done, change: Callable[[MaskRCNN], None] | None):
     task, given, here = done
     trunk = Trunk("resnet18", {"layer2": "0"}, [128])
     reference = torchvisions(task.net, trunk=trunk, mask_layers=(128,))

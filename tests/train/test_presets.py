@@ -162,7 +162,7 @@ def built(request: pytest.FixtureRequest) -> tuple[tuple[Any, ...], LoadedModel]
     )
 
 
-def test_trunk(built):
+def test_backbone_layers(built):
     """Stage 1, rows "backbones" and "batch norm"."""
     (_, _, layers, widths, *_), model = built
     body, fpn = model.net.backbone.body, model.net.backbone.fpn
@@ -273,7 +273,7 @@ def test_input(built):
     np.testing.assert_allclose(x_3HW[:, 5, 5], (0.2 - mean) / std, rtol=1e-5)
 
 
-def test_what_is_reported():
+def test_rule_of_reported_lesions():
     """Stage 1, row "test": NMS 0.5, score above 0.05, at most 128, mask above 0.5."""
     far = torch.arange(200.0)[:, None] * 20 + torch.tensor([0.0, 0.0, 10.0, 10.0])
     near = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.1], [0.0, 0.0, 10.0, 4.9]])
@@ -284,7 +284,7 @@ def test_what_is_reported():
     assert detector.MASK_LOGIT == 0.5
 
 
-def test_what_module_s_sees():
+def test_input_of_module_s():
     """Stage 2, row "detections": NMS 0.75, every score, the best N."""
     near = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 7.6], [0.0, 0.0, 10.0, 7.4]])
     chosen = ranking.choose(candidates(near, scores=[0.9, 0.8, 0.0]), count=2)

@@ -105,7 +105,7 @@ def test_a_continued_run_has_one_record_without_gaps(tmp_path, caplog):
     assert not caplog.records  # tensorboardX warns of every nan
 
 
-def test_a_long_run_is_thinned_for_tensorboard_alone(tmp_path):
+def test_a_long_run_is_thinned_for_tensorboard_only(tmp_path):
     losses = [float(step) for step in range(4500)]
     history = History(rows=[{"epoch": 1, "val_accuracy": float("nan")}], losses={"loss": losses})
     record.write(history, f"file://{tmp_path}")

@@ -44,7 +44,7 @@ def test_workers_together_give_the_mean_over_each_steps_slices(count, batch, siz
     assert Counter(seen) == Counter(range(count))
 
 
-def test_a_worker_without_a_slice_runs_one_that_counts_for_nothing():
+def test_a_worker_without_a_slice_runs_one_of_weight_zero():
     steps = Steps(5, Optim(epochs=1, batch_size=2), size=3)
     last = [steps.epoch(0, rank=rank)[-1] for rank in range(3)]
     assert [one.weight for one in last] == [3.0, 0.0, 0.0]
@@ -52,7 +52,7 @@ def test_a_worker_without_a_slice_runs_one_that_counts_for_nothing():
     assert [one.weight for one in steps.epoch(0, rank=2)] == [0.0] * 3
 
 
-def test_order_hangs_on_seed_and_epoch_alone():
+def test_order_depends_on_seed_and_epoch_only():
     def order(seed: int, epoch: int, **workers: int) -> list[int]:
         steps = Steps(20, Optim(epochs=9, seed=seed), **workers)
         return [i for micro in steps.epoch(epoch) for i in micro.indices]
@@ -62,7 +62,7 @@ def test_order_hangs_on_seed_and_epoch_alone():
     assert order(1, 0)[:3] == order(1, 0, size=3)[:3]  # batches of one: the first worker has all
 
 
-def test_a_longer_plan_begins_as_a_shorter_one():
+def test_a_longer_run_begins_as_a_shorter_one():
     short, long = (Steps(7, Optim(epochs=n, batch_size=2)) for n in (2, 5))
     assert [short.epoch(e) for e in (0, 1)] == [long.epoch(e) for e in (0, 1)]
 
@@ -93,7 +93,7 @@ def test_learning_rate():
     )
 
 
-def test_sampling_hangs_on_seed_epoch_and_slice_and_on_no_worker():
+def test_sampling_depends_on_seed_epoch_and_slice_only():
     one, two = (Steps(5, Optim(), size=size) for size in (1, 2))
     assert one.seed(0, (3,)) == two.seed(0, (3,))
     seeds = {Steps(5, Optim(seed=s)).seed(e, (i,)) for s in (0, 1) for e in (0, 1) for i in (0, 1)}

@@ -89,7 +89,7 @@ def plainly(net: Classifier, x_B3HW: Tensor, *, sizes: list[tuple[int, int]]) ->
     ("ranked", "crops"),
     [(16, [(32, 32), (30, 20)]), (200, [(8, 8), (8, 12)])],  # so few survive that rows repeat
 )
-def test_the_short_way_gives_the_features_and_gradients_of_the_whole(ranked, crops):
+def test_features_of_chosen_boxes_equal_those_of_all_proposals(ranked, crops):
     net = classifier(ranked=ranked)
     tasks.choose_weights(net, variant="all")
     net.train()
@@ -113,7 +113,7 @@ def test_the_short_way_gives_the_features_and_gradients_of_the_whole(ranked, cro
         torch.testing.assert_close(gradient, gradients_there[name], atol=1e-4 * scale, rtol=0)
 
 
-def test_a_slice_does_not_hang_on_its_neighbours():
+def test_a_slice_does_not_depend_on_its_batch():
     net = classifier().train()
     x_B3HW, sizes = ready((64, 64), (60, 40))
     alone = [net(x_3HW[None], sizes=[size]) for x_3HW, size in zip(x_B3HW, sizes, strict=True)]
@@ -175,7 +175,7 @@ def batch_norm(net: nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("variant", ["s", "s+bn", "all"])
-def test_a_variant_trains_its_weights_alone(slices, variant):
+def test_a_variant_trains_only_its_weights(slices, variant):
     net = classifier(mask_head=True)
     names = {name for name, _ in net.named_parameters()}
     module_s = {name for name in names if name.startswith("module_s.")}
@@ -194,7 +194,7 @@ def test_a_variant_trains_its_weights_alone(slices, variant):
 
 
 @pytest.mark.parametrize("variant", ["heads", "full"])
-def test_heads_leave_the_trunk_as_it_is(lesions, variant):
+def test_variant_heads_keeps_the_backbone(lesions, variant):
     net = fresh(small_arch(), seed=1)
     task = DetectorTask(net, lesions, lesions, contract(), variant)
     weights, statistics = moved(task, 0)
@@ -242,7 +242,7 @@ def test_the_loss_is_the_one_that_was_asked_for(slices, loss):
     torch.testing.assert_close(losses["loss_class"], expected)
 
 
-def test_boxes_of_truth_are_edges(lesions):
+def test_boxes_of_the_truth_end_at_px_edges(lesions):
     masks_MHW = torch.zeros(2, 40, 50, dtype=torch.uint8)
     masks_MHW[0, 5:16, 7:20] = 1
     masks_MHW[1, 30:40, 45:50] = 1  # to the picture's far corner
@@ -266,7 +266,7 @@ def table(net: Classifier, slices: Any, folder: Path) -> Tensor:
     )
 
 
-def test_what_is_computed_once_trains_as_what_is_computed_every_time(slices, tmp_path):
+def test_cached_features_train_as_computed_ones(slices, tmp_path):
     settings = ClassifierConfig(variant="s", optim=Optim(epochs=3, batch_size=2, lr=3e-2, seed=3))
     net, same, slices = classifier(), classifier(), slices[::2]
     slow = ClassifierTask(net, slices, slices[:1], contract(), settings)
@@ -349,7 +349,7 @@ def test_the_nets_own_lesions_are_measured(lesions):
     assert truth.labels_M.tolist() == read.labels_M.tolist()
 
 
-def test_figures_of_stage_2(slices):
+def test_metrics_of_stage_2(slices):
     task = stage2(classifier(), slices)
     figures = task.compute_metrics([(0, 0), (0, 0), (1, 1), (1, 2), (2, 2), (2, 0)])
     assert figures[task.best_metric] == pytest.approx(4 / 6)
