@@ -21,7 +21,7 @@ from tests.train import small
 pytestmark = pytest.mark.slow
 
 TIMEOUT_S = 150
-COPIES = 8  # of each real slice, under other names
+COPIES = 5  # of each real slice, under other names
 BLOCK_ROWS = 6
 MODEL = REPO / "cctmn" / "assets" / "models" / "demo"
 
@@ -154,7 +154,7 @@ def test_two_nodes_train_and_a_killed_worker_resumes(
     for path in tmp_path.rglob("*.*"):
         if path.is_file():
             s3.upload("training", str(path.relative_to(tmp_path)), path.read_bytes())
-    out, epochs = "s3://training/out", 8
+    out, epochs = "s3://training/out", 5
     sets = [f"optim.epochs={epochs}", "optim.batch_size=2", "hardware.workers=2"]
     sets += ["hardware.threads=1", "hardware.checkpoint_s=0"]
     args = ["--data", "s3://training/lesions", "--valid", "s3://training/valid"]

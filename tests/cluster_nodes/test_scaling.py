@@ -29,7 +29,7 @@ from tests.makers import StandIn, png, stand_in
 pytestmark = pytest.mark.slow
 
 SLEEP_S = 0.1  # a slice; some 4 ms of CPU go into reading and writing it
-STEADY_S = 8.0  # about
+STEADY_S = 4.0  # about
 BATCH = 4
 STORE = 100 << 20  # bytes
 GATHER_S = 120.0  # for scorers to start on a busy machine
@@ -165,15 +165,16 @@ def report(what: str, rates: dict[int, float]) -> None:
 @pytest.mark.timeout(300)
 def test_scorers_on_one_node_work_at_once(nodes: Any, slices: Path, tmp_path: Path) -> None:
     nodes.add_node(num_cpus=2, num_gpus=4, object_store_memory=STORE)
-    rates = {n: measured(tmp_path, slices, scorers=n, gpus=1) for n in (1, 2, 4)}
+    rates = {n: measured(tmp_path, slices, scorers=n, gpus=1) for n in (1, 4)}
     report("scorers", rates)
 
 
 @pytest.mark.timeout(300)
 def test_scorers_on_several_nodes_work_at_once(nodes: Any, slices: Path, tmp_path: Path) -> None:
     rates = {}
-    for n in (1, 2, 3):
-        nodes.add_node(num_cpus=2, num_gpus=1, object_store_memory=STORE)
+    for n, more in ((1, 1), (3, 2)):
+        for _ in range(more):
+            nodes.add_node(num_cpus=2, num_gpus=1, object_store_memory=STORE)
         nodes.wait_for_nodes()
         rates[n] = measured(tmp_path, slices, scorers=n, gpus=1)
     report("nodes", rates)
