@@ -26,6 +26,7 @@ REPO = Path(__file__).resolve().parents[1]
 # Before anything imports Ray: no token in HOME, no usage statistics, no waiting for a dashboard.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"  # a run ends up to three checks later
 os.environ["CCTMN_LOG"] = "text"  # as on a terminal, but in the tests of the log itself
 os.environ["OMP_NUM_THREADS"] = "1"  # two busy threads on a shared core are slower than one
 
