@@ -62,8 +62,9 @@ class RankedRPN(rpn.RegionProposalNetwork):
     """torchvision's RPN, except that proposals are ranked by the raw objectness logit.
 
     The sigmoid of large logits saturates in float32, and the ties would reorder proposals
-    (method.md, parity). Only boxes without area are dropped, and ties keep the order of the
-    anchors.
+    (method.md, parity). Ties keep the order of the anchors. No proposal is dropped for its size:
+    the author's smallest side is 0 px, so boxes without area take places among the proposals. The
+    box head drops what it makes of them if that has no area either.
     """
 
     def filter_proposals(
@@ -93,8 +94,6 @@ class RankedRPN(rpn.RegionProposalNetwork):
             start += anchors
         index, groups = torch.cat(best), torch.cat(level_of)
         boxes, logits = clip_boxes_to_image(boxes_A4[index], size), logits_A[index]
-        area = ranking.has_area(boxes)
-        boxes, logits, groups = boxes[area], logits[area], groups[area]
         keep = ranking.nms_per_class(
             boxes, scores_R=logits, labels_R=groups, num_labels=len(levels), iou=self.nms_thresh
         )

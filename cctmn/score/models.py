@@ -49,6 +49,10 @@ def open_source(folder: str) -> ModelSource:
     }
     if card.temperature != 1:  # so that folders from before a calibration keep their fingerprint
         identity["temperature"] = card.temperature
+    if len(arch.layers) > 1:
+        # Earlier versions dropped proposals without area, which moved logits by up to 3.9. With one
+        # level there are hardly any, so those folders can be resumed.
+        identity["proposals"] = "all"
     return ModelSource(
         model_id=card.model_id,
         image_classes=tuple(arch.image_classes),
