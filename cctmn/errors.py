@@ -152,11 +152,14 @@ SLICE_CODES: Final[dict[str, str]] = {
     "not_regular_file": "The entry is a link, device, socket or pipe, not a regular file.",
     "empty_file": "The object holds no bytes.",
     "unsupported_format": "The content is none of DICOM, PNG, JPEG, TIFF, zip or tar.",
+    "not_an_image": "The content is a text, program, document or table, not an image.",
+    "system_file": "The file belongs to an operating system or a storage device.",
     "too_large": "The object or its image exceeds the size limit.",
     "too_small": "The image is smaller than the smallest side that can be scored.",
     # --- The archive
     "archive_empty": "The archive holds no regular file.",
     "archive_encrypted": "The member is encrypted.",
+    "archive_split": "The archive is split over several files; join them to score it.",
     "archive_truncated": "The archive ends too early; members after the cut are lost.",
     "archive_bomb": "The archive claims or inflates to more than its limits allow.",
     "archive_depth": "The member is itself an archive; unpack it one level to score it.",
@@ -167,6 +170,7 @@ SLICE_CODES: Final[dict[str, str]] = {
     "corrupt": "The content breaks the rules of its own format.",
     "truncated": "The content ends before the image does.",
     "decode_error": "The compressed image cannot be decoded.",
+    "decoder_died": "The decoder crashed, hung, or asked for more memory than its limit.",
     "not_dicom": "The content is not a DICOM data set although it is marked as one.",
     "dicomdir": "The object is a DICOM media directory, not an image.",
     "no_pixel_data": "The DICOM data set holds no image.",
@@ -185,6 +189,7 @@ SLICE_CODES: Final[dict[str, str]] = {
     # --- The values of the image
     "invalid_rescale": "The rescale slope or intercept is zero, not finite or out of range.",
     "missing_rescale": "The rescale attributes are missing, so stored values are not HU.",
+    "no_air": "The slice shows neither lung nor air, as in a field of view aimed at the spine.",
     "implausible_hu": "The HU values are not those of a CT slice of a body.",
     "constant_image": "The image has fewer than 8 grey levels.",
     # --- The lesion mask of a labelled slice
@@ -192,3 +197,24 @@ SLICE_CODES: Final[dict[str, str]] = {
     "mask_size": "The mask does not have the size of its image.",
     "mask_value": "The mask holds a value other than 0, 1, 2 (GGO) and 3 (consolidation).",
 }
+
+# The codes of what is rightly no slice to score. All other codes are errors: a slice is missing.
+PASSED_OVER: Final = frozenset(
+    {
+        "not_an_image",
+        "system_file",
+        "dicomdir",
+        "not_ct_sop_class",
+        "wrong_modality",
+        "localizer",
+        "derived_map",
+        "not_axial",
+    }
+)
+
+
+def state_of(code: str) -> str:
+    """Return the state of a row with this error code: "ok", "passed_over" or "error"."""
+    if not code:
+        return "ok"
+    return "passed_over" if code in PASSED_OVER else "error"

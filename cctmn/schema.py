@@ -74,7 +74,8 @@ RANKED_BOX: Final = pa.struct([(name, pa.float32()) for name in ("x0", "y0", "x1
 FLAGS: Final[dict[str, str]] = {
     "no_lung": "Hardly any lung is visible; the scores mean little.",
     "lossy": "The image was compressed with loss.",
-    "small": "A side is shorter than 256 px, below the resolution of the training images.",
+    "small": "A side is shorter than 400 px, well below the 512 px of the training images; more "
+    "and other lesions are found in such an image.",
     "orientation": "The image was turned to the standard orientation, or its own is unknown.",
     "oblique": "The plane is tilted by more than 5 degrees.",
     "monochrome1": "The header asks for an inverted display; Hounsfield units are not affected.",
@@ -87,6 +88,12 @@ FLAGS: Final[dict[str, str]] = {
     "not_ct_like": "The picture does not look like a CT slice.",
     "partly_blank": "A large part of the image is blank.",
     "missing_rescale": "The rescale attributes are missing; the stored values are plausible HU.",
+    "derived": "The image was derived from others in a way that is not known.",
+    "high_bits": "Bits above BitsStored were set; they were ignored.",
+    "above_largest": "A value exceeds the largest one that the header states.",
+    "padding": "The header declares padding with a value that cannot be read.",
+    "saturated": "A few values were beyond the range of CT, as at metal; they were clipped.",
+    "not_square": "Pixels are not square in mm; the image was resampled to square ones.",
 }
 
 # With one of these flags the scores are written, but the slice is outside what a model is made for.

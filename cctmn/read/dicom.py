@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 
 from cctmn.errors import SliceError
-from cctmn.read import codestream
+from cctmn.read import codestream, image_type
 from cctmn.read.geometry import Turn
 from cctmn.read.header import (
     BIG_ENDIAN,
@@ -36,7 +36,6 @@ from cctmn.read.header import (
     read_header,
     sop_class_of,
     text_of,
-    values_of,
 )
 from cctmn.read.quality import AIR_HU, LOWEST_HU, check_hu, check_size
 from cctmn.read.slice import Slice
@@ -45,15 +44,6 @@ _CT: Final = "1.2.840.10008.5.1.4.1.1.2"
 _ENHANCED: Final = frozenset({_CT + ".1", _CT + ".2"})  # Enhanced and Legacy Converted Enhanced CT
 _DICOMDIR: Final = "1.2.840.10008.1.3.10"
 
-# Values 3 and 4 of Image Type that name something other than a slice in HU: PS3.3 C.8.16.1 and
-# C.8.2.1, and what scanners write there.
-_LOCALIZER: Final = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW"})
-_MAPS: Final = frozenset(
-    "MIP MAX_IP MAXIP MIN_IP MINIP PROJECTION VOLREN VRT SSD PERFUSION RCBF RCBV MTT TTP TMAX "  # noqa: SIM905
-    "PERMEABILITY SUBTRACTION DIFFERENCE DOSE DOSE_INFO SCREEN_SAVE STATISTICS MAT_DECOMP "
-    "MAT_FRACTIONAL MAT_MODIFIED MAT_REMOVED MAT_VALUE_BASED EFF_ATOMIC_NUM ELECTRON_DENSITY "
-    "IODINE ATTENUATION CALCIUM_SCORE".split()
-)
 # Rescale Type (PS3.3 C.11.1.1.2) of maps. Anything else counts as HU: "US", "Houndsfield Unit" ...
 _NOT_HU: Final = frozenset({"OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"})
 
@@ -103,13 +93,14 @@ class DicomImage:
         """Return frame `index`, from 0."""
         dataset = self.header.dataset
         groups = functional_groups(dataset, index)
-        _check_image_type(find_macro(groups, "CTImageFrameTypeSequence", dataset), "FrameType")
+        frame_type = find_macro(groups, "CTImageFrameTypeSequence", Dataset())
+        type_flags = image_type.check_frame(frame_type, dataset)
         turn, flags = _orientation(find_macro(groups, "PlaneOrientationSequence", dataset))
         rows, cols = _rows_cols(dataset)
-        stored = self._stored(index, rows=rows, cols=cols)
+        stored, bit_flags = self._stored(index, rows=rows, cols=cols)
         transform = find_macro(groups, "PixelValueTransformationSequence", dataset)
         hu, rescale_flags = _to_hu(stored, dataset, transform)
-        check_hu(hu)
+        value_flags = check_hu(hu)
         spacing = numbers_of(
             find_macro(groups, "PixelMeasuresSequence", dataset), "PixelSpacing", 2
         )
@@ -128,10 +119,13 @@ class DicomImage:
             study_uid=text_of(dataset, "StudyInstanceUID") or None,
             series_uid=text_of(dataset, "SeriesInstanceUID") or None,
             patient_id=text_of(dataset, "PatientID") or None,
-            flags=self.flags | flags | rescale_flags,
+            flags=self.flags | type_flags | flags | bit_flags | rescale_flags | value_flags,
         )
 
-    def _stored(self, index: int, *, rows: int, cols: int) -> npt.NDArray[Any]:
+    def _stored(
+        self, index: int, *, rows: int, cols: int
+    ) -> tuple[npt.NDArray[Any], frozenset[str]]:
+        """Return the stored values of a frame, and flags of the bits around them."""
         dataset, syntax = self.header.dataset, self.header.syntax
         allocated, stored_bits, signed = _bits(dataset)
         if syntax in NATIVE:
@@ -151,17 +145,21 @@ class DicomImage:
                 cols=cols,
                 bits_allocated=allocated,
             )
-            _check_range(raw, allocated=allocated, stored_bits=stored_bits, signed=signed)
-            if syntax not in codestream.LOSSY and not signed:
-                _check_largest(raw, dataset)
-        # Bits above BitsStored are overlays of old, or copies of the sign.
-        values: npt.NDArray[Any] = raw.astype("i4" if allocated < 32 else "i8") & (
-            (1 << stored_bits) - 1
-        )
+        bits = raw.astype("i4" if allocated < 32 else "i8") & ((1 << allocated) - 1)
+        flags = set()
+        above = bits >> stored_bits
+        values: npt.NDArray[Any] = bits & ((1 << stored_bits) - 1)
+        extended = np.zeros((), above.dtype)  # what a sign leaves above the stored bits
         if signed:
             sign = 1 << (stored_bits - 1)
             values = (values ^ sign) - sign
-        return values
+            extended = (values < 0) * ((1 << (allocated - stored_bits)) - 1)
+        if ((above != 0) & (above != extended)).any():
+            flags.add("high_bits")
+        largest = integer_of(dataset, "LargestImagePixelValue")
+        if largest and not signed and int(values.max()) > largest and not _has_padding(dataset):
+            flags.add("above_largest")
+        return values, frozenset(flags)
 
     def _fragments(self, index: int) -> bytes:
         dataset = self.header.dataset
@@ -204,8 +202,10 @@ def open_dicom(data: bytes) -> DicomImage:
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
     if frames < 1 or (per_frame and len(per_frame) != frames):
         raise SliceError("corrupt")
-    _check_image_type(dataset, "ImageType")
-    _orientation(find_macro(functional_groups(dataset, 0), "PlaneOrientationSequence", dataset))
+    if frames == 1:  # several frames may differ, so each is judged by itself
+        image_type.check_object(dataset)
+        plane = find_macro(functional_groups(dataset, 0), "PlaneOrientationSequence", dataset)
+        _orientation(plane)
     if (integer_of(dataset, "SamplesPerPixel") or 1) != 1:
         raise SliceError("color")
     photometric = text_of(dataset, "PhotometricInterpretation")
@@ -234,14 +234,6 @@ def open_dicom(data: bytes) -> DicomImage:
     if header.syntax in codestream.LOSSY or text_of(dataset, "LossyImageCompression") == "01":
         flags.add("lossy")
     return DicomImage(header=header, frames=frames, pixels=pixels, flags=frozenset(flags))
-
-
-def _check_image_type(dataset: Dataset, keyword: str) -> None:
-    words = {str(word).strip().upper() for word in values_of(dataset, keyword)}
-    if words & _LOCALIZER:
-        raise SliceError("localizer")
-    if words & _MAPS:
-        raise SliceError("derived_map")
 
 
 def _orientation(plane: Dataset) -> tuple[Turn, frozenset[str]]:
@@ -292,28 +284,8 @@ def _rows_cols(dataset: Dataset) -> tuple[int, int]:
     return rows, cols
 
 
-def _check_range(raw: npt.NDArray[Any], *, allocated: int, stored_bits: int, signed: bool) -> None:
-    """Refuse decoded values that BitsStored cannot hold: a damaged or foreign stream."""
-    lowest, highest = int(raw.min()), int(raw.max())
-    limit = 1 << stored_bits
-    if signed:  # a negative value may come with its sign extended to all allocated bits
-        extended = raw[raw >= limit]
-        lowest_extended = (1 << allocated) - limit // 2
-        if extended.size and int(extended.min()) >= lowest_extended:
-            highest = limit - 1
-    if highest >= limit or lowest < -limit // 2:
-        raise SliceError("decode_error")
-
-
-def _check_largest(raw: npt.NDArray[Any], dataset: Dataset) -> None:
-    """Refuse a lossless stream with values above the largest that its writer has seen.
-
-    In 901 of 901 real files the element was the maximum. In others it is a round number above the
-    maximum. It may leave out padding, so files with padding are not checked.
-    """
-    largest = integer_of(dataset, "LargestImagePixelValue")
-    if largest and "PixelPaddingValue" not in dataset and int(raw.max()) > largest:
-        raise SliceError("decode_error")
+def _has_padding(dataset: Dataset) -> bool:
+    return not is_absent(dataset, "PixelPaddingValue")
 
 
 def _to_hu(
@@ -340,6 +312,12 @@ def _to_hu(
         hu *= np.float32(slope[0])
         hu += np.float32(intercept[0])
     padded = _padding(stored, dataset)
+    if (
+        padded is None
+        and _has_padding(dataset)
+        and integer_of(dataset, "PixelPaddingValue") is None
+    ):
+        flags |= {"padding"}
     if padded is not None:
         # What scanners write at or below air (-3024 of GE) stays: it is black in any window.
         hu[padded] = np.clip(hu[padded], LOWEST_HU, AIR_HU)

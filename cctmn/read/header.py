@@ -52,7 +52,7 @@ _TAGS: Final = [
         "PhotometricInterpretation NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit "
         "PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleSlope "
         "RescaleIntercept RescaleType LossyImageCompression ModalityLUTSequence "
-        "LargestImagePixelValue "
+        "LargestImagePixelValue VolumeBasedCalculationTechnique "
         "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence "
         "ExtendedOffsetTable ExtendedOffsetTableLengths".split(),
     )
@@ -212,8 +212,11 @@ def text_of(dataset: Dataset, keyword: str) -> str:
 
 def integer_of(dataset: Dataset, keyword: str) -> int | None:
     """Return the one integer of an element, None if it does not hold one."""
-    values = values_of(dataset, keyword)
-    return int(values[0]) if len(values) == 1 else None
+    try:
+        values = values_of(dataset, keyword)
+        return int(values[0]) if len(values) == 1 else None
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def numbers_of(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:

@@ -24,9 +24,19 @@ _MAX_MEDIAN_HU: Final = 1000.0
 _BELOW_HU: Final = -300.0  # lung, air and the darkest fat; every slice has some
 _MIN_BELOW_FRACTION: Final = 0.02
 _MIN_GREY_LEVELS: Final = 8
+# A targeted field of view may hold no air at all; then nearly all of it is soft tissue. A slice
+# without its rescale has air at 0 and tissue near 1000 instead.
+_SOFT_HU: Final = (-200.0, 300.0)
+_DENSE_HU: Final = 700.0
+_MIN_SOFT_FRACTION: Final = 0.6
+_MAX_DENSE_FRACTION: Final = 0.2
+# Saturated pixels at metal: a hip in a field of 500 mm covers less.
+_MAX_WILD_FRACTION: Final = 0.005
+_MAX_WILD_REGIONS: Final = 32
 
 _MIN_SIDE_PX: Final = 64  # a lung of 20 px holds no lesion
-_SMALL_SIDE_PX: Final = 256
+# One slice had 9 lesions at 512 px and 57 at 256: enlarging it changes what the detector sees.
+_SMALL_SIDE_PX: Final = 400
 _MAX_SIDE_PX: Final = 8192
 _MAX_PIXELS: Final = 4096 * 4096  # CT matrices end at 2048 x 2048
 
@@ -44,6 +54,7 @@ _MIN_TISSUE_GREY: Final = 190.0
 _MAX_BLACK_FRACTION: Final = 0.4  # 0.21 are the corners of a round field of view; soft tissue: 0.56
 _MAX_BLANK_RUN: Final = 0.25  # of a side, of equal rows or columns; 0.11 at most in whole pictures
 _MIN_PART: Final = 0.05  # a CT picture has both air and tissue
+_MIN_SECOND_BODY: Final = 0.4  # of the first one's area; an arm beside the chest has 0.1
 _MAX_ASPECT: Final = 2.0  # CT matrices are square; crops to the body reach 1.6
 
 
@@ -55,14 +66,52 @@ def check_size(rows: int, cols: int) -> None:
         raise SliceError("too_small")
 
 
-def check_hu(hu: npt.NDArray[np.float32]) -> None:
-    """Refuse values that no CT slice of a body has: most often a wrong or missing rescale."""
-    if hu.min() < LOWEST_HU or hu.max() > HIGHEST_HU:
-        raise SliceError("implausible_hu")
+def check_hu(hu: npt.NDArray[np.float32]) -> frozenset[str]:
+    """Replace fill and saturated values in place, and return the flags of that.
+
+    Raises SliceError for values that no CT slice of a body has: most often a wrong or missing
+    rescale.
+    """
+    flags = set()
+    low = hu < LOWEST_HU
+    if low.any():
+        fill = hu == hu.min()
+        if _is_fill(fill, low):
+            hu[fill] = AIR_HU
+    wild = (hu < LOWEST_HU) | (hu > HIGHEST_HU)
+    if wild.any():
+        if not _is_compact(wild):
+            raise SliceError("implausible_hu")
+        np.clip(hu, LOWEST_HU, HIGHEST_HU, out=hu)
+        flags.add("saturated")
     sample = hu[::2, ::2]
-    below = np.count_nonzero(sample < _BELOW_HU)
-    if below < _MIN_BELOW_FRACTION * sample.size or np.median(sample) > _MAX_MEDIAN_HU:
+    if np.median(sample) > _MAX_MEDIAN_HU:
         raise SliceError("implausible_hu")
+    if np.count_nonzero(sample < _BELOW_HU) < _MIN_BELOW_FRACTION * sample.size:
+        soft = np.mean((sample >= _SOFT_HU[0]) & (sample <= _SOFT_HU[1]))
+        dense = np.mean(sample > _DENSE_HU)
+        is_body = soft >= _MIN_SOFT_FRACTION and dense <= _MAX_DENSE_FRACTION
+        raise SliceError("no_air" if is_body else "implausible_hu")
+    return frozenset(flags)
+
+
+def _is_fill(fill: npt.NDArray[np.bool_], low: npt.NDArray[np.bool_]) -> bool:
+    """Return whether one value far below air fills the region outside the scan circle.
+
+    Scanners write -8192, -32768 or 10 x 0 - 10240 there, and often do not declare it as padding.
+    """
+    if np.count_nonzero(low & ~fill) > _MAX_WILD_FRACTION * low.size:
+        return False
+    inner = _inner(fill)
+    return bool(np.count_nonzero(inner) <= _MAX_WILD_FRACTION * np.count_nonzero(fill))
+
+
+def _is_compact(wild: npt.NDArray[np.bool_]) -> bool:
+    """Return whether wild values are few and lie together, as at metal; damage scatters them."""
+    if np.count_nonzero(wild) > _MAX_WILD_FRACTION * wild.size:
+        return False
+    _, count = ndimage.label(wild, np.ones((3, 3)))
+    return int(count) <= _MAX_WILD_REGIONS
 
 
 def check_content(slice_: Slice, grey: npt.NDArray[np.uint8]) -> set[str]:
@@ -84,9 +133,20 @@ def check_content(slice_: Slice, grey: npt.NDArray[np.uint8]) -> set[str]:
         flags |= _check_window(grey, air)
     if _lung_fraction(air, _inner(air)) < _MIN_LUNG_FRACTION:
         flags.add("no_lung")
+    if slice_.unit != "hu" and _has_several_bodies(air):
+        flags.add("not_ct_like")
     if long > _MAX_ASPECT * short or not _MIN_PART < air.mean() < 1 - _MIN_PART:
         flags.add("not_ct_like")
     return flags
+
+
+def _has_several_bodies(air: npt.NDArray[np.bool_]) -> bool:
+    """Return whether two bodies of similar size lie side by side, as on a film sheet."""
+    labels, count = ndimage.label(~air | _inner(air))
+    if count <= 1:
+        return False
+    sizes = np.sort(np.bincount(labels.ravel())[1:])
+    return bool(sizes[-2] > _MIN_SECOND_BODY * sizes[-1] and sizes[-2] > _MIN_PART * air.size)
 
 
 def _check_window(grey: npt.NDArray[np.uint8], air: npt.NDArray[np.bool_]) -> set[str]:

@@ -382,16 +382,28 @@ def test_codestream_must_agree_with_the_header() -> None:
     stream = encode((phantom_hu() + 8192).astype(np.uint16), JPEG_LS)
     assert (
         code_of(make_dicom(phantom_hu(), syntax=JPEG_LS, raw=stream, BitsStored=12, HighBit=11))
-        == "decode_error"
+        == "implausible_hu"
     )
 
 
-def test_largest_value_bounds_a_lossless_stream() -> None:
+@pytest.mark.parametrize("syntax", [*NATIVE, JPEG_LS])
+def test_bits_above_bits_stored_are_ignored_and_flagged(syntax: str) -> None:
+    if syntax in (DEFLATED, BIG_ENDIAN):
+        pytest.skip("the same code reads the pixels")
+    stored = (phantom_hu() + 1024).astype(np.uint16)
+    stored[5:9, 5:9] |= 0x8000  # an overlay of old
+    raw = encode(stored, syntax) if syntax == JPEG_LS else stored.tobytes()
+    slice_ = read(make_dicom(phantom_hu(), syntax=syntax, raw=raw, BitsStored=12, HighBit=11))
+    np.testing.assert_array_equal(slice_.pixels, phantom_hu())
+    assert slice_.flags == {"high_bits"}
+
+
+def test_a_value_above_the_largest_stated_is_flagged() -> None:
     largest = int(phantom_hu().max()) + 1024
     header = {"syntax": JPEG_LS, "LargestImagePixelValue": largest}
     assert read(make_dicom(phantom_hu(), **header)).flags == frozenset()
     header["LargestImagePixelValue"] -= 1
-    assert code_of(make_dicom(phantom_hu(), **header)) == "decode_error"
+    assert read(make_dicom(phantom_hu(), **header)).flags == {"above_largest"}
     assert read(make_dicom(phantom_hu(), PixelPaddingValue=0, **header)).flags == frozenset()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import product
 
 import numpy as np
@@ -98,9 +99,59 @@ def test_boxes_come_back_from_every_turn(shape: tuple[int, int]) -> None:
 def test_hu_that_no_body_has() -> None:
     hu = phantom_hu().astype(np.float32)
     check_hu(hu)
-    for wrong in (hu + 1500, hu * 40, np.where(hu == hu.max(), 33000, hu), np.full_like(hu, 40)):
+    rng = np.random.default_rng(1)
+    scattered = rng.random(hu.shape)
+    for wrong in (
+        hu + 1500,
+        hu * 40,
+        np.where(scattered < 0.02, 33000, hu),
+        np.where(scattered < 0.02, -20000 - 1000 * scattered, hu),
+        np.maximum(hu + 1024, 0),  # without its rescale
+    ):
         with pytest.raises(SliceError, match="implausible_hu"):
             check_hu(wrong.astype(np.float32))
+
+
+def test_a_field_of_view_without_air_has_a_code_of_its_own() -> None:
+    hu = np.random.default_rng(1).normal(50, 60, (256, 256)).astype(np.float32)
+    with pytest.raises(SliceError, match="no_air"):
+        check_hu(hu)
+
+
+@pytest.mark.parametrize("fill", [-8192.0, -32768.0, -10240.0])
+def test_fill_outside_the_scan_circle_becomes_air(fill: float) -> None:
+    hu = phantom_hu().astype(np.float32)
+    y, x = np.mgrid[-1 : 1 : hu.shape[0] * 1j, -1 : 1 : hu.shape[1] * 1j]
+    outside = x**2 + y**2 > 1
+    filled = np.where(outside, np.float32(fill), hu)
+    assert check_hu(filled) == frozenset()
+    np.testing.assert_array_equal(filled, np.where(outside, np.float32(-1024), hu))
+
+
+@pytest.mark.parametrize("value", [64511.0, -31744.0])
+def test_saturated_pixels_at_metal_are_clipped_and_flagged(value: float) -> None:
+    hu = phantom_hu().astype(np.float32)
+    middle = hu.shape[0] // 2
+    hu[middle : middle + 5, middle : middle + 5] = value
+    before = hu.copy()
+    assert check_hu(hu) == {"saturated"}
+    assert abs(hu).max() <= 32000
+    np.testing.assert_array_equal(hu[: middle - 1], before[: middle - 1])
+
+
+def test_pixels_that_are_not_square_are_resampled() -> None:
+    """A body that is as wide as high stays so, and boxes lead back to the stored image."""
+    stored = phantom_hu(256, 512).astype(np.float32)
+    slice_ = dataclasses.replace(
+        make_slice(stored, turn=Turn()), spacing_row_mm=1.4, spacing_col_mm=0.7
+    )
+    got = to_input(slice_, InputContract())
+    assert got.pixels.shape == (512, 512)
+    assert "not_square" in got.flags
+    box = got.to_stored.boxes(np.array([[0, 0, 512, 512.0]]))
+    np.testing.assert_allclose(box, [[0, 0, 512, 256]])
+    nearly = dataclasses.replace(slice_, spacing_row_mm=0.7003)
+    assert "not_square" not in to_input(nearly, InputContract()).flags
 
 
 @pytest.mark.parametrize(
