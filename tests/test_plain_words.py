@@ -30,7 +30,7 @@ NAMES = {
     "trunk": "backbone",
 }
 # The file protocol of Python has a method of this name.
-STANDARD = {("ranges.py", "tell")}
+STANDARD = {("ranges.py", "tell"), ("tar_archive.py", "tell")}
 PHRASES = {
     r"\bhangs? on\b": "depends on",
     r"(?<!there )(?<!There )\bis no (?!longer)": "is not a",

@@ -8,6 +8,7 @@ exception may contain header values.
 from __future__ import annotations
 
 import re
+import tarfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ _MAGIC: Final = (
     (b"MM\x00+", "tiff"),
     (b"PK\x03\x04", "zip"),
     (b"PK\x05\x06", "zip"),  # no member
+    (b"PK\x07\x08PK\x03\x04", "zip"),  # written to be split
+    (b"PK00PK\x03\x04", "zip"),  # written to be split, and fitted into one file
     (b"\x1f\x8b", "gzip"),
     (b"BZh", "bzip2"),
     (b"\xfd7zXZ\x00", "xz"),
@@ -68,16 +71,27 @@ def sniff(head: bytes) -> str:
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
-    if head[257:262] == b"ustar":
+    if _is_tar(head):
         return "tar"
     return "dicom" if _HEADLESS.match(head) else ""
+
+
+def _is_tar(head: bytes) -> bool:
+    """Return whether the first block is a tar header with a right checksum, of any tar version."""
+    block, stated = head[: tarfile.BLOCKSIZE], head[148:156].strip(b" \0")
+    if len(block) < tarfile.BLOCKSIZE or not re.fullmatch(rb"[0-7]{1,7}", stated):
+        return False
+    # The checksum counts as blanks; some old writers summed signed bytes.
+    rest = block[:148] + b" " * 8 + block[156:]
+    signed = sum(rest) - 256 * sum(byte > 127 for byte in rest)
+    return int(stated, 8) in (sum(rest), signed)
 
 
 def frame_count(file: BinaryIO, *, kind: str, head: bytes = b"") -> int:
     """Return the number of frames or pages, from the head and at most a few ranged reads.
 
     A damaged object counts as one frame, and decoding it gives the code. Errors of the storage are
-    raised.
+    raised, and a container that cannot be read on.
     """
     try:
         with warnings.catch_warnings():
@@ -85,7 +99,7 @@ def frame_count(file: BinaryIO, *, kind: str, head: bytes = b"") -> int:
             if kind == "dicom":
                 return dicom.frame_count(file, head=head)
             return picture.page_count(file, kind=kind) or 1
-    except (OSError, CctmnError):
+    except CctmnError:
         raise
     except Exception:  # noqa: BLE001
         return 1
@@ -115,6 +129,6 @@ def _coded() -> Iterator[None]:
     except SliceError as error:
         raise SliceError(error.code) from None
     except MemoryError:
-        raise SliceError("too_large") from None
+        raise SliceError("decoder_died") from None
     except Exception:  # noqa: BLE001
         raise SliceError("corrupt") from None

@@ -14,7 +14,7 @@ from typing import Any
 
 from cctmn import store
 from cctmn.errors import ObjectError, SliceError
-from cctmn.read import archive
+from cctmn.read import tar_archive, zip_archive
 
 GAP_BYTES = 4096  # a hole this small costs less than another request
 GET_BYTES = 16 << 20  # one GET of neighbours; a single object may be larger
@@ -37,7 +37,7 @@ class _Get:
 
     @property
     def is_solid(self) -> bool:
-        return self.first["container"] in archive.SOLID
+        return self.first["container"] in tar_archive.SOLID
 
 
 def fetch(rows: Sequence[Row], *, threads: int) -> Iterator[tuple[list[Row], bytes | SliceError]]:
@@ -100,7 +100,7 @@ def _read(get: _Get) -> bytes:
     row = get.first
     if not get.is_solid:
         return store.read_range(row["uri"], start=get.start, length=get.length)
-    return archive.read_solid(
+    return tar_archive.read_solid(
         row["uri"],
         container=row["container"],
         size=row["object_size"],
@@ -114,7 +114,7 @@ def _unpack(raw: bytes, row: Row, base: int) -> bytes | SliceError:
     data = raw[begin : begin + row["packed_size"]]
     try:
         if row["container"] == "zip":
-            return archive.zip_data(
+            return zip_archive.unpack(
                 data, size=row["size"], method=row["method"], crc32=row["crc32"]
             )
         if len(data) < row["size"]:

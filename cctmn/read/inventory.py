@@ -12,12 +12,12 @@ from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
-from cctmn.errors import ObjectError, SliceError
+from cctmn.errors import CctmnError, ObjectError, SliceError
 from cctmn.pseudonym import pseudonym
-from cctmn.read import archive, probe
+from cctmn.read import other_files, probe, tar_archive, zip_archive
 from cctmn.read.archive import Member
 from cctmn.read.listing import THREADS, list_inputs, map_in_order
-from cctmn.read.ranges import RangeFile
+from cctmn.reporter import Reporter, silent
 from cctmn.schema import INVENTORY
 from cctmn.store import ObjectInfo
 
@@ -51,7 +51,12 @@ class _Row(NamedTuple):
 
 
 def index(
-    inputs: Sequence[str], *, key: bytes, exclude: str = "", root: str | None = None
+    inputs: Sequence[str],
+    *,
+    key: bytes,
+    exclude: str = "",
+    root: str | None = None,
+    report: Reporter = silent,
 ) -> Iterator[pa.Table]:
     """Yield tables of at most TABLE_ROWS rows, sorted by INPUT, URI, offset and frame.
 
@@ -62,7 +67,7 @@ def index(
     below = exclude.rstrip("/") + "/"
     objects = (
         info
-        for info in list_inputs(inputs, root=root)
+        for info in list_inputs(inputs, root=root, report=report)
         if not (exclude and info.uri.startswith(below))
     )
     rows: list[_Row] = []
@@ -85,11 +90,11 @@ def _rows(info: ObjectInfo, *, key: bytes) -> list[_Row]:
     """Return all rows of one object; there is at least one."""
     try:
         head = probe.read_head(info)
-        if container := probe.container_of(head):
+        if container := probe.container_of(info, head):
             return _archive_rows(info, container, key=key)
         contents = probe.probe_object(info, head)
-    except (ObjectError, SliceError) as error:
-        return [_error_row(info, error.code, key=key, size=info.size)]
+    except Exception as error:  # noqa: BLE001 - the boundary of one object
+        return [_error_row(info, _code(error), key=key, size=info.size)]
     sizes = {"size": info.size, "packed_size": info.size}
     return _frame_rows(info, contents.frames, key=key, kind=contents.kind, **sizes)
 
@@ -102,17 +107,17 @@ def _archive_rows(info: ObjectInfo, container: str, *, key: bytes) -> list[_Row]
         if container == "zip":
             look = functools.partial(probe.probe_zip_member, info.uri)
             work = functools.partial(_member_rows, info=info, container="zip", look=look, key=key)
-            directory = RangeFile(info.uri, size=info.size, window=0)
-            for more in map_in_order(work, archive.zip_members(directory), threads=ZIP_THREADS):
+            entries = zip_archive.members(probe.zip_directory(info), size=info.size)
+            for more in map_in_order(work, entries, threads=ZIP_THREADS):
                 rows += more
         else:
             tar = probe.open_tar(info, container)
             look = functools.partial(probe.probe_tar_member, tar)
-            for member in archive.tar_members(tar, packed_size=info.size):
+            for member in tar_archive.members(tar, size=info.size):
                 rows += _member_rows(member, info=info, container=container, look=look, key=key)
-            trailing = container != "tar" and archive.has_trailing_data(tar)
-    except (ObjectError, SliceError) as error:
-        rows.append(_error_row(info, error.code, key=key, container=container))
+            trailing = container != "tar" and tar_archive.has_trailing_data(tar)
+    except Exception as error:  # noqa: BLE001 - the boundary of one archive
+        rows.append(_error_row(info, _code(error), key=key, container=container))
     return [row._replace(flags=("trailing_data",)) for row in rows] if trailing else rows
 
 
@@ -128,12 +133,25 @@ def _member_rows(
     columns = member._asdict() | {"container": container}
     code, columns["member"] = columns.pop("code"), columns.pop("name")
     try:
-        if code:
+        if code := code or other_files.code_of_name(member.name):
             raise SliceError(code)
         contents = look(member)
-    except (ObjectError, SliceError) as error:
-        return [_error_row(info, error.code, key=key, **columns)]
+    except Exception as error:  # noqa: BLE001 - the boundary of one member
+        return [_error_row(info, _code(error), key=key, **columns)]
     return _frame_rows(info, contents.frames, key=key, kind=contents.kind, **columns)
+
+
+def _code(error: Exception) -> str:
+    """Return the code of a failure; storage that does not answer is raised again.
+
+    What a library raises for damaged content is not known in advance, and one object must not end
+    the job for all others.
+    """
+    if isinstance(error, ObjectError | SliceError):
+        return error.code
+    if isinstance(error, CctmnError):
+        raise error
+    return "too_large" if isinstance(error, MemoryError) else "corrupt"
 
 
 def _frame_rows(info: ObjectInfo, frames: int, *, key: bytes, **columns: Any) -> list[_Row]:

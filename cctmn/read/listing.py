@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, TypeVar
 
 from cctmn import store
+from cctmn.reporter import Reporter, silent
 from cctmn.store import ObjectInfo
 from cctmn.user_table import is_table, read_user_table
 
@@ -18,21 +19,29 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def list_inputs(inputs: Sequence[str], *, root: str | None = None) -> Iterator[ObjectInfo]:
-    """Yield every object of the INPUTs in order; an object of two INPUTs comes once.
+def list_inputs(
+    inputs: Sequence[str], *, root: str | None = None, report: Reporter = silent
+) -> Iterator[ObjectInfo]:
+    """Yield every object of the INPUTs in order. An object that is named twice comes once.
 
     Relative names in a table are below `root`, or below the table's own folder. A name without an
     object is yielded with the code `not_found`. Raises InputError for an INPUT that does not exist,
     DataError for a table that cannot be read.
     """
     seen: set[str] = set()
+    # A folder names each object once, so that its names need not be kept.
+    may_repeat = len(inputs) > 1 or any(is_table(text) for text in inputs)
+    repeats = 0
     for text in inputs:
         for info in _list_table(text, root) if is_table(text) else store.list_objects(text):
-            if len(inputs) == 1:
-                yield info
-            elif info.uri not in seen:
+            if info.uri in seen:
+                repeats += 1
+                continue
+            if may_repeat:
                 seen.add(info.uri)
-                yield info
+            yield info
+    if repeats:
+        report(f"{repeats:,} names of INPUT are repetitions; each object is scored once")
 
 
 def _list_table(text: str, root: str | None) -> Iterator[ObjectInfo]:
@@ -40,7 +49,11 @@ def _list_table(text: str, root: str | None) -> Iterator[ObjectInfo]:
 
     def look_up(name: str) -> list[ObjectInfo]:
         uri = store.below(base, name)
-        return list(store.find_objects(uri)) or [ObjectInfo(uri, 0, "", "not_found")]
+        try:
+            objects = list(store.find_objects(uri))
+        except (OSError, ValueError):  # a name that no file can have
+            objects = []
+        return objects or [ObjectInfo(uri, 0, "", "not_found")]
 
     # Each row costs a request, so several are in flight.
     for objects in map_in_order(look_up, read_user_table(text).slices(), threads=THREADS):

@@ -7,19 +7,21 @@ of the storage raise ObjectError or StoreError.
 from __future__ import annotations
 
 import tarfile
+import zipfile
 from typing import BinaryIO, Final, NamedTuple, cast
 
 from cctmn import store
 from cctmn.errors import SliceError
-from cctmn.read import archive, decode
-from cctmn.read.archive import Member
+from cctmn.read import decode, other_files, tar_archive, zip_archive
+from cctmn.read.archive import MAX_OBJECT_BYTES, Member
 from cctmn.read.ranges import RangeFile
 from cctmn.store import ObjectInfo
 
 # A DICOM preamble, the file meta group, and the magic of every other format.
 HEAD_BYTES: Final = 1024
-# The least that is read of a member; of a larger one a sixteenth, up to HEAD_BYTES.
-MEMBER_HEAD_BYTES: Final = 256
+# The least that is read of a member, for a tar is known by its first block; of a larger member a
+# sixteenth, up to HEAD_BYTES.
+MEMBER_HEAD_BYTES: Final = tarfile.BLOCKSIZE
 # Kind of an archive by its first bytes -> the column `container`.
 CONTAINERS: Final = {
     "zip": "zip",
@@ -39,22 +41,34 @@ class Contents(NamedTuple):
 
 def read_head(info: ObjectInfo) -> bytes:
     """Read the first bytes of an object. Raises SliceError if it cannot hold an image."""
-    if info.error_code:
-        raise SliceError(info.error_code)
+    if code := info.error_code or other_files.code_of_name(store.display(info.uri)):
+        raise SliceError(code)
     if not info.size:
         raise SliceError("empty_file")
     return store.read_range(info.uri, start=0, length=min(HEAD_BYTES, info.size))
 
 
-def container_of(head: bytes) -> str:
-    """Return the kind of archive that begins like this, "" if it is not an archive."""
-    return CONTAINERS.get(decode.sniff(head), "")
+def container_of(info: ObjectInfo, head: bytes) -> str:
+    """Return the kind of archive that the object is, "" if it is not an archive.
+
+    A zip may begin with anything, for instance with a program that unpacks it, so an object of
+    unknown kind is looked at from its end too.
+    """
+    kind = decode.sniff(head)
+    if not kind and zip_archive.has_end(zip_directory(info), size=info.size):
+        return "zip"
+    return CONTAINERS.get(kind, "")
+
+
+def zip_directory(info: ObjectInfo) -> RangeFile:
+    """Open a zip for its directory: each read is one request."""
+    return RangeFile(info.uri, size=info.size, window=0)
 
 
 def probe_object(info: ObjectInfo, head: bytes) -> Contents:
     """Probe an object that is not an archive."""
-    kind = image_kind(head)
-    if info.size > archive.MAX_OBJECT_BYTES:
+    kind = image_kind(head, name=info.uri)
+    if info.size > MAX_OBJECT_BYTES:
         raise SliceError("too_large")
     file = RangeFile(info.uri, size=info.size, window=HEAD_BYTES, head=head)
     return _contents(kind, file, head)
@@ -65,21 +79,23 @@ def probe_zip_member(uri: str, member: Member) -> Contents:
 
     def read(start: int, length: int) -> bytes:
         raw = store.read_range(uri, start=member.offset, length=member.packed_size)
-        data = archive.zip_data(raw, size=member.size, method=member.method, crc32=member.crc32)
+        data = zip_archive.unpack(raw, size=member.size, method=member.method, crc32=member.crc32)
         return data[start : start + length]
 
     name_bytes = len(member.name.encode("utf-8", "surrogateescape"))
-    length = archive.ZIP_LOCAL.size + name_bytes + _head_bytes(member.packed_size)
+    length = zip_archive.LOCAL.size + name_bytes + _head_bytes(member.packed_size)
+    if member.method == zipfile.ZIP_BZIP2:  # its blocks of up to 900 kB are unpacked as a whole
+        length = member.packed_size
     raw = store.read_range(uri, start=member.offset, length=min(length, member.packed_size))
-    head = archive.zip_head(raw, method=member.method, size=HEAD_BYTES)
+    head = zip_archive.unpack_head(raw, method=member.method, size=HEAD_BYTES)
     file = RangeFile(uri, size=member.size, window=member.size, head=head, read=read)
-    return _contents(image_kind(head), file, head)
+    return _contents(image_kind(head, name=member.name), file, head)
 
 
 def open_tar(info: ObjectInfo, container: str) -> BinaryIO:
     """Open a tar, compressed or not, as a file over ranged reads."""
     if container != "tar":
-        return archive.open_solid(info.uri, container=container, size=info.size)
+        return tar_archive.open_solid(info.uri, container=container, size=info.size)
     # One request takes the next header and the head of its member.
     window = 1 + tarfile.BLOCKSIZE + HEAD_BYTES
     return cast(BinaryIO, RangeFile(info.uri, size=info.size, window=window))
@@ -94,16 +110,16 @@ def probe_tar_member(tar: BinaryIO, member: Member) -> Contents:
 
     head = tar.read(min(_head_bytes(member.size), member.size))
     file = RangeFile("", size=member.size, window=HEAD_BYTES, head=head, read=read)
-    return _contents(image_kind(head), file, head)
+    return _contents(image_kind(head, name=member.name), file, head)
 
 
-def image_kind(head: bytes) -> str:
-    """Return the kind of image file. Raises SliceError for an archive or an unknown format."""
+def image_kind(head: bytes, *, name: str) -> str:
+    """Return the kind of image file. Raises SliceError for an archive or another format."""
     kind = decode.sniff(head)
     if kind in CONTAINERS:
         raise SliceError("archive_depth")
     if not kind:
-        raise SliceError("unsupported_format")
+        raise SliceError(other_files.code_of_content(name, head))
     return kind
 
 

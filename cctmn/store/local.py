@@ -31,7 +31,7 @@ def list_objects(text: str) -> Iterator[ObjectInfo]:
         for match in sorted(glob.glob(str(path), recursive=True, include_hidden=True)):  # noqa: PTH207
             if not Path(match).is_dir():
                 yield _info(Path(match))
-    elif path.is_dir():
+    elif os.path.isdir(path):  # noqa: PTH112 - false, and no error, for a name that is too long
         yield from _walk(path)
     elif os.path.lexists(path):
         yield _info(path)
@@ -71,6 +71,11 @@ def put(uri: str, data: bytes, *, private: bool) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # else a power cut may take the name away again
+        finally:
+            os.close(folder)
     except OSError as error:
         raise StoreError(f"{path}: cannot be written ({error.strerror}); check OUT") from None
 
@@ -107,16 +112,27 @@ def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _walk(folder: Path) -> Iterator[ObjectInfo]:
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
-    except PermissionError:
-        yield ObjectInfo(to_uri(str(folder)), 0, "", "permission_denied")
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(folder / entry.name)
+    """Yield the files below a folder, sorted; folders may be nested thousands deep."""
+    levels = [_entries(folder)]
+    while levels:
+        entry = next(levels[-1], None)
+        if entry is None:
+            levels.pop()
+        elif isinstance(entry, ObjectInfo):
+            yield entry
+        elif entry.is_dir(follow_symlinks=False):
+            levels.append(_entries(entry))
         else:
-            yield _info(folder / entry.name)
+            yield _info(Path(entry))
+
+
+def _entries(folder: os.PathLike[str]) -> Iterator[os.DirEntry[str] | ObjectInfo]:
+    """Yield the entries of a folder, sorted, or the folder itself with its code."""
+    try:
+        with os.scandir(folder) as entries:
+            yield from sorted(entries, key=lambda entry: os.fsencode(entry.name))
+    except OSError as error:
+        yield ObjectInfo(to_uri(os.fspath(folder)), 0, "", _code(error))
 
 
 def _info(path: Path) -> ObjectInfo:
@@ -124,11 +140,14 @@ def _info(path: Path) -> ObjectInfo:
     try:
         status = path.stat()
     except OSError as error:
-        # The file is a link to nowhere, or it lies behind a locked folder.
-        code = "permission_denied" if isinstance(error, PermissionError) else "not_found"
-        return ObjectInfo(uri, 0, "", code)
+        # The file is a link to nowhere, it lies behind a locked folder, or its path is too long.
+        return ObjectInfo(uri, 0, "", _code(error))
     code = "" if stat.S_ISREG(status.st_mode) else "not_regular_file"
     return ObjectInfo(uri, status.st_size, _etag(status), code)
+
+
+def _code(error: OSError) -> str:
+    return "permission_denied" if isinstance(error, PermissionError) else "not_found"
 
 
 def _etag(status: os.stat_result) -> str:

@@ -28,7 +28,8 @@ def to_uri(text: str) -> str:
     if scheme(text) != "file":
         return text
     path = os.fsdecode(unquote_to_bytes(text[7:])) if text.startswith("file://") else text
-    absolute = Path(path).expanduser().absolute()
+    # Unlike that of pathlib, it leaves "~$x.png" alone: Office names its lock files like that.
+    absolute = Path(os.path.expanduser(path)).absolute()  # noqa: PTH111
     return "file://" + quote(os.fsencode(os.path.normpath(absolute)))
 
 

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from cctmn.errors import SliceError
-from cctmn.read import archive
+from cctmn.read import archive, tar_archive, zip_archive
 from cctmn.read.ranges import RangeFile
 from tests.makers import tarred, zipped
 
@@ -21,16 +21,16 @@ def range_file(data: bytes) -> RangeFile:
 
 
 def zip_walk(data: bytes) -> list[archive.Member]:
-    return list(archive.zip_members(range_file(data)))
+    return list(zip_archive.members(range_file(data), size=len(data)))
 
 
 def tar_walk(data: bytes) -> list[archive.Member]:
-    return list(archive.tar_members(io.BytesIO(data), packed_size=len(data)))
+    return list(tar_archive.members(io.BytesIO(data), size=len(data)))
 
 
 def unzip(data: bytes, member: archive.Member) -> bytes:
     raw = data[member.offset : member.offset + member.packed_size]
-    return archive.zip_data(raw, size=member.size, method=member.method, crc32=member.crc32)
+    return zip_archive.unpack(raw, size=member.size, method=member.method, crc32=member.crc32)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
@@ -136,7 +136,7 @@ def test_no_tar_ends_silently() -> None:
 
     def codes(data: bytes) -> str:
         seen.clear()
-        walk = archive.tar_members(io.BytesIO(data), packed_size=len(data))
+        walk = tar_archive.members(io.BytesIO(data), size=len(data))
         with pytest.raises(SliceError) as caught:
             seen.extend(member.name for member in walk)
         return caught.value.code
@@ -152,7 +152,7 @@ def test_no_tar_ends_silently() -> None:
     assert codes(data[:2000]) == "archive_truncated"
 
 
-@pytest.mark.parametrize("container", sorted(archive.SOLID))
+@pytest.mark.parametrize("container", sorted(tar_archive.SOLID))
 def test_compressed_tars_are_read_forward_and_again(
     container: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -160,11 +160,11 @@ def test_compressed_tars_are_read_forward_and_again(
     data = tarred(MEMBERS, mode="w:" + container.removeprefix("tar."))
     path.write_bytes(data)
     uri, size = path.as_uri(), len(data)
-    stream = archive.open_solid(uri, container=container, size=size)
-    members = list(archive.tar_members(stream, packed_size=size))
-    assert not archive.has_trailing_data(stream)
+    stream = tar_archive.open_solid(uri, container=container, size=size)
+    members = list(tar_archive.members(stream, size=size))
+    assert not tar_archive.has_trailing_data(stream)
     for member in [*members, members[0]]:
-        got = archive.read_solid(
+        got = tar_archive.read_solid(
             uri, container=container, size=size, start=member.offset, length=member.size
         )
         assert got == MEMBERS[member.name]
@@ -176,8 +176,8 @@ def test_a_gzip_of_many_members_is_one_stream(tmp_path_factory: pytest.TempPathF
     path = tmp_path_factory.mktemp("solid") / "x.tgz"
     plain = tarred(MEMBERS)
     path.write_bytes(gzip.compress(plain[:1500]) + gzip.compress(plain[1500:]))
-    stream = archive.open_solid(path.as_uri(), container="tar.gz", size=path.stat().st_size)
-    names = [m.name for m in archive.tar_members(stream, packed_size=1000)]
+    stream = tar_archive.open_solid(path.as_uri(), container="tar.gz", size=path.stat().st_size)
+    names = [m.name for m in tar_archive.members(stream, size=1000)]
     assert names == list(MEMBERS)
 
 
@@ -185,6 +185,6 @@ def test_a_gzip_bomb_stops(tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("bomb") / "x.tgz"
     data = tarred({"zeros": bytes(64 << 20), "a": b"A"}, mode="w:gz")
     path.write_bytes(data)
-    stream = archive.open_solid(path.as_uri(), container="tar.gz", size=len(data))
+    stream = tar_archive.open_solid(path.as_uri(), container="tar.gz", size=len(data))
     with pytest.raises(SliceError, match="archive_bomb"):
-        list(archive.tar_members(stream, packed_size=len(data)))
+        list(tar_archive.members(stream, size=len(data)))

@@ -16,7 +16,7 @@ from PIL import Image
 from cctmn.errors import DataError, InputError
 from cctmn.pseudonym import pseudonym as keyed_pseudonym
 from cctmn.read import inventory
-from tests.conftest import S3Server
+from tests.conftest import RecordingReporter, S3Server
 from tests.makers import dicom, png, tarred, zipped
 
 KEY = b"k" * 32
@@ -116,9 +116,11 @@ def test_manifests(tmp_path: Path, s3: S3Server) -> None:
         csv.writer(file).writerows([["label", "uri"], *(["x", uri] for uri in uris)])
     pq.write_table(pa.table({"uri": uris}), tmp_path / "list.parquet")
     for name in ("list.csv", "list.parquet"):
-        got = rows(tmp_path / name)
-        assert [r["error_code"] for r in got] == ["", "", "", "not_found"]
-        assert got[0]["slice_id"] == got[1]["slice_id"]  # named twice
+        reporter = RecordingReporter()
+        tables = inventory.index([str(tmp_path / name)], key=KEY, report=reporter)
+        got = pa.concat_tables(list(tables)).to_pylist()
+        assert [r["error_code"] for r in got] == ["", "", "not_found"]
+        assert reporter.lines == ["1 names of INPUT are repetitions; each object is scored once"]
     assert len({r["slice_id"] for r in rows(tmp_path / "list.csv", tmp_path / "images")}) == 3
 
 
