@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from cctmn import errors, schema, store
 from cctmn.contract import InputContract
-from cctmn.score import meters
+from cctmn.score import commit, meters
 from cctmn.score.prepare import prepare
 from cctmn.score.scorer import ModelSource, score
 
@@ -78,7 +78,16 @@ def _prepare_block(block: pa.Table, *, source: ModelSource, key: bytes, plan: Pl
     return rows
 
 
-def execute(todo: str, *, out: str, source: ModelSource, key: bytes, plan: Plan) -> None:
+def _commit_block(
+    block: pa.Table, *, out: str, columns: pa.Schema, stamp: commit.Stamp
+) -> pa.Table:
+    commit.write(block, folder=out, schema=columns, stamp=stamp)
+    return pa.table({"rows": [len(block)]})
+
+
+def execute(
+    todo: str, *, out: str, source: ModelSource, key: bytes, plan: Plan, stamp: commit.Stamp
+) -> None:
     """Score every row of the Parquet files in `todo` into the folder `out` (both URIs).
 
     Raises StoreError if storage does not answer, ModelError if a scorer cannot load its model,
@@ -89,7 +98,6 @@ def execute(todo: str, *, out: str, source: ModelSource, key: bytes, plan: Plan)
 
     _configure(ray.data.DataContext.get_current())
     todo_fs, todo_path = store.arrow_filesystem(todo)
-    out_fs, out_path = store.arrow_filesystem(out)
     columns = schema.predictions(
         source.image_classes, ranked_boxes=plan.ranked_boxes, masks=plan.masks
     )
@@ -117,14 +125,17 @@ def execute(todo: str, *, out: str, source: ModelSource, key: bytes, plan: Plan)
             num_cpus=0 if plan.gpus_per_actor else SCORER_CPUS,
             num_gpus=plan.gpus_per_actor,
         )
+        .map_batches(
+            _commit_block,
+            fn_kwargs={"out": out, "columns": columns, "stamp": stamp},
+            batch_format="pyarrow",
+            batch_size=None,
+            num_cpus=WRITE_CPUS,
+        )
     )
     try:
-        graph.write_parquet(
-            out_path,
-            filesystem=out_fs,
-            schema=columns,
-            ray_remote_args={"num_cpus": WRITE_CPUS},
-        )
+        for _ in graph.iter_batches(batch_size=None, batch_format="pyarrow"):
+            pass  # each is the number of rows that were committed
     except ExecutionTimeoutError:
         raise Stalled from None
     except ray.exceptions.RayError as error:

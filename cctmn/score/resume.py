@@ -1,8 +1,8 @@
 """Which slices are done, which are left, and whether the counts balance.
 
-A readable Parquet footer is the record of a commit. The ids are in the same file as their results,
-so there is no second record that could disagree. A local writer that is killed half-way leaves a
-file without a footer, which is removed; S3 shows an object only when it is complete.
+A whole Parquet file is the record of a commit. The ids are in the same file as their results, so
+there is no second record that could disagree. Every file is read once when a run begins, and one
+that is cut or changed counts as not written.
 """
 
 from __future__ import annotations
@@ -17,34 +17,41 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cctmn import store, tables
-from cctmn.errors import ResumeError
+from cctmn.errors import ResumeError, state_of
+from cctmn.score import commit
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Slices of the whole folder: inventory = ok + error + pending, checked."""
+    """Slices of the whole folder: inventory = ok + passed_over + error + pending, checked."""
 
     inventory: int
     ok: int
+    passed_over: int
     error: int
     pending: int
-    codes: dict[str, int]  # error rows by code
+    codes: dict[str, int]  # rows with a code, passed over or errors
     flags: dict[str, int]  # scored rows by flag
     classes: dict[str, int]  # scored rows by predicted class
 
 
-def remove_unfinished(folder: str) -> int:
-    """Remove local files without a footer; return their number."""
+def remove_damaged(folder: str, *, stamp: commit.Stamp) -> int:
+    """Read every file once and remove those that are cut or changed; return their number.
+
+    Their slices are pending again. Raises ResumeError for a file of another run, and for one on S3
+    that this job cannot have written.
+    """
     removed = 0
+    if not store.traits(folder).whole_writes:
+        for leftover in store.to_path(folder).glob(".*.tmp"):
+            leftover.unlink()
+            removed += 1
     for uri in tables.parquet_files(folder):
-        filesystem, path = store.arrow_filesystem(uri)
-        try:
-            pq.read_metadata(path, filesystem=filesystem)
-        except pa.ArrowInvalid:
-            if store.traits(uri).whole_writes:
-                raise ResumeError(
-                    f"{uri}: not a Parquet file, and not of this job; remove it"
-                ) from None
+        if commit.is_whole(uri):
+            commit.check_stamp(uri, stamp=stamp)
+        elif store.traits(uri).whole_writes and not commit.is_named_by_hash(uri):
+            raise ResumeError(f"{uri}: not a Parquet file, and not of this job; remove it")
+        else:
             store.delete(uri)
             removed += 1
     return removed
@@ -57,7 +64,7 @@ def done(folder: str) -> pa.ChunkedArray:
 
 
 def withdraw_errors(folder: str) -> int:
-    """Remove every error row, so that its slice is pending again; return their number."""
+    """Remove every row with a code, so that its slice is pending again; return their number."""
     withdrawn = 0
     for uri in tables.parquet_files(folder):
         table = tables.read(uri, None)
@@ -88,12 +95,8 @@ def remove_doubles(folder: str) -> int:
 def _rewrite(uri: str, table: pa.Table, *, keep: pa.Array | pa.ChunkedArray) -> int:
     kept = table.filter(keep)
     removed = len(table) - len(kept)
-    if not len(kept):
-        store.delete(uri)
-    elif removed:
-        buffer = io.BytesIO()
-        pq.write_table(kept, buffer)
-        store.put(uri, buffer.getvalue())
+    if removed:
+        commit.rewrite(kept, uri)
     return removed
 
 
@@ -161,15 +164,16 @@ def count(folder: str, *, indexed: Iterator[pa.Table]) -> Counts:
     flags: Counter[str] = Counter()
     classes: Counter[str] = Counter()
     ids: list[pa.Array] = []
-    ok = 0
     for uri in tables.parquet_files(folder):
         table = tables.read(uri, ["slice_id", "error_code", "flags", "pred_class"])
         ids += table["slice_id"].chunks
         codes.update(table["error_code"].to_pylist())
         scored = table.filter(pc.equal(table["error_code"], ""))
-        ok += len(scored)
         flags.update(pc.list_flatten(scored["flags"]).to_pylist())
         classes.update(name for name in scored["pred_class"].to_pylist() if name is not None)
+    states: Counter[str] = Counter()
+    for code, rows in codes.items():
+        states[state_of(code)] += rows
     del codes[""]
     finished = pa.chunked_array(ids, pa.string())
     total = pending = 0
@@ -183,8 +187,9 @@ def count(folder: str, *, indexed: Iterator[pa.Table]) -> Counts:
         )
     return Counts(
         inventory=total,
-        ok=ok,
-        error=len(finished) - ok,
+        ok=states["ok"],
+        passed_over=states["passed_over"],
+        error=states["error"],
         pending=pending,
         codes=dict(sorted(codes.items())),
         flags=dict(sorted(flags.items())),

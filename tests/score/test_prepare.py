@@ -9,10 +9,9 @@ import pyarrow as pa
 import pytest
 
 from cctmn.contract import InputContract
-from cctmn.errors import CctmnError, StoreError
+from cctmn.errors import StoreError
 from cctmn.pseudonym import pseudonym
 from cctmn.read import decode, inventory
-from cctmn.read.preprocess import to_input
 from cctmn.schema import INVENTORY
 from cctmn.score import prepare as module
 from cctmn.score.prepare import PREPARED, prepare
@@ -80,29 +79,14 @@ def test_no_identifier_leaves_the_header(archive: Path) -> None:
         assert str(secret) not in text
 
 
-def test_an_unexpected_failure_is_the_row_of_its_slice_alone(
+def test_storage_that_does_not_answer_ends_the_block(
     archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails_at_512_px(slice_: Any, contract: InputContract) -> Any:
-        if slice_.rows == 512:
-            raise ZeroDivisionError
-        return to_input(slice_, contract)
+    def fetch(rows: Any, *, threads: int) -> Any:
+        raise StoreError("it does not answer")
 
-    monkeypatch.setattr(module, "to_input", fails_at_512_px)
-    codes = [row["error_code"] for row in prepared(index(archive))]
-    assert codes.count("decode_error") == 1
-    assert codes.count("") == 2
-
-
-@pytest.mark.parametrize("error", [StoreError, CctmnError])
-def test_storage_that_does_not_answer_ends_the_block(
-    error: type[CctmnError], archive: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def open_image(data: bytes) -> Any:
-        raise error("it does not answer")
-
-    monkeypatch.setattr(module.decode, "open_image", open_image)
-    with pytest.raises(error, match="it does not answer"):
+    monkeypatch.setattr(module, "fetch", fetch)
+    with pytest.raises(StoreError, match="it does not answer"):
         prepared(index(archive))
 
 

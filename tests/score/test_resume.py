@@ -12,10 +12,11 @@ import pytest
 
 from cctmn import schema, tables
 from cctmn.errors import ResumeError
-from cctmn.score import resume
+from cctmn.score import commit, resume
 from tests.conftest import S3Server
 
 PREDICTIONS = schema.predictions(("control", "covid"))
+STAMP = commit.Stamp.of(fingerprint="f" * 32, key=b"k" * 32)
 
 
 def predicted(slice_id: str, **columns: Any) -> dict[str, Any]:
@@ -44,14 +45,74 @@ def ids_of(rows: list[dict[str, Any]]) -> list[str]:
     return [row["slice_id"] for row in rows]
 
 
+def written(folder: Path, *rows: Mapping[str, Any], stamp: commit.Stamp = STAMP) -> Path:
+    """The file of one commit."""
+    before = set(folder.glob("*.parquet"))
+    table = pa.Table.from_pylist(list(rows), schema=PREDICTIONS)
+    commit.write(table, folder=folder.as_uri(), schema=PREDICTIONS, stamp=stamp)
+    [file] = set(folder.glob("*.parquet")) - before
+    return file
+
+
 def test_a_file_that_a_killed_writer_left_is_removed_and_its_neighbour_stays(
     tmp_path: Path,
 ) -> None:
     whole = write_predictions(tmp_path, "a.parquet", predicted("1"))
     (tmp_path / "b.parquet").write_bytes(whole.read_bytes()[:-8])
     (tmp_path / "c.parquet").write_bytes(b"")
-    assert resume.remove_unfinished(tmp_path.as_uri()) == 2
+    (tmp_path / ".d.parquet.123.tmp").write_bytes(b"half")
+    assert resume.remove_damaged(tmp_path.as_uri(), stamp=STAMP) == 3
     assert [file.name for file in tmp_path.iterdir()] == ["a.parquet"]
+
+
+def test_a_changed_bit_anywhere_in_a_file_is_found(tmp_path: Path) -> None:
+    rows = [predicted(str(n), study_key="s" * n) for n in range(20)]
+    file = written(tmp_path, *rows)
+    data = file.read_bytes()
+    for at in range(0, len(data), 97):
+        changed = bytearray(data)
+        changed[at] ^= 1 << at % 8
+        file.write_bytes(changed)
+        assert resume.remove_damaged(tmp_path.as_uri(), stamp=STAMP) == 1
+        assert not file.exists()
+    file.write_bytes(data)
+    assert resume.remove_damaged(tmp_path.as_uri(), stamp=STAMP) == 0
+    assert resume.done(tmp_path.as_uri()).to_pylist() == [row["slice_id"] for row in rows]
+
+
+def test_a_damaged_page_of_an_older_file_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "1_000000_000000-0.parquet"
+    table = pa.Table.from_pylist([predicted("1")], schema=PREDICTIONS)
+    pq.write_table(table, file, write_page_checksum=True)
+    data = bytearray(file.read_bytes())
+    data[30] ^= 1
+    file.write_bytes(data)
+    assert resume.remove_damaged(tmp_path.as_uri(), stamp=STAMP) == 1
+
+
+@pytest.mark.parametrize(
+    ("stamp", "message"),
+    [
+        (commit.Stamp.of(fingerprint="e" * 32, key=b"k" * 32), "another model or other settings"),
+        (commit.Stamp.of(fingerprint="f" * 32, key=b"q" * 32), "another private/key"),
+    ],
+)
+def test_a_file_of_another_run_is_refused(
+    stamp: commit.Stamp, message: str, tmp_path: Path
+) -> None:
+    """Also when OUT/private/run.json, which says the same, is lost."""
+    file = written(tmp_path, predicted("1"), stamp=stamp)
+    with pytest.raises(ResumeError, match=f"{file.name}: was written with {message}; use a new"):
+        resume.remove_damaged(tmp_path.as_uri(), stamp=STAMP)
+
+
+def test_the_same_block_written_again_replaces_itself(tmp_path: Path) -> None:
+    for _ in range(2):
+        rows = pa.Table.from_pylist([predicted("1")], schema=PREDICTIONS)
+        commit.write(rows, folder=tmp_path.as_uri(), schema=PREDICTIONS, stamp=STAMP)
+    assert len(list(tmp_path.iterdir())) == 1
+    commit.write(rows[:0], folder=tmp_path.as_uri(), schema=PREDICTIONS, stamp=STAMP)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_file_without_footer_on_s3_is_not_of_this_job_and_is_kept(s3: S3Server) -> None:
@@ -60,7 +121,7 @@ def test_a_file_without_footer_on_s3_is_not_of_this_job_and_is_kept(s3: S3Server
     with pytest.raises(
         ResumeError, match=r"s3://resume/out/x\.parquet: not a Parquet file.*remove"
     ):
-        resume.remove_unfinished("s3://resume/out")
+        resume.remove_damaged("s3://resume/out", stamp=STAMP)
     assert s3.client().get_object(Bucket="resume", Key="out/x.parquet")["ContentLength"] == 21
 
 
@@ -78,7 +139,8 @@ def test_withdrawn_errors_are_pending_again(tmp_path: Path) -> None:
     assert resume.withdraw_errors(tmp_path.as_uri()) == 2
     assert resume.done(tmp_path.as_uri()).to_pylist() == ["1"]
     assert not only_errors.exists()
-    rewritten = pq.read_schema(tmp_path / "a.parquet")
+    [left] = tmp_path.iterdir()
+    rewritten = pq.read_schema(left)
     assert rewritten.equals(PREDICTIONS)
     assert rewritten.metadata == PREDICTIONS.metadata
 
@@ -89,8 +151,8 @@ def test_the_first_row_of_a_double_is_kept(tmp_path: Path) -> None:
     write_predictions(tmp_path, "c.parquet", predicted("3"))
     assert resume.remove_doubles(tmp_path.as_uri()) == 2
     rows = tables.rows(tmp_path.as_uri())
-    assert ids_of(rows) == ["1", "2", "3"]
-    assert rows[0]["study_key"] == "first"
+    assert sorted(ids_of(rows)) == ["1", "2", "3"]
+    assert {row["study_key"] for row in rows if row["slice_id"] == "1"} == {"first"}
     assert not (tmp_path / "c.parquet").exists()
     assert resume.remove_doubles(tmp_path.as_uri()) == 0
 
@@ -142,11 +204,13 @@ def test_counts_balance(tmp_path: Path) -> None:
     write_predictions(tmp_path, "a.parquet", predicted("1", **scored), predicted("2", **scored))
     refused = predicted("3", error_code="truncated", flags=["hu_guessed"])
     write_predictions(tmp_path, "b.parquet", predicted("4", pred_class="control"), refused)
+    write_predictions(tmp_path, "c.parquet", predicted("8", error_code="localizer"))
     counts = resume.count(
-        tmp_path.as_uri(), indexed=indexed(dict.fromkeys("123", ""), dict.fromkeys("4567", ""))
+        tmp_path.as_uri(), indexed=indexed(dict.fromkeys("123", ""), dict.fromkeys("45678", ""))
     )
-    assert (counts.inventory, counts.ok, counts.error, counts.pending) == (7, 3, 1, 3)
-    assert counts.codes == {"truncated": 1}
+    assert (counts.inventory, counts.ok, counts.error, counts.pending) == (8, 3, 1, 3)
+    assert counts.passed_over == 1
+    assert counts.codes == {"localizer": 1, "truncated": 1}
     assert counts.flags == {"hu_guessed": 2}  # of scored rows only
     assert counts.classes == {"control": 1, "covid": 2}
 

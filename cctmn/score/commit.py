@@ -1,0 +1,105 @@
+"""The files of OUT/predictions: how a block of rows is written, and how a file is checked later.
+
+A file's name ends with the hash of its bytes, so that any damage shows. Its metadata hold the
+fingerprint of the run's identity and a check value of the folder's key. A file of another model
+that got into the folder is therefore refused, also when OUT/private/run.json is lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cctmn import store
+from cctmn.errors import ResumeError
+from cctmn.pseudonym import pseudonym
+
+_NAME: Final = re.compile(r"[0-9a-f]{16}-([0-9a-f]{16})\.parquet")
+_FINGERPRINT: Final = b"cctmn.fingerprint"
+_KEY_CHECK: Final = b"cctmn.key_check"
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What the metadata of every file of a run say about the run."""
+
+    fingerprint: str
+    key_check: str
+
+    @classmethod
+    def of(cls, *, fingerprint: str, key: bytes) -> Stamp:
+        """Return the stamp of a run. The check value does not reveal the key."""
+        return cls(fingerprint, pseudonym(key, "key check", ""))
+
+
+def write(rows: pa.Table, *, folder: str, schema: pa.Schema, stamp: Stamp) -> None:
+    """Write a block of rows as one file, or nothing where there is no row.
+
+    The file is whole and on the disk, or stored on S3, when this returns.
+    """
+    if not len(rows):
+        return
+    metadata = {
+        **(schema.metadata or {}),
+        _FINGERPRINT: stamp.fingerprint.encode(),
+        _KEY_CHECK: stamp.key_check.encode(),
+    }
+    _put(rows.select(schema.names).cast(schema).replace_schema_metadata(metadata), folder)
+
+
+def rewrite(rows: pa.Table, uri: str) -> None:
+    """Put these rows in the place of a file. The new file is written before the old one goes."""
+    if len(rows):
+        _put(rows, uri.rsplit("/", 1)[0])
+    store.delete(uri)
+
+
+def _put(table: pa.Table, folder: str) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, write_page_checksum=True)
+    data = buffer.getvalue()
+    block = hashlib.sha256("".join(table["slice_id"].to_pylist()).encode()).hexdigest()[:16]
+    store.put(store.join(folder, f"{block}-{_digest(data)}.parquet"), data)
+
+
+def is_whole(uri: str) -> bool:
+    """Return whether a file can be read to its end and is the one that was written.
+
+    A file of an older version has no hash in its name; of that one every page is decoded.
+    """
+    name = _NAME.fullmatch(uri.rsplit("/", 1)[1])
+    data = store.read_all(uri)
+    if name:
+        return _digest(data) == name[1]
+    try:
+        pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+    except (pa.ArrowException, OSError):
+        return False
+    return True
+
+
+def is_named_by_hash(uri: str) -> bool:
+    """Return whether the name is one that `write` gives."""
+    return _NAME.fullmatch(uri.rsplit("/", 1)[1]) is not None
+
+
+def check_stamp(uri: str, *, stamp: Stamp) -> None:
+    """Raise ResumeError if the file belongs to another run; a file without a stamp passes."""
+    filesystem, path = store.arrow_filesystem(uri)
+    metadata = pq.read_schema(path, filesystem=filesystem).metadata or {}
+    for name, ours, what in (
+        (_FINGERPRINT, stamp.fingerprint, "another model or other settings"),
+        (_KEY_CHECK, stamp.key_check, "another private/key"),
+    ):
+        if metadata.get(name, ours.encode()) != ours.encode():
+            raise ResumeError(f"{uri}: was written with {what}; use a new OUT")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
