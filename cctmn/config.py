@@ -56,7 +56,7 @@ class ScoreConfig:
         16, "Concurrent reads from storage per fetch task.", unit="threads", low=1
     )
     max_error_rate: float = setting(
-        0.01, "Fraction of error rows above which the exit code is 3.", low=0, high=1
+        0.01, "Fraction of errors above which the exit code is 3.", low=0, high=1
     )
     ranked_boxes: bool = setting(
         False, "Also write the N ranked boxes that the classifier received (large)."

@@ -39,6 +39,14 @@ def texts(heading: str, entries: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def codes() -> str:
+    """Return the codes of rows without a score, and whether each is an error."""
+    lines = ["| code | state | meaning |", "|---|---|---|"]
+    for code, meaning in errors.SLICE_CODES.items():
+        lines.append(f"| `{code}` | {errors.state_of(code).replace('_', ' ')} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
 def commands() -> str:
     """Return every command with its arguments and options."""
     sections = []
@@ -87,7 +95,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "inventory": lambda: columns(schema.INVENTORY_COLUMNS),
     "labels": lambda: columns(schema.LABELS_COLUMNS),
     "flags": lambda: texts("flag", schema.FLAGS),
-    "codes": lambda: texts("code", errors.SLICE_CODES),
+    "codes": codes,
 }
 
 

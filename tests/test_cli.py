@@ -123,7 +123,7 @@ def test_dry_run_prints_the_plan(tmp_path: Path) -> None:
     (tmp_path / "z.zip").write_bytes(zipped({"a": png(1), "b": dicom(1), "c": b"text"}))
     message = call("score", tmp_path, "-o", tmp_path / "out", "--dry-run", "-q")
     assert message.stdout.splitlines()[0] == "3 slices: 0 done, 3 to score"
-    assert "refused: unsupported_format" in message.stdout
+    assert "passed over: not_an_image" in message.stdout
     plan = json.loads(
         call("score", tmp_path, "-o", tmp_path / "out", "--dry-run", "--json", "-q").stdout
     )
@@ -158,8 +158,8 @@ def test_doctor_checks_a_sample_the_model_and_the_storage(
     assert list(report)[:2] == ["verdict", "problems"]
     assert report["verdict"].startswith("Ready: 3 slices, 2 of 3 sampled slices can be scored; ")
     assert report["input"]["would_be_scored"] == 2
-    assert report["input"]["refused"]["unsupported_format"]["n"] == 1
-    assert report["input"]["refused"]["unsupported_format"]["example"] == "s3://doctor/z.zip::c"
+    assert report["input"]["passed_over"]["not_an_image"]["n"] == 1
+    assert report["input"]["passed_over"]["not_an_image"]["example"] == "s3://doctor/z.zip::c"
     assert report["model"]["kind"] == "classifier"
     assert report["versions"]["torch"] != "missing"
     assert report["storage"]["s3://doctor/z.zip"] == "listing and reading work"
@@ -210,7 +210,7 @@ def test_demo_runs_twice_and_compares_predictions_with_the_truth(
 ) -> None:
     done = cctmn("demo", "-o", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
-    assert "32 slices = 32 ok + 0 error + 0 pending" in done.stderr
+    assert "32 slices = 32 ok + 0 passed over + 0 error + 0 pending" in done.stderr
     right = re.search(r"^(\d+) of 32 slices are classified correctly", done.stdout, re.MULTILINE)
     assert right
     assert int(right[1]) >= 25

@@ -21,6 +21,7 @@ OPTIONS = {
     "doctor": "INPUTS --json -i/--input -m/--model -o/--out/--output",
     "score": "INPUTS --address --config --device --dry-run --json --limit --max-error-rate "
     "--retry-errors --root --set -i/--input -m/--model -o/--out/--output -q/--quiet",
+    "errors": "OUT --passed-over",
     "evaluate": "SCORED --against --by --json --key --labels --mask-split --masks --no-gallery "
     "--resamples --root --seed --to --training -m/--model -o/--out/--output -q/--quiet",
     "report": "FOLDER --open",

@@ -14,10 +14,10 @@ from typing import NoReturn
 import click
 
 from cctmn import __version__
-from cctmn.cli.common import NearestGroup, log, logs_json
+from cctmn.cli.common import NearestGroup, log, logs_json, printable
 from cctmn.cli.evaluate import evaluate, labels, report
 from cctmn.cli.models import models
-from cctmn.cli.score import demo, doctor, score
+from cctmn.cli.score import demo, doctor, errors, score
 from cctmn.cli.settings import settings
 from cctmn.cli.submit import submit
 from cctmn.cli.train import phantom, train
@@ -49,6 +49,7 @@ def cli() -> None:
 for command in (
     doctor,
     score,
+    errors,
     evaluate,
     report,
     labels,
@@ -76,5 +77,5 @@ def _refuse(text: str, *, code: int) -> NoReturn:
     if logs_json():
         log(text, level="error")
     else:
-        click.echo(f"error: {text}", err=True)
+        click.echo(f"error: {printable(text)}", err=True)
     sys.exit(code)

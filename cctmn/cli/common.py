@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -24,6 +25,8 @@ from cctmn.reporter import run_id
 
 # Off a terminal, transient lines cannot overwrite each other, so most of them are dropped.
 LOG_PERIOD_S = 30.0
+# Unicode categories that change the terminal or the order of the text; Cs cannot be printed.
+_CONTROL = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 class NearestGroup(click.Group):
@@ -91,7 +94,19 @@ class TerminalReporter:
             return
         lead = "\r\033[K" if self._open else ""
         self._open = transient and self._terminal
-        click.echo(lead + text + (f" ({names})" if names else ""), err=True, nl=not self._open)
+        line = printable(text + (f" ({names})" if names else ""))
+        click.echo(lead + line, err=True, nl=not self._open)
+
+
+def printable(text: str) -> str:
+    r"""Return the text with control characters as escapes such as \x1b, but for line breaks.
+
+    File names and member names of an archive reach the terminal, and a name may hold the codes that
+    clear a screen or write into the clipboard.
+    """
+    return "".join(
+        c if c == "\n" or unicodedata.category(c) not in _CONTROL else ascii(c)[1:-1] for c in text
+    )
 
 
 def logs_json() -> bool:

@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from cctmn import config
-from cctmn.cli.common import TerminalReporter, resumable, tree_text
+from cctmn.cli.common import TerminalReporter, printable, resumable, tree_text
 from cctmn.cli.settings import settings_epilog
-from cctmn.errors import EXIT_OK, EXIT_REFUSED, ConfigError
+from cctmn.errors import EXIT_ERROR_RATE, EXIT_OK, EXIT_REFUSED, ConfigError, state_of
 
 
 @click.command(
@@ -42,7 +42,7 @@ from cctmn.errors import EXIT_OK, EXIT_REFUSED, ConfigError
 @click.option(
     "--max-error-rate",
     type=float,
-    help="Exit with code 3 if the proportion of error rows is higher [0.01].",
+    help="Exit with code 3 if the proportion of errors is higher [0.01].",
 )
 @click.option(
     "--device",
@@ -166,6 +166,26 @@ def doctor(
 @click.command(
     epilog="""\b
 Example:
+  cctmn errors out
+  cctmn errors out --passed-over
+"""
+)
+@click.argument("out", metavar="OUT")
+@click.option("--passed-over", is_flag=True, help="List what is rightly no slice to score.")
+def errors(out: str, *, passed_over: bool) -> None:
+    """List the slices of OUT without a score: code and name.
+
+    The names come from OUT/private. They may identify patients.
+    """
+    from cctmn.score.refused import refused
+
+    for row in refused(out, state="passed_over" if passed_over else "error"):
+        click.echo(f"{row.code}\t{printable(row.place)}")
+
+
+@click.command(
+    epilog="""\b
+Example:
   cctmn demo -o demo
 """
 )
@@ -197,6 +217,7 @@ def _plan_text(plan: dict[str, Any]) -> str:
     lines = [f"{plan['slices']:,} slices: {plan['done']:,} done, {plan['pending']:,} to score"]
     lines += [f"  {n:>9,}  {name}" for name, n in plan["kinds"].items()]
     lines += [f"  {n:>9,}  in {name}" for name, n in plan["containers"].items() if name != "loose"]
+    lines += [f"  {n:>9,}  passed over: {code}" for code, n in plan["passed_over"].items()]
     lines += [f"  {n:>9,}  refused: {code}" for code, n in plan["refused"].items()]
     return "\n".join(lines)
 
@@ -204,11 +225,35 @@ def _plan_text(plan: dict[str, Any]) -> str:
 def _summary_text(summary: Any, out: str) -> str:
     counts = summary.counts
     lines = [
-        f"{counts.inventory:,} slices = {counts.ok:,} ok + {counts.error:,} error + "
-        f"{counts.pending:,} pending; {summary.scored_now:,} in this run, {summary.elapsed_s:.0f} s"
+        f"{counts.inventory:,} slices = {counts.ok:,} ok + {counts.passed_over:,} passed over + "
+        f"{counts.error:,} error + {counts.pending:,} pending; {summary.scored_now:,} in this run, "
+        f"{summary.elapsed_s:.0f} s"
     ]
     lines += [f"  {n:>9,}  {name}" for name, n in counts.classes.items()]
     lines += [f"  {n:>9,}  flag {name}" for name, n in counts.flags.items()]
-    lines += [f"  {n:>9,}  error {code}" for code, n in counts.codes.items()]
+    for state in ("passed_over", "error"):
+        named = state.replace("_", " ")
+        lines += [
+            f"  {n:>9,}  {named} {code}"
+            for code, n in counts.codes.items()
+            if state_of(code) == state
+        ]
+    lines += _exit_reason(summary, out)
     lines.append(f"predictions: {out.rstrip('/')}/predictions/*.parquet")
     return "\n".join(lines)
+
+
+def _exit_reason(summary: Any, out: str) -> list[str]:
+    """Return a line that says why the exit code is not 0."""
+    if summary.exit_code == EXIT_ERROR_RATE:
+        return [
+            f"exit code 3: {100 * summary.error_rate:.3g} % of the slices are errors, more than "
+            f"{100 * summary.max_error_rate:.3g} % (--max-error-rate); "
+            f"`cctmn errors {out}` lists them"
+        ]
+    if summary.exit_code == EXIT_REFUSED:
+        return [
+            f"exit code 4: {summary.counts.pending:,} slices have no row; "
+            "run the same command again, and report it if they stay"
+        ]
+    return []

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from cctmn import store, tables
 from cctmn.data.issues import first_few
 from cctmn.data.labels import Labels, base_name, keys_of
-from cctmn.errors import ConfigError, DataError
+from cctmn.errors import ConfigError, DataError, state_of
 from cctmn.metrics import bootstrap
 from cctmn.metrics.intervals import ClassifiedSample
 from cctmn.model.card import Card
@@ -76,13 +76,16 @@ class Scored:
         return str(self.table["model_id"][0])
 
     def accounting(self) -> dict[str, int]:
-        """Count the slices that are indexed, scored, error rows, and still pending."""
-        errors = int(pc.sum(pc.not_equal(self.table["error_code"], "")).as_py() or 0)
+        """Count the slices that are indexed, scored, passed over, errors, and still pending."""
+        states: Counter[str] = Counter()
+        for count in self.table["error_code"].value_counts().to_pylist():
+            states[state_of(count["values"])] += count["counts"]
         rows = len(self.table)
         return {
             "indexed": self.indexed,
-            "scored": rows - errors,
-            "errors": errors,
+            "scored": states["ok"],
+            "passed_over": states["passed_over"],
+            "errors": states["error"],
             "pending": self.indexed - rows,
         }
 

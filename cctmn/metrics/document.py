@@ -120,6 +120,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         {
             "indexed": _COUNT,
             "scored": _COUNT,
+            "passed_over": _COUNT,
             "errors": _COUNT,
             "pending": _COUNT,
             "labelled": _COUNT,
@@ -135,6 +136,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
             },
         },
         optional=(
+            "passed_over",
             "labelled",
             "evaluated",
             "labels_without_prediction",

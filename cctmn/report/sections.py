@@ -174,6 +174,10 @@ def funnel(evaluation: Evaluation) -> tuple[Stage, ...]:
     codes = (counts.get("labelled_errors") or {}).items()
     dropped: dict[str, list[tuple[int, str]]] = {
         "indexed": [
+            (
+                count("passed_over"),
+                "are rightly not scored: no CT slices, or localizers and the like",
+            ),
             (count("errors"), "could not be scored and have an error row"),
             (count("pending"), "are not scored yet"),
         ],

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from cctmn import runtime, store, versions
 from cctmn.config import ScoreConfig
 from cctmn.contract import InputContract
-from cctmn.errors import SLICE_CODES, CctmnError
+from cctmn.errors import SLICE_CODES, CctmnError, state_of
 from cctmn.read import inventory
 from cctmn.reporter import duration
 from cctmn.score import models, run, scorer
@@ -165,12 +165,12 @@ def _sample(
     prepared = prepare(sample, contract=contract, key=secrets.token_bytes(32), threads=THREADS)
     elapsed_s = time.perf_counter() - began
     flags: Counter[str] = Counter()
-    refused: dict[str, dict[str, Any]] = {}
+    refused: dict[str, dict[str, dict[str, Any]]] = {"passed_over": {}, "error": {}}
     for row, ready in zip(sample.to_pylist(), prepared.to_pylist(), strict=True):
         flags.update(ready["flags"])
         if ready["error_code"]:
             where = row["uri"] + (f"::{row['member']}" if row["member"] else "")
-            entry = refused.setdefault(
+            entry = refused[state_of(ready["error_code"])].setdefault(
                 ready["error_code"],
                 {"n": 0, "means": SLICE_CODES[ready["error_code"]], "example": where},
             )
@@ -182,7 +182,8 @@ def _sample(
         "would_be_scored": sum(1 for code in prepared["error_code"].to_pylist() if not code),
         "seconds_per_slice_read": round(elapsed_s / max(1, len(sample)), 4),
         "flagged": dict(sorted(flags.items())),
-        "refused": dict(sorted(refused.items())),
+        "passed_over": dict(sorted(refused["passed_over"].items())),
+        "refused": dict(sorted(refused["error"].items())),
     }
 
 

@@ -14,6 +14,8 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cctmn.errors import state_of
+
 # Ray puts "ray_" before the names and "_total" after those of counters.
 SLICES: Final = "cctmn_slices"
 ERRORS: Final = "cctmn_error_rows"
@@ -43,12 +45,10 @@ def scored(table: pa.Table, *, run: str) -> None:
     """Count a block of prediction rows."""
     meters = _meters()
     codes = Counter(table["error_code"].to_pylist())
-    ok = codes.pop("", 0)
-    for outcome, count in (("ok", ok), ("error", sum(codes.values()))):
-        if count:
-            meters["slices"].inc(count, tags={"run": run, "outcome": outcome})
     for code, count in codes.items():
-        meters["errors"].inc(count, tags={"run": run, "code": code})
+        meters["slices"].inc(count, tags={"run": run, "outcome": state_of(code)})
+        if state_of(code) == "error":
+            meters["errors"].inc(count, tags={"run": run, "code": code})
     scores = table.filter(pc.equal(table["error_code"], ""))["t_score_ms"].to_pylist()
     for value in scores:
         meters["stage"].observe(value, tags={"run": run, "stage": "score"})

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import Counter
 from types import TracebackType
 
 from cctmn import store, tables
-from cctmn.errors import CctmnError, ResumeError
+from cctmn.errors import CctmnError, ResumeError, state_of
 from cctmn.reporter import Reporter, duration
 
 
@@ -22,7 +23,7 @@ class Progress:
     def __init__(self, folder: str, *, total: int, report: Reporter) -> None:
         self._folder, self._total, self._report = folder, total, report
         self._seen = set(tables.parquet_files(folder))
-        self._rows = self._errors = 0
+        self._rows = self._passed_over = self._errors = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
@@ -59,14 +60,17 @@ class Progress:
                 continue  # a file that is being written
             self._seen.add(uri)
             self._rows += len(codes)
-            self._errors += sum(1 for code in codes if code)
+            states = Counter(map(state_of, codes))
+            self._passed_over += states["passed_over"]
+            self._errors += states["error"]
 
     def _line(self) -> str:
         rate = self._rows / max(1e-9, time.monotonic() - self._began)
-        errors = self._errors / self._rows if self._rows else 0.0
+        errors = self._errors / max(1, self._rows - self._passed_over)
         eta = duration((self._total - self._rows) / rate) if self._rows else "?"
         share = self._rows / self._total
+        passed_over = f"passed over {self._passed_over:,}  " if self._passed_over else ""
         return (
             f"{self._rows:,}/{self._total:,}  {100 * share:.0f} %  {rate:.3g}/s  "
-            f"errors {100 * errors:.2f} %  eta {eta}"
+            f"{passed_over}errors {100 * errors:.2f} %  eta {eta}"
         )

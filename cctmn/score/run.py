@@ -8,22 +8,32 @@ Writes: OUT/predictions, OUT/private, OUT/manifest.json.
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
 from cctmn import folder, runtime, store, tables, versions
 from cctmn.config import ScoreConfig
-from cctmn.errors import EXIT_ERROR_RATE, EXIT_OK, ConfigError, PreflightError, ResumeError
+from cctmn.errors import (
+    EXIT_ERROR_RATE,
+    EXIT_OK,
+    EXIT_REFUSED,
+    ConfigError,
+    PreflightError,
+    ResumeError,
+    state_of,
+)
 from cctmn.identity import KEY, RunIdentity
 from cctmn.read import inventory
 from cctmn.reporter import Reporter, run_id, silent
 from cctmn.score import pipeline, prepare, resume
+from cctmn.score.commit import Stamp
 from cctmn.score.progress import Progress
 from cctmn.score.scorer import ModelSource
 
@@ -52,6 +62,7 @@ class ScoreJob:
     limit: int | None = None  # slices of this run
     retry_errors: bool = False
     root: str | None = None  # base folder or prefix for relative URIs in a manifest
+    reader: int = prepare.READER_VERSION  # an older folder keeps the number it began with
 
     @property
     def identity(self) -> RunIdentity:
@@ -60,7 +71,7 @@ class ScoreJob:
             "format": FORMAT,
             "model": self.source.identity,
             "ranked_boxes": self.settings.ranked_boxes,
-            "reader": prepare.READER_VERSION,
+            "reader": self.reader,
         }
         # Without masks the key is absent, so that older folders keep their fingerprint.
         if self.settings.masks:
@@ -76,16 +87,19 @@ class ScoreSummary:
     scored_now: int  # slices of this run
     elapsed_s: float
     max_error_rate: float
+    limited: bool = False  # the run was asked for a part of the slices only
 
     @property
     def error_rate(self) -> float:
-        """Fraction of rows that are error rows; 0 without rows."""
+        """Fraction of errors among the slices that should have a score; 0 without such slices."""
         rows = self.counts.ok + self.counts.error
         return self.counts.error / rows if rows else 0.0
 
     @property
     def exit_code(self) -> int:
-        """Exit code of the command: 0, or 3 if there are too many error rows."""
+        """Exit code of the command: 0, 3 for too many errors, 4 for slices left without a row."""
+        if self.counts.pending and not self.limited:
+            return EXIT_REFUSED
         return EXIT_ERROR_RATE if self.error_rate > self.max_error_rate else EXIT_OK
 
 
@@ -105,13 +119,17 @@ def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silen
     began = time.monotonic()
     with folder.only_writer(out, report=report):
         # 1. Open the folder and bring it into a consistent state.
+        job = _with_reader_of(out, job, report)
         key = _open_folder(out, job)
-        if removed := resume.remove_unfinished(predictions):
-            report(f"removed {removed} file(s) that an earlier run left unfinished")
+        stamp = Stamp.of(fingerprint=job.identity.fingerprint(), key=key)
+        if removed := resume.remove_damaged(predictions, stamp=stamp):
+            report(
+                f"removed {removed} unfinished or damaged file(s); their slices are scored again"
+            )
         if job.retry_errors:
             report(f"withdrew {resume.withdraw_errors(predictions):,} error rows to retry them")
         # 2. List the input, and record which job writes here.
-        indexed = inventory.index(job.inputs, key=key, exclude=out, root=job.root)
+        indexed = inventory.index(job.inputs, key=key, exclude=out, root=job.root, report=report)
         if changed := resume.write_inventory(known, _counted(indexed, report)):
             report(
                 f"{changed:,} slices have changed in storage since they were listed; existing rows "
@@ -136,7 +154,7 @@ def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silen
         del finished
         if pending:
             with runtime.session(address), Progress(predictions, total=pending, report=report):
-                _execute(job, out=out, key=key, pending=pending, report=report)
+                _execute(job, out=out, key=key, stamp=stamp, pending=pending, report=report)
             resume.clear(todo)
         # 4. Reconcile the rows with the inventory, and write the manifest.
         if doubled := resume.remove_doubles(predictions):
@@ -147,12 +165,15 @@ def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silen
             scored_now=pending,
             elapsed_s=time.monotonic() - began,
             max_error_rate=job.settings.max_error_rate,
+            limited=job.limit is not None,
         )
         folder.put_json(store.join(out, "manifest.json"), manifest(job, summary))
     return summary
 
 
-def _execute(job: ScoreJob, *, out: str, key: bytes, pending: int, report: Reporter) -> None:
+def _execute(
+    job: ScoreJob, *, out: str, key: bytes, stamp: Stamp, pending: int, report: Reporter
+) -> None:
     """Score the pending slices, with a new plan whenever the pipeline stalls.
 
     Raises PreflightError if no slice was scored for NO_PROGRESS_S.
@@ -162,7 +183,9 @@ def _execute(job: ScoreJob, *, out: str, key: bytes, pending: int, report: Repor
     while pending:
         plan = make_plan(runtime.resources(), job.settings, pending=pending)
         try:
-            pipeline.execute(todo, out=predictions, source=job.source, key=key, plan=plan)
+            pipeline.execute(
+                todo, out=predictions, source=job.source, key=key, plan=plan, stamp=stamp
+            )
             return
         except pipeline.Stalled:
             indexed = list(tables.inventory(todo))
@@ -184,8 +207,8 @@ def dry_run(
 ) -> dict[str, Any]:
     """Return what a run would do, and write nothing.
 
-    The result counts slices (all, done, pending), slices by kind and by container, and slices that
-    cannot be scored by error code.
+    The result counts slices (all, done, pending), slices by kind and by container, and by code
+    those that are passed over and those that cannot be scored.
     """
     out = store.to_uri(out)
     key = store.read_optional(store.join(out, "private", "key"))
@@ -207,7 +230,8 @@ def dry_run(
     plan["done"] = plan["slices"] - plan["pending"]
     plan["kinds"] = {kind or "none": n for kind, n in sorted(kinds.items())}
     plan["containers"] = {name or "loose": n for name, n in sorted(containers.items())}
-    plan["refused"] = {code: n for code, n in sorted(codes.items()) if code}
+    for name, state in (("passed_over", "passed_over"), ("refused", "error")):
+        plan[name] = {code: n for code, n in sorted(codes.items()) if state_of(code) == state}
     return plan
 
 
@@ -265,6 +289,19 @@ def _open_folder(out: str, job: ScoreJob) -> bytes:
     return key
 
 
+def _with_reader_of(out: str, job: ScoreJob, report: Reporter) -> ScoreJob:
+    """Return the job with the reader version of an older folder, and report that it is older."""
+    run = store.read_optional(store.join(out, "private", "run.json"))
+    began = RunIdentity.read(json.loads(run)).values.get("reader") if run else None
+    if not isinstance(began, int) or not 0 < began < job.reader:
+        return job
+    report(
+        f"{job.out} was begun by version {began} of the reader, now it is {job.reader}: unusual "
+        "files may get other flags, codes or pixels in the new rows; a new OUT has all rows alike"
+    )
+    return replace(job, reader=began)
+
+
 def _counted(indexed: Iterator[pa.Table], report: Reporter) -> Iterator[pa.Table]:
     """Yield the tables unchanged, and report the running number of rows."""
     total = 0
@@ -277,11 +314,16 @@ def _counted(indexed: Iterator[pa.Table], report: Reporter) -> Iterator[pa.Table
 def manifest(job: ScoreJob, summary: ScoreSummary) -> dict[str, Any]:
     """Return what is shared with the predictions: counts and versions, no patient data."""
     counts = asdict(summary.counts)
+
+    def of_state(state: str) -> dict[str, int]:
+        return {code: n for code, n in counts["codes"].items() if state_of(code) == state}
+
     return {
         "format": FORMAT,
         "complete": summary.counts.pending == 0,
-        "counts": {k: counts[k] for k in ("inventory", "ok", "error", "pending")},
-        "errors": counts["codes"],
+        "counts": {k: counts[k] for k in ("inventory", "ok", "passed_over", "error", "pending")},
+        "passed_over": of_state("passed_over"),
+        "errors": of_state("error"),
         "flags": counts["flags"],
         "classes": counts["classes"],
         "error_rate": round(summary.error_rate, 6),

@@ -58,7 +58,7 @@ def test_every_slice_has_one_row_and_three_are_errors(done: Path) -> None:
     assert codes == {
         "z.zip::cut::0": "truncated",
         "z.zip::damaged::0": codes["z.zip::damaged::0"],
-        "z.zip::text::0": "unsupported_format",
+        "z.zip::text::0": "not_an_image",
     }
     assert codes["z.zip::damaged::0"] in {"corrupt", "decode_error"}
 
@@ -83,7 +83,13 @@ def test_rows_have_the_documented_columns(done: Path) -> None:
 
 def test_the_manifest_balances_and_names_nothing(done: Path, archive: Path) -> None:
     output = manifest(done)
-    assert output["counts"] == {"inventory": 16, "ok": 13, "error": 3, "pending": 0}
+    assert output["counts"] == {
+        "inventory": 16,
+        "ok": 13,
+        "passed_over": 1,
+        "error": 2,
+        "pending": 0,
+    }
     assert output["complete"]
     assert output["exit_code"] == 3
     assert sum(output["classes"].values()) == 13
@@ -205,7 +211,7 @@ def test_an_interrupted_index_is_completed(archive: Path, cluster: str, tmp_path
 def test_dry_run_writes_nothing(archive: Path, tmp_path: Path) -> None:
     plan = run.dry_run([str(archive)], out=str(tmp_path / "out"))
     assert (plan["slices"], plan["done"], plan["pending"]) == (16, 0, 16)
-    assert plan["refused"] == {"unsupported_format": 1}
+    assert (plan["passed_over"], plan["refused"]) == ({"not_an_image": 1}, {})
     assert plan["kinds"] == {"dicom": 5, "none": 1, "png": 10}
     assert not (tmp_path / "out").exists()
 
