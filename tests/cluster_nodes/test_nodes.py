@@ -21,7 +21,7 @@ from tests.train import small
 pytestmark = pytest.mark.slow
 
 TIMEOUT_S = 150
-COPIES = 5  # of each real slice, under other names
+COPIES = 4  # of each real slice, under other names
 BLOCK_ROWS = 6
 MODEL = REPO / "cctmn" / "assets" / "models" / "demo"
 

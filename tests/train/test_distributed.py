@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,14 @@ import numpy as np
 import psutil
 import pytest
 
-from cctmn import store
-from cctmn.config import ClassifierConfig, DetectorConfig, Hardware, Optim
+from cctmn import store, tables
+from cctmn.config import ClassifierConfig, DetectorConfig, Hardware, Optim, ScoreConfig
 from cctmn.data.lesions import open_lesions
 from cctmn.errors import ConfigError, DataError, ModelError, ResumeError
 from cctmn.model import checkpoint
 from cctmn.model.card import read_card
+from cctmn.score import models
+from cctmn.score import run as score
 from cctmn.train import distributed, run
 from cctmn.train.datasets import Data
 from tests.processes import end_with_the_test_run
@@ -155,7 +156,7 @@ def test_both_stages_and_scoring_on_s3(cluster: str, s3: Any, made: Path, tmp_pa
 
 
 def test_tuning_to_other_classes_is_followed_by_scoring(
-    trained: run.TrainJob, made: Path, tmp_path: Path, cctmn: Callable[..., Any]
+    trained: run.TrainJob, made: Path, tmp_path: Path
 ) -> None:
     """iCTCF's case: a classifier of three classes, tuned to two."""
     first = Path(trained.out) / "model"
@@ -183,10 +184,15 @@ def test_tuning_to_other_classes_is_followed_by_scoring(
     weights = tmp_path / "2" / "model" / "weights.safetensors"
     assert weights.stat().st_size < 0.6 * (first / "weights.safetensors").stat().st_size
     out = tmp_path / "scored"
-    done = cctmn("score", made / "slices" / "*.png", "-o", out, "-m", tmp_path / "2" / "model")
-    assert done.returncode == 0, done.stderr
-    from cctmn import tables
-
+    source = models.open_source(second.model)
+    score.score(
+        score.ScoreJob(
+            [str(made / "slices" / "*.png")],
+            out=str(out),
+            source=source,
+            settings=ScoreConfig(actors=1),
+        )
+    )
     rows = tables.rows((out / "predictions").as_uri())
     assert {row["pred_class"] for row in rows} <= {"control", "covid"}
     assert all(row["p_control"] + row["p_covid"] == pytest.approx(1, abs=1e-5) for row in rows)
