@@ -34,14 +34,14 @@ lint: $(VENV)/.lint
 
 # The model that ships, made again: about 45 minutes on one core
 model: $(VENV)/.ready
-	$(BIN)/cctmn phantom lesions -o build/lesions --count 400 --seed 20
-	$(BIN)/cctmn phantom lesions -o build/lesions-valid --count 40 --seed 21
-	$(BIN)/cctmn phantom slices -o build/slices --count 600 --seed 22
-	$(BIN)/cctmn phantom slices -o build/slices-valid --count 90 --seed 23
+	$(BIN)/cctmn phantom lesions -o build/lesions --count 400 --seed 20 --overwrite
+	$(BIN)/cctmn phantom lesions -o build/lesions-valid --count 40 --seed 21 --overwrite
+	$(BIN)/cctmn phantom slices -o build/slices --count 600 --seed 22 --overwrite
+	$(BIN)/cctmn phantom slices -o build/slices-valid --count 90 --seed 23 --overwrite
 	$(BIN)/cctmn train detector --preset demo --data build/lesions --valid build/lesions-valid -o build/detector
 	$(BIN)/cctmn train classifier --preset demo --data build/slices --valid build/slices-valid -m build/detector/model -o build/classifier
-	$(BIN)/cctmn phantom slices -o build/slices-unseen --count 90 --seed 5
-	$(BIN)/cctmn phantom lesions -o build/lesions-unseen --count 40 --seed 6
+	$(BIN)/cctmn phantom slices -o build/slices-unseen --count 90 --seed 5 --overwrite
+	$(BIN)/cctmn phantom lesions -o build/lesions-unseen --count 40 --seed 6 --overwrite
 	$(BIN)/cctmn models evaluate build/classifier/model --slices build/slices-unseen --record "unseen phantoms, slices"
 	$(BIN)/cctmn models evaluate build/classifier/model --lesions build/lesions-unseen --record "unseen phantoms, lesions"
 

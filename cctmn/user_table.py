@@ -26,6 +26,9 @@ SUFFIXES: Final = (".csv", ".parquet")
 # The columns that can name a slice; the first one present is used.
 SLICE_COLUMNS: Final = ("uri", "path", "name")
 TEXT_COLUMNS: Final = (*SLICE_COLUMNS, "slice_id", "label", "patient", "scan")
+# A text that begins like this is a formula to a spreadsheet.
+_FORMULA: Final = r"^('*[=+\-@\t\r])"
+_GUARDED: Final = r"^'('*[=+\-@\t\r])"
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,18 @@ def read_user_table(place: str, *, hint: str = "give a .csv or .parquet table") 
     return UserTable(place, hashlib.sha256(data).hexdigest(), table)
 
 
+def without_formulas(table: pa.Table) -> pa.Table:
+    """Return the table with an apostrophe before texts that a spreadsheet would run.
+
+    `read_user_table` takes it away again. See OWASP, CSV injection.
+    """
+    for i, name in enumerate(table.column_names):
+        if pa.types.is_string(table[name].type):
+            guarded = pc.replace_substring_regex(table[name], _FORMULA, r"'\1")
+            table = table.set_column(i, name, guarded)
+    return table
+
+
 def _as_text(column: pa.ChunkedArray, *, where: str) -> pa.ChunkedArray:
     """Return the column as text without outer blanks; a null is an empty text."""
     try:
@@ -116,7 +131,7 @@ def _csv(data: bytes, place: str) -> pa.Table:
         names = [name.strip() for name in header]
         if not names:
             return pa.table({})
-        return pacsv.read_csv(
+        table = pacsv.read_csv(
             io.BytesIO(text.encode()),
             read_options=pacsv.ReadOptions(column_names=names, skip_rows=1),
             parse_options=pacsv.ParseOptions(newlines_in_values=True),
@@ -124,6 +139,10 @@ def _csv(data: bytes, place: str) -> pa.Table:
                 column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
             ),
         )
+        for i, name in enumerate(table.column_names):
+            plain = pc.replace_substring_regex(table[name], _GUARDED, r"\1")
+            table = table.set_column(i, name, plain)
+        return table
     except UnicodeDecodeError:
         raise DataError(f"{place}: not UTF-8 text; save it as UTF-8") from None
     except (csv.Error, pa.ArrowInvalid) as error:

@@ -146,6 +146,21 @@ def test_import_as_classifier_notes_that_it_is_untrained(tmp_path: Path, shared:
     assert (card["kind"], card["trained"]) == ("classifier", False)
 
 
+def test_a_folder_with_other_content_is_not_overwritten(tmp_path: Path, shared: Path) -> None:
+    pth = shared / "reference" / "segmentation_model_r18t1.pth"
+    out = tmp_path / "model"
+    for _ in range(2):  # the same model again is no loss
+        assert call("models", "import", pth, "-o", out).returncode == 0
+    other = ["models", "import", pth, "--as-classifier", "-o", out]
+    one_line(call(*other), code=4, message="holds another model")
+    assert call(*other, "--overwrite").returncode == 0
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    phantom = ["phantom", "slices", "--count", 3, "-o", tmp_path / "full"]
+    one_line(call(*phantom), code=2, message="is there and not empty; give another OUT")
+    assert call(*phantom, "--overwrite").returncode == 0
+
+
 def test_doctor_checks_a_sample_the_model_and_the_storage(
     tmp_path: Path, fresh_model: Path, s3: S3Server
 ) -> None:
@@ -242,3 +257,11 @@ def test_job_script_runs_on_a_running_cluster(
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["counts"]["ok"] == 3
+
+
+def test_names_cannot_command_the_terminal(tmp_path: Path) -> None:
+    """Control characters and marks that reverse a text are shown as escapes."""
+    name = "a\x1b]52;c;ZXZpbA==\x07\u202egnp.dcm"
+    done = call("score", tmp_path / name, "-o", tmp_path / "out", "-m", "cctmn:demo")
+    assert "\x1b" not in done.stderr
+    assert r"a\x1b]52;c;ZXZpbA==\x07\u202egnp.dcm" in done.stderr

@@ -31,7 +31,7 @@ OPTIONS = {
     "--valid --valid-split -m/--model -o/--out/--output -q/--quiet",
     "train classifier": "--address --config --data --device --json --preset --root --set --split "
     "--valid --valid-split -m/--model -o/--out/--output -q/--quiet",
-    "models import": "FILE --as-classifier --lesions --seed -o/--out/--output",
+    "models import": "FILE --as-classifier --lesions --overwrite --seed -o/--out/--output",
     "models show": "FOLDER --json",
     "models verify": "FOLDER",
     "models calibrate": "FOLDER SCORED --key --labels --root",
@@ -40,7 +40,7 @@ OPTIONS = {
     "submit": "SCRIPT ARGS --address --env --follow --json --no-upload --no-wait --stop "
     "--working-dir",
     "demo": "-o/--out/--output",
-    "phantom": "KIND --count --patients --recipe --seed -o/--out/--output",
+    "phantom": "KIND --count --overwrite --patients --recipe --seed -o/--out/--output",
 }
 
 

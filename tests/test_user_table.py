@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cctmn.classes import COVIDX_CLASSES
-from cctmn.data.labels import read_labels
+from cctmn.data.labels import read_labels, to_bytes
 from cctmn.data.slices import open_slices
 from cctmn.errors import DataError
 from cctmn.user_table import read_user_table
@@ -73,3 +73,15 @@ def test_training_lists_prefer_path_and_manifests_prefer_uri(tmp_path: Path) -> 
     labels = read_labels(place, classes=COVIDX_CLASSES)
     assert labels.table["uri"].to_pylist() == ["u.png"]
     assert labels.table["name"].to_pylist() == ["n.png"]
+
+
+def test_formulas_are_guarded_in_csv_and_read_back(tmp_path: Path) -> None:
+    """Spreadsheets run a cell that begins with one of these."""
+    names = ["=1+1", "+1", "-1.png", "@x", "'=quoted", "plain.png", "a=b"]
+    table = pa.table({"uri": names, "label": ["covid"] * len(names)})
+    data = to_bytes(table, parquet=False)
+    cells = [line.split(",")[0].strip('"') for line in data.decode().splitlines()[1:]]
+    assert cells == ["'=1+1", "'+1", "'-1.png", "'@x", "''=quoted", "plain.png", "a=b"]
+    (tmp_path / "t.csv").write_bytes(data)
+    read = read_user_table(str(tmp_path / "t.csv")).slices()
+    assert read == names

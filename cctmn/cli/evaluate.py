@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import webbrowser
 from typing import Any
@@ -101,7 +99,9 @@ def labels_audit(
     Patients, scans and slices are compared, with --hash also files and pictures.
     SET is a table of labels (.csv, .parquet) or a split file of COVIDx-CT (.txt).
     """
-    from cctmn.data.labels import read_table
+    import pyarrow as pa
+
+    from cctmn.data.labels import read_table, to_bytes
     from cctmn.evaluate import audit
 
     if len(sets) < 2:
@@ -112,12 +112,8 @@ def labels_audit(
     overlaps = audit.compare(read)
     counts = audit.summary(read, overlaps)
     if names:
-        columns = audit.named(overlaps)
-        text = io.StringIO()
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(columns)
-        lines.writerows(zip(*columns.values(), strict=True))
-        click.echo(text.getvalue(), nl=False)
+        table = pa.table(dict(audit.named(overlaps)))
+        click.echo(to_bytes(table, parquet=False).decode(), nl=False)
     elif as_json:
         click.echo(json.dumps(counts, indent=2))
     else:

@@ -41,8 +41,9 @@ Example:
 )
 @click.option("--as-classifier", is_flag=True, help="Add an untrained module S to a detector.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the untrained module S.")
+@click.option("--overwrite", is_flag=True, help="Replace another model in DIR.")
 def models_import(
-    file: Path, *, out: Path, lesions: str | None, as_classifier: bool, seed: int
+    file: Path, *, out: Path, lesions: str | None, as_classifier: bool, seed: int, overwrite: bool
 ) -> None:
     """Convert a published checkpoint.
 
@@ -54,6 +55,8 @@ def models_import(
     model = checkpoint.LoadedModel(net, card)
     if as_classifier:
         model = checkpoint.classifier_from_detector(model, seed=seed)
+    if not overwrite:
+        checkpoint.check_free(out, net=model.net, card=model.card)
     card = checkpoint.save(model.net, out, card=model.card)
     click.echo(f"{out}: {card.kind} {card.name}, model id {card.model_id}", err=True)
     for note in card.notes:

@@ -13,6 +13,7 @@ import click
 from cctmn import config
 from cctmn.cli.common import NearestGroup, TerminalReporter, resumable
 from cctmn.cli.settings import settings_epilog
+from cctmn.errors import ConfigError
 
 
 class TrainOptions(TypedDict):
@@ -195,7 +196,10 @@ Example:
     show_default=True,
     help="Look of the slices: standard or other.",
 )
-def phantom(kind: str, *, out: Path, count: int, patients: int, seed: int, recipe: str) -> None:
+@click.option("--overwrite", is_flag=True, help="Write into a folder that holds files.")
+def phantom(
+    kind: str, *, out: Path, count: int, patients: int, seed: int, recipe: str, overwrite: bool
+) -> None:
     """Make synthetic slices with known lesions.
 
     lesions: OUT/imgs and OUT/masks as CNCB has them. slices: pictures and split.txt as COVIDx-CT
@@ -203,6 +207,8 @@ def phantom(kind: str, *, out: Path, count: int, patients: int, seed: int, recip
     """
     from cctmn.phantom import layouts
 
+    if not overwrite and out.exists() and (out.is_file() or any(out.iterdir())):
+        raise ConfigError(f"{out}: is there and not empty; give another OUT, or --overwrite")
     if kind == "study":
         made = len(layouts.write_archive(out, patients=patients, slices=count, seed=seed))
     else:

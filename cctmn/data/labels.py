@@ -25,7 +25,7 @@ from cctmn.data.covidx import class_index, parse_name, read_split
 from cctmn.data.issues import first_few
 from cctmn.errors import DataError
 from cctmn.schema import LABELS
-from cctmn.user_table import is_table, read_user_table
+from cctmn.user_table import is_table, read_user_table, without_formulas
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +72,7 @@ def to_bytes(table: pa.Table, *, parquet: bool) -> bytes:
     if parquet:
         pq.write_table(table, buffer)
     else:
+        table = without_formulas(table)
         pacsv.write_csv(table, buffer, pacsv.WriteOptions(quoting_style="needed"))
     return buffer.getvalue()
 

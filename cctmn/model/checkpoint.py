@@ -137,6 +137,17 @@ def save(net: Net, folder: Path | str, *, card: Card, half: bool = False) -> Car
     return card
 
 
+def check_free(folder: Path | str, *, net: Net, card: Card) -> None:
+    """Raise ModelError if the folder holds another model than this one."""
+    if store.read_optional(store.join(store.to_uri(str(folder)), CARD)) is None:
+        return
+    held = read_card(folder)
+    if held.weights_sha256 != to_bytes(net, card=card)[2].weights_sha256:
+        raise ModelError(
+            f"{folder}: holds another model, {held.name}; give another folder, or --overwrite"
+        )
+
+
 def write(folder: Path | str, *, card_text: bytes, weights: bytes) -> None:
     """Write what `to_bytes` made, the card last: a half-written folder is never read."""
     uri = store.to_uri(str(folder))

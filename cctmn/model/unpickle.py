@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from cctmn.errors import ModelError
+from cctmn.model.expansion import Expansion
 
 OLD_MAGIC: Final = 0x1950A86A20F9469CFC6C  # first pickle of a torch.save file before torch 1.6
 MAX_PICKLE_BYTES: Final = 1 << 26  # 64 MiB; the pickle without tensors is about 20 kB
@@ -172,12 +173,14 @@ def _read_old(raw: bytes) -> SavedFile:
 def _unpickle(raw: bytes, *, start: int) -> tuple[Any, int, dict[str, StorageRef]]:
     """One pickle of `raw` -> its content, where it ends, the storages that it names."""
     end = start
+    expansion = Expansion()
     for opcode, argument, position in pickletools.genops(raw[start : start + MAX_PICKLE_BYTES]):
         if opcode.name in FORBIDDEN:
             raise ModelError(f"its pickle uses {opcode.name}; give a file that torch.save wrote")
         # The C unpickler allocates its memo up to the index that the stream claims.
         if opcode.name.endswith("PUT") and int(argument or 0) > len(raw):
             raise ValueError("memo index")
+        expansion.follow(opcode, argument)
         assert position is not None
         end = start + position + 1  # the last one is STOP, a single byte
     reader = _InertUnpickler(io.BytesIO(raw[start:end]))

@@ -225,6 +225,23 @@ def test_pickles_that_exhaust_memory_are_refused(tmp_path, stream, message):
     refused(in_zip(tmp_path / "m.pth", stream), message)
 
 
+LAUGHS = b"\x80\x02K\x01q\x00" + b"".join(b"h%ch%c\x86q%c" % (n, n, n + 1) for n in range(60))
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        LAUGHS + b"}h\x3cK\x02s.",  # a key of 2 ** 60 items, which would be hashed
+        LAUGHS + b"h\x3c.",
+        b"\x80\x02K\x01" + b"\x85" * 200_000 + b".",  # a tuple in a tuple ...
+        b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".",
+    ],
+    ids=["laughs as a key", "laughs", "deep tuples", "deep lists"],
+)
+def test_pickles_that_expand_without_end_are_refused(tmp_path, stream):
+    refused(in_zip(tmp_path / "m.pth", stream), "damaged")
+
+
 def test_zip_bombs_are_refused(tmp_path):
     path = tmp_path / "m.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
