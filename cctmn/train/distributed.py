@@ -33,6 +33,7 @@ from cctmn.train.stages import Samples, stage_of
 from cctmn.train.tasks import Task
 
 CHECKPOINTS: Final = "checkpoints"  # Ray's folder below OUT
+KEPT: Final = 2  # should the newer one be damaged
 PROGRESS: Final = "progress.json"
 FAILED: Final = "failed.json"
 
@@ -74,7 +75,7 @@ def fit(spec: Spec, *, workers: int, use_gpu: bool) -> str:
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=spec.config.hardware.retries),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEPT),
         ),
     )
     with _interruptible():
@@ -164,16 +165,28 @@ class _Hooks:
     out: str
     _kept: list[Any] = field(default_factory=list)
 
-    def restore(self) -> Path | None:
-        """A local copy of the last checkpoint, if there is one."""
+    def restore(self) -> Iterator[Path]:
+        """Yield local copies of the checkpoints that are kept, the last one first."""
+        import pyarrow.fs as pafs
         import ray.train
 
         last = ray.train.get_checkpoint()
         if last is None:
-            return None
-        folder = tempfile.TemporaryDirectory()
-        self._kept.append(folder)  # until the worker ends
-        return Path(last.to_directory(folder.name))
+            return
+        parent, _, name = last.path.rstrip("/").rpartition("/")
+        present = last.filesystem.get_file_info(pafs.FileSelector(parent))
+        older = sorted(
+            info.base_name
+            for info in present
+            if info.type == pafs.FileType.Directory
+            and info.base_name.startswith("checkpoint_")
+            and info.base_name < name
+        )
+        for kept in [name, *reversed(older)]:
+            folder = tempfile.TemporaryDirectory()
+            self._kept.append(folder)  # until the worker ends
+            checkpoint = ray.train.Checkpoint(f"{parent}/{kept}", filesystem=last.filesystem)
+            yield Path(checkpoint.to_directory(folder.name))
 
     def report(self, history: History, written: tempfile.TemporaryDirectory[str] | None) -> None:
         """Write the record, and hand the checkpoint to Ray, who puts it into OUT."""

@@ -6,11 +6,12 @@ the seed (see `steps`), so a resumed run ends where an uninterrupted run ends.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from cctmn.train.steps import MicroBatch, Steps
 from cctmn.train.tasks import Task
 
 # A checkpoint: two model folders like any other, and what is needed to go on
-LAST, BEST, STATE = "last", "best", "state.pt"
+LAST, BEST, STATE, STATE_DIGEST = "last", "best", "state.pt", "state.sha256"
 PROGRESS_S: Final = 2.0
 
 
@@ -54,8 +55,8 @@ class History:
 class Hooks(Protocol):
     """The services that the loop needs from its caller."""
 
-    def restore(self) -> Path | None:
-        """The folder of the last checkpoint, if there is one."""
+    def restore(self) -> Iterable[Path]:
+        """The folders of the checkpoints that are kept, the last one first."""
 
     def report(self, history: History, written: tempfile.TemporaryDirectory[str] | None) -> None:
         """Keep the metrics and the checkpoint; every worker calls it, the first with a folder."""
@@ -131,16 +132,32 @@ class _Run:
         self.written = time.monotonic()
 
     def restore(self) -> None:
-        """Resume from the last checkpoint, if there is one."""
-        device = str(self.world.device)
-        if (folder := self.hooks.restore()) is not None:
-            net = checkpoint.load(folder / LAST, device=device).net
-            self.task.net.load_state_dict(net.state_dict())
-            self.best = checkpoint.load(folder / BEST, device=device).net.state_dict()
-            state = torch.load(folder / STATE, map_location=device, weights_only=True)
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.history = History(**state["history"])
+        """Resume from the last checkpoint, or from the one before if that is damaged."""
+        damaged = ""
+        for folder in self.hooks.restore():
+            try:
+                self._read(folder)
+                break
+            except ModelError as error:
+                damaged = str(error)
+        else:
+            if damaged:
+                raise ModelError(f"no checkpoint can be read ({damaged}); use a new OUT")
         self.clock = _Clock(self.steps, done=len(self.history.losses.get("loss", ())))
+
+    def _read(self, folder: Path) -> None:
+        """Read a checkpoint. Raises ModelError if a file of it is missing or damaged."""
+        device = str(self.world.device)
+        last = checkpoint.load(folder / LAST, device=device).net
+        best = checkpoint.load(folder / BEST, device=device).net
+        digest, path = folder / STATE_DIGEST, folder / STATE
+        if digest.exists() and digest.read_text() != _digest(path):  # older ones have none
+            raise ModelError(f"{path}: does not match its hash; use the checkpoint before it")
+        state = torch.load(path, map_location=device, weights_only=True)
+        self.task.net.load_state_dict(last.state_dict())
+        self.best = best.state_dict()
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history = History(**state["history"])
 
     def keep_if_best(self) -> None:
         """Remember the weights of the best epoch so far, of equals the last."""
@@ -180,6 +197,7 @@ class _Run:
         checkpoint.save(best, folder / BEST, card=_with(card, self.best_row()))
         state = {"optimizer": self.optimizer.state_dict(), "history": vars(self.history)}
         torch.save(state, folder / STATE)
+        (folder / STATE_DIGEST).write_text(_digest(folder / STATE))
         return kept
 
     def epoch(self, epoch: int) -> dict[str, Tensor]:
@@ -328,3 +346,8 @@ def _with(card: Card, row: dict[str, float]) -> Card:
     metrics = {k: None if math.isnan(v) else round(v, 4) for k, v in values.items()}
     epoch = {"epoch": int(row["epoch"]), "metrics": metrics}
     return replace(card, provenance={**card.provenance, **epoch})
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -133,14 +133,19 @@ class Kept:
     epochs: list[int] = field(default_factory=list)  # of which there is a checkpoint
     shown: list[dict[str, Any]] = field(default_factory=list)
 
-    def restore(self) -> Path | None:
-        return self.folder / str(self.epochs[-1]) if self.epochs else None
+    def restore(self) -> list[Path]:
+        return [self.folder / str(epoch) for epoch in reversed(self.epochs)]
+
+    def last(self) -> Path:
+        return self.restore()[0]
 
     def report(self, history: History, written: tempfile.TemporaryDirectory[str] | None) -> None:
         if written is not None:
             with written as temporary:
-                self.epochs.append(len(history.rows))
-                shutil.copytree(temporary, self.folder / str(self.epochs[-1]))
+                epoch = len(history.rows)
+                shutil.rmtree(self.folder / str(epoch), ignore_errors=True)
+                shutil.copytree(temporary, self.folder / str(epoch))
+                self.epochs = sorted({*self.epochs, epoch})
 
     def progress(self, **now: Any) -> None:
         self.shown.append(now)

@@ -19,7 +19,7 @@ from cctmn.data.slices import open_slices
 from cctmn.errors import ModelError
 from cctmn.model import checkpoint
 from cctmn.train import loop
-from cctmn.train.loop import BEST, LAST, STATE, History, World
+from cctmn.train.loop import BEST, LAST, STATE, STATE_DIGEST, History, World
 from cctmn.train.steps import Steps
 from cctmn.train.tasks import CachedTask, ClassifierTask, DetectorTask, Task
 from tests.train.small import (
@@ -155,8 +155,10 @@ def test_checkpoints_are_models_and_wait_for_their_time(tmp_path):
     task, kept = module_s(), Kept(tmp_path)
     run(task, kept)
     assert kept.epochs == [3]  # the last is always written
-    assert sorted(path.name for path in kept.restore().iterdir()) == [BEST, LAST, STATE]
-    last = checkpoint.load(kept.restore() / LAST)
+    assert sorted(path.name for path in kept.last().iterdir()) == sorted(
+        [BEST, LAST, STATE, STATE_DIGEST]
+    )
+    last = checkpoint.load(kept.last() / LAST)
     assert same(last.net.state_dict(), weights(task))
     assert last.card.provenance["epoch"] == 3
 
@@ -169,7 +171,7 @@ def test_the_best_epoch_is_kept(tmp_path, accuracies, best):
     kept, until = Kept(tmp_path / "kept"), module_s()
     run(module_s(accuracies=accuracies), kept)
     run(until, Kept(tmp_path / "until"), optim=replace(OPTIM, epochs=best))
-    loaded = checkpoint.load(kept.restore() / BEST)
+    loaded = checkpoint.load(kept.last() / BEST)
     assert same(loaded.net.state_dict(), weights(until))
     recorded = {"epoch": best, "metrics": {"accuracy": accuracies[best - 1]}}
     assert loaded.card.provenance == recorded
@@ -179,19 +181,39 @@ def test_an_undefined_metric_is_null_on_the_card(tmp_path):
     kept = Kept(tmp_path)
     run(module_s(accuracies=(math.nan,)), kept, optim=replace(OPTIM, epochs=1))
     for name in (BEST, LAST):
-        assert checkpoint.load(kept.restore() / name).card.provenance["metrics"] == {
-            "accuracy": None
-        }
+        assert checkpoint.load(kept.last() / name).card.provenance["metrics"] == {"accuracy": None}
 
 
 def test_the_best_epoch_before_an_interruption_is_kept(tmp_path):
     kept = Kept(tmp_path)
     run(module_s(accuracies=(0.9, 0.1)), kept, optim=replace(OPTIM, epochs=2))
-    first = checkpoint.load(kept.restore() / BEST)
+    first = checkpoint.load(kept.last() / BEST)
     run(module_s(accuracies=(0.2,)), kept)
-    loaded = checkpoint.load(kept.restore() / BEST)
+    loaded = checkpoint.load(kept.last() / BEST)
     assert loaded.card.provenance["epoch"] == first.card.provenance["epoch"] == 1
     assert same(loaded.net.state_dict(), first.net.state_dict())
+
+
+@pytest.mark.parametrize("file", [STATE, f"{LAST}/weights.safetensors", f"{BEST}/card.json"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, file):
+    plan = {"optim": replace(OPTIM, epochs=3), "hardware": EVERY_EPOCH}
+    whole = module_s()
+    run(whole, Kept(tmp_path / "whole"), **plan)
+    kept = Kept(tmp_path / "kept")
+    run(module_s(), kept, optim=replace(OPTIM, epochs=2), hardware=EVERY_EPOCH)
+    assert kept.epochs == [1, 2]
+    path = kept.last() / file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    again = module_s()
+    history = run(again, kept, **plan)
+    assert [row["epoch"] for row in history.rows] == [1, 2, 3]
+    assert same(weights(again), weights(whole))
+    for folder in kept.restore():
+        (folder / STATE).write_bytes(b"damaged")
+    with pytest.raises(ModelError, match=r"no checkpoint can be read .*; use a new OUT"):
+        run(module_s(), kept, **plan)
 
 
 def test_loss_that_is_no_longer_finite_is_one_line(folder, tmp_path):
