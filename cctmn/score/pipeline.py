@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 
-from cctmn import errors, schema, store
+from cctmn import errors, schema, store, tables
 from cctmn.contract import InputContract
 from cctmn.score import commit, meters
 from cctmn.score.prepare import prepare
@@ -97,12 +98,14 @@ def execute(
     from ray.data.exceptions import ExecutionTimeoutError
 
     _configure(ray.data.DataContext.get_current())
+    # Names relative to the folder: of a path with "?" Ray takes the rest for a query.
     todo_fs, todo_path = store.arrow_filesystem(todo)
+    names = [uri.rsplit("/", 1)[1] for uri in tables.parquet_files(todo)]
     columns = schema.predictions(
         source.image_classes, ranked_boxes=plan.ranked_boxes, masks=plan.masks
     )
     graph = (
-        ray.data.read_parquet(todo_path, filesystem=todo_fs)
+        ray.data.read_parquet(names, filesystem=pafs.SubTreeFileSystem(todo_path, todo_fs))
         .repartition(target_num_rows_per_block=plan.block_rows)
         .map_batches(
             _prepare_block,

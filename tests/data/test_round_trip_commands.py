@@ -28,11 +28,12 @@ def test_labels_are_trained_on_scored_and_evaluated(tmp_path: Path) -> None:
         cctmn("labels", "covidx-ct", images / "split.txt", "-o", table)
         assert table.exists()
     csv_table, table = tmp_path / "labels.csv", tmp_path / "labels.parquet"
+    one = ("--set", "actors=1")
     trained, scored = tmp_path / "trained", tmp_path / "scored"
-    settings = ("--set", "optim.epochs=1", "--set", "hardware.device=cpu")
+    settings = ("--set", "optim.epochs=1", "--set", "hardware.workers=1")
     data = ("--data", table, "--root", images, "-m", model)
     cctmn("train", "classifier", *data, *settings, "-q", "-o", trained)
-    cctmn("score", csv_table, "--root", images, "-m", trained / "model", "-q", "-o", scored)
+    cctmn("score", csv_table, "--root", images, "-m", trained / "model", "-q", "-o", scored, *one)
     evaluated = tmp_path / "evaluated"
     cctmn("evaluate", scored, "--labels", table, "--resamples", 100, "-q", "-o", evaluated)
     assert (evaluated / "metrics.json").exists()

@@ -35,7 +35,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(study: Path, fresh_model: Path) -> Callable[[Path], subprocess.Popen[str]]:
     def start(out: Path) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "cctmn.cli", "score", study, "-o", out, "-m", fresh_model]
-        command += ["--set", "block_rows=2"]
+        command += ["--set", "block_rows=2", "--set", "actors=1"]
         return subprocess.Popen(
             [str(part) for part in command],
             stdout=subprocess.PIPE,

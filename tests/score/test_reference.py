@@ -85,7 +85,8 @@ def test_a_detector_alone_writes_its_lesions(shared: Path, cctmn: Command, tmp_p
     (tmp_path / "in").mkdir()
     for name in expected:
         (tmp_path / "in" / name).symlink_to(shared / "data/ct_slices" / name)
-    done = cctmn("score", tmp_path / "in", "-o", out, "-m", model, "--set", "masks=true")
+    sets = ("--set", "masks=true", "--set", "actors=1")
+    done = cctmn("score", tmp_path / "in", "-o", out, "-m", model, *sets)
     assert done.returncode == 0, done.stderr
     rows = by_file(out)
     labels = {1: "ggo", 2: "consolidation"}
