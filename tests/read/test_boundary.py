@@ -291,6 +291,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SEEDS)
 def test_any_bytes_give_rows(kind: str, tmp_path: Path) -> None:
     rng = random.Random(kind)

@@ -19,6 +19,8 @@ from cctmn.score.decoder import Decoder
 from tests.conftest import REPO
 from tests.makers import png
 
+pytestmark = pytest.mark.slow
+
 CONTRACT = InputContract(size_px=64, max_size_px=128)
 GOOD = png(1)
 
