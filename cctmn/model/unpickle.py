@@ -9,11 +9,13 @@ os.system, so no name in the pickle is ever resolved. `legacy` gives the content
 from __future__ import annotations
 
 import io
+import lzma
 import math
 import pickle
 import pickletools
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,7 @@ FORBIDDEN: Final = {"EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER"}
 # What malformed bytes make zipfile, pickle and struct raise; MemoryError: a made-up length.
 DAMAGE: Final = (
     *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, MemoryError),
+    *(zlib.error, lzma.LZMAError),
     *(AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError, OverflowError),
 )
 

@@ -242,6 +242,17 @@ def test_pickles_that_expand_without_end_are_refused(tmp_path, stream):
     refused(in_zip(tmp_path / "m.pth", stream), "damaged")
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_damaged_compressed_entries_are_refused(tmp_path, method):
+    path = tmp_path / "m.pth"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("m/data.pkl", pickle.dumps({"a": list(range(500))}))
+    data = bytearray(path.read_bytes())
+    data[60:90] = b"\xff" * 30
+    path.write_bytes(data)
+    refused(path, "m.pth")
+
+
 def test_zip_bombs_are_refused(tmp_path):
     path = tmp_path / "m.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
