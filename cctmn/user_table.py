@@ -140,7 +140,7 @@ def _csv(data: bytes, place: str) -> pa.Table:
             ),
         )
         for i, name in enumerate(table.column_names):
-            plain = pc.replace_substring_regex(table[name], _GUARDED, r"\1")
+            plain = pc.replace_substring_regex(table.column(i), _GUARDED, r"\1")
             table = table.set_column(i, name, plain)
         return table
     except UnicodeDecodeError:

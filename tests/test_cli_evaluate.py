@@ -33,7 +33,8 @@ def test_labels_go_to_stdout_or_a_file(folder: Path) -> None:
     text = call("labels", "audit", folder / "split.txt", folder / "l.parquet").stdout
     assert "share 2 patients, 2 scans, 2 slices" in text
     named = call("labels", "audit", folder / "split.txt", folder / "l.parquet", "--names")
-    assert f"{folder / 'split.txt'},{folder / 'l.parquet'},patients,7" in named.stdout
+    shared = f'"{folder / "split.txt"}","{folder / "l.parquet"}","patients","7"'
+    assert shared in named.stdout
 
 
 def test_unknown_names_to_exclude_are_reported(folder: Path) -> None:

@@ -87,7 +87,11 @@ def assert_equal(
 @pytest.mark.parametrize(
     ("backbone", "truncation", "count", "batch_size"),
     # A ResNet-50 has half a million anchors, so it gets fewer slices.
-    [("resnet18", 1, 5, 3), ("resnet18", 1, 8, 8), ("resnet50", 0, 2, 2)],
+    [
+        ("resnet18", 1, 5, 3),
+        ("resnet18", 1, 8, 8),
+        pytest.param("resnet50", 0, 2, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_untrained_nets(candidate, backbone, truncation, count, batch_size):
     slices = made_up(count, size=(32, 32))
