@@ -112,12 +112,6 @@ class PictureImage:
             turn=turn,
             rows=rows,
             cols=cols,
-            spacing_row_mm=None,
-            spacing_col_mm=None,
-            slice_z_mm=None,
-            study_uid=None,
-            series_uid=None,
-            patient_id=None,
             flags=self.flags | tiff_flags | grey_flags | turn_flags,
         )
 

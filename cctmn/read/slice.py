@@ -24,14 +24,14 @@ class Slice:
     turn: Turn
     rows: int
     cols: int
-    # distance between rows
-    spacing_row_mm: float | None
-    spacing_col_mm: float | None
-    slice_z_mm: float | None
-    study_uid: str | None
-    series_uid: str | None
-    patient_id: str | None
     flags: frozenset[str]
+    # What only a DICOM header holds; the row spacing is the distance between rows.
+    spacing_row_mm: float | None = None
+    spacing_col_mm: float | None = None
+    slice_z_mm: float | None = None
+    study_uid: str | None = None
+    series_uid: str | None = None
+    patient_id: str | None = None
 
     def __post_init__(self) -> None:
         assert self.pixels.dtype == (np.float32 if self.unit == "hu" else np.uint8)

@@ -26,12 +26,6 @@ def make_slice(pixels: np.ndarray, *, unit: str = "hu", turn: Turn = Turn()) -> 
         turn=turn,
         rows=rows,
         cols=cols,
-        spacing_row_mm=None,
-        spacing_col_mm=None,
-        slice_z_mm=None,
-        study_uid=None,
-        series_uid=None,
-        patient_id=None,
         flags=frozenset(),
     )
 
