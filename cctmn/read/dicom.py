@@ -147,15 +147,16 @@ class DicomImage:
             )
         bits = raw.astype("i4" if allocated < 32 else "i8") & ((1 << allocated) - 1)
         flags = set()
-        above = bits >> stored_bits
         values: npt.NDArray[Any] = bits & ((1 << stored_bits) - 1)
-        extended = np.zeros((), above.dtype)  # what a sign leaves above the stored bits
         if signed:
             sign = 1 << (stored_bits - 1)
             values = (values ^ sign) - sign
+        if stored_bits < allocated:
+            above = bits >> stored_bits
+            # what the sign of a negative value leaves above the stored bits
             extended = (values < 0) * ((1 << (allocated - stored_bits)) - 1)
-        if ((above != 0) & (above != extended)).any():
-            flags.add("high_bits")
+            if ((above != 0) & (above != extended)).any():
+                flags.add("high_bits")
         largest = integer_of(dataset, "LargestImagePixelValue")
         if largest and not signed and int(values.max()) > largest and not _has_padding(dataset):
             flags.add("above_largest")

@@ -73,14 +73,12 @@ def check_hu(hu: npt.NDArray[np.float32]) -> frozenset[str]:
     rescale.
     """
     flags = set()
-    low = hu < LOWEST_HU
-    if low.any():
-        fill = hu == hu.min()
-        if _is_fill(fill, low):
+    if (lowest := hu.min()) < LOWEST_HU:
+        fill = hu == lowest
+        if _is_fill(fill, hu < LOWEST_HU):
             hu[fill] = AIR_HU
-    wild = (hu < LOWEST_HU) | (hu > HIGHEST_HU)
-    if wild.any():
-        if not _is_compact(wild):
+    if hu.min() < LOWEST_HU or hu.max() > HIGHEST_HU:
+        if not _is_compact((hu < LOWEST_HU) | (hu > HIGHEST_HU)):
             raise SliceError("implausible_hu")
         np.clip(hu, LOWEST_HU, HIGHEST_HU, out=hu)
         flags.add("saturated")
@@ -131,18 +129,19 @@ def check_content(slice_: Slice, grey: npt.NDArray[np.uint8]) -> set[str]:
     else:
         air = grey < _LUNG_TO_TISSUE_GREY
         flags |= _check_window(grey, air)
-    if _lung_fraction(air, _inner(air)) < _MIN_LUNG_FRACTION:
+    inner = _inner(air)
+    if _lung_fraction(air, inner) < _MIN_LUNG_FRACTION:
         flags.add("no_lung")
-    if slice_.unit != "hu" and _has_several_bodies(air):
+    if slice_.unit != "hu" and _has_several_bodies(air, inner):
         flags.add("not_ct_like")
     if long > _MAX_ASPECT * short or not _MIN_PART < air.mean() < 1 - _MIN_PART:
         flags.add("not_ct_like")
     return flags
 
 
-def _has_several_bodies(air: npt.NDArray[np.bool_]) -> bool:
+def _has_several_bodies(air: npt.NDArray[np.bool_], inner: npt.NDArray[np.bool_]) -> bool:
     """Return whether two bodies of similar size lie side by side, as on a film sheet."""
-    labels, count = ndimage.label(~air | _inner(air))
+    labels, count = ndimage.label(~air | inner)
     if count <= 1:
         return False
     sizes = np.sort(np.bincount(labels.ravel())[1:])

@@ -37,7 +37,7 @@ _VOLUME_LABEL, _CONTINUED = b"V", b"M"
 _ERRORS: Final = (zlib.error, lzma.LZMAError, OSError, ValueError, RecursionError)
 
 
-class UnpackedStream(io.RawIOBase):
+class UnpackedStream:
     """The unpacked content of a gzip, bzip2 or xz file of one or more streams.
 
     It reads forward only; going back starts again. Raises EOFError where a stream is cut, the
@@ -49,12 +49,6 @@ class UnpackedStream(io.RawIOBase):
         self._packed, self._new, self._max_bytes = packed, SOLID[container], max_bytes
         self._stream: Any = None
         self._rest, self._position = b"", 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
     def tell(self) -> int:
         return self._position
@@ -103,23 +97,12 @@ class UnpackedStream(io.RawIOBase):
         self._stream, self._rest, self._position = None, b"", 0
 
 
-class _Headers(io.RawIOBase):
+class _Headers:
     """The archive as tarfile sees it: every read that is longer than a header is refused."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        return self._file.seek(offset, whence)
+        self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= _MAX_HEADER_BYTES:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -68,19 +69,24 @@ def _put(table: pa.Table, folder: str) -> None:
     store.put(store.join(folder, f"{block}-{_digest(data)}.parquet"), data)
 
 
-def is_whole(uri: str) -> bool:
-    """Return whether a file can be read to its end and is the one that was written.
+def is_whole(uri: str, *, stamp: Stamp) -> bool:
+    """Read a file once; return whether it is the one that was written, to its end.
 
-    A file of an older version has no hash in its name; of that one every page is decoded.
+    A file of an older version has no hash in its name; of that one every page is decoded. Raises
+    ResumeError if the file belongs to another run; a file without a stamp passes.
     """
     name = _NAME.fullmatch(uri.rsplit("/", 1)[1])
     data = store.read_all(uri)
-    if name:
-        return _digest(data) == name[1]
+    if name and _digest(data) != name[1]:
+        return False
+    file = io.BytesIO(data)
     try:
-        pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        schema = pq.read_schema(file)
+        if not name:
+            pq.read_table(file, page_checksum_verification=True)
     except (pa.ArrowException, OSError):
         return False
+    _check_stamp(schema.metadata or {}, uri=uri, stamp=stamp)
     return True
 
 
@@ -89,10 +95,7 @@ def is_named_by_hash(uri: str) -> bool:
     return _NAME.fullmatch(uri.rsplit("/", 1)[1]) is not None
 
 
-def check_stamp(uri: str, *, stamp: Stamp) -> None:
-    """Raise ResumeError if the file belongs to another run; a file without a stamp passes."""
-    filesystem, path = store.arrow_filesystem(uri)
-    metadata = pq.read_schema(path, filesystem=filesystem).metadata or {}
+def _check_stamp(metadata: Mapping[bytes, bytes], *, uri: str, stamp: Stamp) -> None:
     for name, ours, what in (
         (_FINGERPRINT, stamp.fingerprint, "another model or other settings"),
         (_KEY_CHECK, stamp.key_check, "another private/key"),

@@ -54,7 +54,7 @@ class Decoder:
             opened = False
             before = len(rows)
             try:
-                for row in self._answers(rest, data, contract, key):
+                for row in self._replies(rest, data, contract, key):
                     if row is None:
                         opened = True
                     else:
@@ -75,7 +75,7 @@ class Decoder:
             self._child.communicate()
             self._child = None
 
-    def _answers(
+    def _replies(
         self, group: list[Row], data: bytes, contract: InputContract, key: bytes
     ) -> Iterator[Row | None]:
         """Yield what the child sends: None once it has opened the object, then the rows."""
@@ -158,7 +158,7 @@ def _serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     incoming = sys.stdin.buffer
     outgoing = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not get between the answers
+    os.dup2(2, 1)  # what a library prints must not get between the replies
     while head := incoming.read(_LENGTH.size):
         message = incoming.read(_LENGTH.unpack(head)[0])
         group, data, contract, key = pickle.loads(message)  # noqa: S301 - from our own parent

@@ -47,13 +47,12 @@ def remove_damaged(folder: str, *, stamp: commit.Stamp) -> int:
             leftover.unlink()
             removed += 1
     for uri in tables.parquet_files(folder):
-        if commit.is_whole(uri):
-            commit.check_stamp(uri, stamp=stamp)
-        elif store.traits(uri).whole_writes and not commit.is_named_by_hash(uri):
+        if commit.is_whole(uri, stamp=stamp):
+            continue
+        if store.traits(uri).whole_writes and not commit.is_named_by_hash(uri):
             raise ResumeError(f"{uri}: not a Parquet file, and not of this job; remove it")
-        else:
-            store.delete(uri)
-            removed += 1
+        store.delete(uri)
+        removed += 1
     return removed
 
 
