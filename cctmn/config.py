@@ -269,10 +269,10 @@ def load(
             values = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(
-                f"{file}: cannot be read ({error.strerror}); check its name and rights"
+                f"cannot be read ({error.strerror}); check its name and rights", file
             ) from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file}: not a TOML file ({error}); correct it") from None
+            raise ConfigError(f"not a TOML file ({error}); correct it", file) from None
         for key, value in flatten(values):
             settings = replace(settings, key, value, command=name, where=f"{file}: ")
     for text in sets:

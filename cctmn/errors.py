@@ -15,7 +15,9 @@ Exception
 
 from __future__ import annotations
 
+import json
 import re
+from os import PathLike
 from typing import Final
 
 # Exit codes of every command and of every job.
@@ -28,9 +30,26 @@ EXIT_STOPPED: Final = 130
 
 
 class CctmnError(Exception):
-    """A cause that the user can fix. The message is one line: "what: where; what to do"."""
+    """A cause that the user can fix. The message is one line: "where: what; what to do (names)".
+
+    `where` is the file or folder, `names` holds further names of files, patients and the like.
+    They are apart from the text because a log, which is kept and shared, gets the text alone.
+    """
 
     exit_code: int = EXIT_USAGE
+
+    def __init__(self, text: str, where: str | PathLike[str] = "", names: str = "") -> None:
+        super().__init__(text, str(where), names)
+        self.text, self.where, self.names = text, str(where), names
+        self._add_wire()
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        return place + self.text + (f" ({self.names})" if self.names else "")
+
+    def _add_wire(self) -> None:
+        """End the traceback with the line of to_wire: a traceback is all that Ray hands on."""
+        self.__notes__ = [to_wire(self)]
 
 
 class ConfigError(CctmnError):
@@ -59,13 +78,10 @@ class ObjectError(CctmnError):
 
     def __init__(self, code: str, where: str, hint: str = "") -> None:
         assert code in OBJECT_CODES, code
-        super().__init__(code, where, hint)
-        self.code, self.where = code, where
         self.reason, usual_hint = OBJECT_CODES[code]
-        self.hint = hint or usual_hint
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.reason}; {self.hint}"
+        super().__init__(f"{self.reason}; {hint or usual_hint}", where)
+        self.code, self.args = code, (code, where, hint)
+        self._add_wire()
 
 
 class ModelError(CctmnError):
@@ -104,36 +120,23 @@ class SliceError(Exception):
         return SLICE_CODES[self.code]
 
 
-_WIRE: Final = re.compile(r"^cctmn\.errors\.(\w+): (.*)$", re.MULTILINE)
+_WIRE: Final = re.compile(r"^cctmn error (\[.*\])$", re.MULTILINE)
 
 
 def to_wire(error: CctmnError) -> str:
-    """Return the error as one line of text, for another process to read with from_wire.
-
-    This is the line that ends a traceback, because a traceback is all that Ray hands on.
-    """
-    message = str(error).replace("\n", " ")
-    return f"{CctmnError.__module__}.{type(error).__name__}: {message}"
+    """Return the error as one line of text, for another process to read with from_wire."""
+    return f"cctmn error {json.dumps([type(error).__name__, *error.args])}"
 
 
 def from_wire(text: str) -> CctmnError | None:
     """Return the first CctmnError in a text, a line of to_wire or a traceback; None without one."""
-    for name, message in _WIRE.findall(text):
+    for line in _WIRE.findall(text):
+        name, *args = json.loads(line)
         kind = globals().get(name)
-        if kind is ObjectError:
-            return _object_error(message)
         if isinstance(kind, type) and issubclass(kind, CctmnError):
-            error: CctmnError = kind(message)
+            error: CctmnError = kind(*args)
             return error
     return None
-
-
-def _object_error(message: str) -> CctmnError:
-    for code, (reason, _) in OBJECT_CODES.items():
-        where, found, hint = message.rpartition(f": {reason}; ")
-        if found:
-            return ObjectError(code, where, hint)
-    return CctmnError(message)
 
 
 # Why one object cannot be read, and the usual hint.

@@ -35,14 +35,14 @@ def only_writer(out: str, *, report: Reporter = silent) -> Iterator[None]:
         private.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(private / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise StoreError(f"{private}: cannot be written ({error.strerror}); check OUT") from None
+        raise StoreError(f"cannot be written ({error.strerror}); check OUT", private) from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = os.pread(handle, 32, 0).decode() or "unknown"
         os.close(handle)
         raise ResumeError(
-            f"{private.parent}: process {holder} is writing here; wait for it or use another OUT"
+            f"process {holder} is writing here; wait for it or use another OUT", private.parent
         ) from None
     os.ftruncate(handle, 0)
     os.pwrite(handle, str(os.getpid()).encode(), 0)
@@ -59,7 +59,7 @@ def check_same(uri: str, *, identity: RunIdentity, name: str) -> None:
         return
     if differences := identity.differences(RunIdentity.read(json.loads(run))):
         raise ResumeError(
-            f"{name}: holds another job's results ({'; '.join(differences)}); use a new OUT"
+            f"holds another job's results ({'; '.join(differences)}); use a new OUT", name
         )
 
 

@@ -55,19 +55,19 @@ def held(uri: str, *, report: Reporter = silent) -> Iterator[None]:
     except KeyboardInterrupt:
         # The lease itself has caused this interrupt.
         if lease.lost:
-            raise ResumeError(lease.lost) from None
+            raise ResumeError(lease.lost, lease.out) from None
         raise
     finally:
         lease.release()
     if lease.lost:
-        raise ResumeError(lease.lost)
+        raise ResumeError(lease.lost, lease.out)
 
 
 class _Lease:
     """The lock object as this process sees it."""
 
     def __init__(self, uri: str, *, report: Reporter) -> None:
-        # The message of the ResumeError, once the lock is lost.
+        # The text of the ResumeError, once the lock is lost.
         self.lost = ""
         self._uri, self._report = uri, report
         # Whether the server knows conditional writes; True until it shows otherwise.
@@ -99,12 +99,12 @@ class _Lease:
                 self._etag = current.etag
                 break
             if current is not None and not _is_dead(current):
-                raise ResumeError(self._refusal(current))
+                raise ResumeError(_refusal(current), self.out)
             if (etag := self._write(current)) is not None:
                 self._etag = etag
                 break
         else:
-            raise ResumeError(f"{self._out}: other jobs are starting here too; use another OUT")
+            raise ResumeError("other jobs are starting here too; use another OUT", self.out)
         # 2. Find out whether the server ignores conditions: then this replaces the own lock.
         if self._conditional and (etag := self._write(None)) is not None:
             self._etag = etag
@@ -134,15 +134,9 @@ class _Lease:
                 store.delete(self._uri)
 
     @property
-    def _out(self) -> str:
+    def out(self) -> str:
+        """The folder that the lock is for."""
         return self._uri.removesuffix("/private/lock")
-
-    def _refusal(self, current: Version) -> str:
-        left = max(1, round(LEASE_S - current.age_s))
-        return (
-            f"{self._out}: {_name(current)} is writing here (last seen {current.age_s:.0f} s ago); "
-            f"wait for it or use another OUT; if it has died, its lock expires in {left} s"
-        )
 
     def _is_own(self, current: Version) -> bool:
         return _holder(current).get("owner") == self._holder["owner"]
@@ -164,8 +158,9 @@ class _Lease:
     def _use_unconditional_writes(self) -> None:
         self._conditional = False
         self._report(
-            f"{self._out}: this storage does not know conditional writes, so two jobs that start "
-            "at the same moment are not kept apart; start only one"
+            "this storage does not know conditional writes, so two jobs that start at the same "
+            "moment are not kept apart; start only one",
+            names=self.out,
         )
 
     def _refresh(self) -> None:
@@ -207,7 +202,7 @@ class _Lease:
         if self._stop.is_set() or self.lost:
             return
         self.lost = (
-            f"{self._out}: the lock of this job {why}, so the job has stopped; "
+            f"the lock of this job {why}, so the job has stopped; "
             "check that no other job writes here and run the same command again to resume"
         )
         # Outside the main thread the error is raised when the block ends.
@@ -237,6 +232,14 @@ def _name(current: Version) -> str:
     if submission := holder.get("submission"):
         return f"job {submission} ({process})"
     return process
+
+
+def _refusal(current: Version) -> str:
+    left = max(1, round(LEASE_S - current.age_s))
+    return (
+        f"{_name(current)} is writing here (last seen {current.age_s:.0f} s ago); "
+        f"wait for it or use another OUT; if it has died, its lock expires in {left} s"
+    )
 
 
 def _is_dead(current: Version) -> bool:

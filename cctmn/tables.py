@@ -31,7 +31,7 @@ def read(uri: str, columns: list[str] | None) -> pa.Table:
     try:
         return pq.read_table(path, filesystem=filesystem, columns=columns)
     except (KeyError, pa.ArrowInvalid):
-        raise ResumeError(f"{uri}: not a file written by cctmn; remove it from OUT") from None
+        raise ResumeError("not a file written by cctmn; remove it from OUT", uri) from None
 
 
 def rows(folder: str) -> list[dict[str, Any]]:
@@ -69,4 +69,4 @@ def generation(uri: str) -> int:
     try:
         return int(uri.rsplit("/", 1)[1][1:7])
     except ValueError:
-        raise ResumeError(f"{uri}: not a file of the inventory; remove it from OUT") from None
+        raise ResumeError("not a file of the inventory; remove it from OUT", uri) from None

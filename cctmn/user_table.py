@@ -43,7 +43,7 @@ class UserTable:
         """Return a text column. Raises DataError if it is missing."""
         if name not in self.table.column_names:
             present = ", ".join(self.table.column_names) or "none"
-            raise DataError(f"{self.place}: no column {name} (present: {present}); add it")
+            raise DataError(f"no column {name} (present: {present}); add it", self.place)
         values: list[str] = self.table[name].to_pylist()
         return values
 
@@ -56,14 +56,14 @@ class UserTable:
         if column is None:
             present = ", ".join(self.table.column_names) or "none"
             raise DataError(
-                f"{self.place}: no column uri, path or name (present: {present}); add one of them"
+                f"no column uri, path or name (present: {present}); add one of them", self.place
             )
         values = self.column(column)
         if not values:
-            raise DataError(f"{self.place}: no row; write one row per slice")
+            raise DataError("no row; write one row per slice", self.place)
         if "" in values:
             line = line_of(values.index(""))
-            raise DataError(f"{self.place} line {line}: no {column}; fill it in")
+            raise DataError(f"no {column}; fill it in", f"{self.place} line {line}")
         return values
 
 
@@ -86,12 +86,10 @@ def read_user_table(place: str, *, hint: str = "give a .csv or .parquet table") 
     data = store.read_all(store.to_uri(place), hint=hint)
     table = _parquet(data, place) if place.lower().endswith(".parquet") else _csv(data, place)
     if len(set(table.column_names)) < len(table.column_names):
-        raise DataError(f"{place}: two columns have the same name; rename one")
+        raise DataError("two columns have the same name; rename one", place)
     for i, name in enumerate(table.column_names):
         if name in TEXT_COLUMNS:
-            table = table.set_column(
-                i, name, _as_text(table[name], where=f"{place}: column {name}")
-            )
+            table = table.set_column(i, name, _as_text(table[name], name=name, place=place))
     return UserTable(place, hashlib.sha256(data).hexdigest(), table)
 
 
@@ -107,19 +105,21 @@ def without_formulas(table: pa.Table) -> pa.Table:
     return table
 
 
-def _as_text(column: pa.ChunkedArray, *, where: str) -> pa.ChunkedArray:
+def _as_text(column: pa.ChunkedArray, *, name: str, place: str) -> pa.ChunkedArray:
     """Return the column as text without outer blanks; a null is an empty text."""
     try:
         return pc.utf8_trim_whitespace(pc.fill_null(column.cast(pa.string()), ""))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise DataError(f"{where} holds {column.type}, not text; write it as text") from None
+        raise DataError(
+            f"column {name} holds {column.type}, not text; write it as text", place
+        ) from None
 
 
 def _parquet(data: bytes, place: str) -> pa.Table:
     try:
         return pq.ParquetFile(io.BytesIO(data)).read()
     except pa.ArrowInvalid:
-        raise DataError(f"{place}: not a Parquet file; write it again") from None
+        raise DataError("not a Parquet file; write it again", place) from None
 
 
 def _csv(data: bytes, place: str) -> pa.Table:
@@ -144,7 +144,7 @@ def _csv(data: bytes, place: str) -> pa.Table:
             table = table.set_column(i, name, plain)
         return table
     except UnicodeDecodeError:
-        raise DataError(f"{place}: not UTF-8 text; save it as UTF-8") from None
+        raise DataError("not UTF-8 text; save it as UTF-8", place) from None
     except (csv.Error, pa.ArrowInvalid) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{place}: not a CSV table ({reason}); save it again") from None
+        raise DataError(f"not a CSV table ({reason}); save it again", place) from None

@@ -59,7 +59,7 @@ def call(*args: object) -> subprocess.CompletedProcess[str]:
         (["score", ".", "-o", "out", "-m", "nomodel"], 4, "card.json not found"),
         (["score", ".", "-o", "out", "--set", "batchsize=3"], 2, "no such setting"),
         (["score", ".", "-o", "out", "--config", "none.toml"], 2, "cannot be read"),
-        (["score", ".", "-o", "out", "-m", "x.pth"], 4, "import it: cctmn models import x.pth"),
+        (["score", ".", "-o", "out", "-m", "x.pth"], 4, "models import CHECKPOINT"),
         (["models", "show", "nomodel"], 4, "card.json not found"),
         (["models", "verify", "nomodel"], 4, "card.json not found"),
         (["models", "show", "cctmn:none"], 4, "card.json not found"),

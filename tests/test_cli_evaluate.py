@@ -40,7 +40,7 @@ def test_labels_go_to_stdout_or_a_file(folder: Path) -> None:
 def test_unknown_names_to_exclude_are_reported(folder: Path) -> None:
     (folder / "list.txt").write_text("1_8_80_0002.png\n2_1_1_1.png\n")
     done = call("labels", "covidx-ct", folder / "split.txt", "--exclude", folder / "list.txt")
-    assert "1 names are not in" in done.stderr
+    assert "1 names of the excluded are not in the split (2_1_1_1.png)" in done.stderr
     assert "(2_1_1_1.png)" in done.stderr
 
 

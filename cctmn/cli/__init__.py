@@ -21,7 +21,7 @@ from cctmn.cli.score import demo, doctor, errors, score
 from cctmn.cli.settings import settings
 from cctmn.cli.submit import submit
 from cctmn.cli.train import phantom, train
-from cctmn.errors import EXIT_USAGE, CctmnError, SliceError
+from cctmn.errors import CctmnError, DataError, SliceError
 
 EPILOG = """\b
 Example:
@@ -68,14 +68,15 @@ def main(run: Callable[[], object] = cli) -> None:
     try:
         run()
     except CctmnError as error:
-        _refuse(str(error), code=error.exit_code)
+        _refuse(error)
     except SliceError as error:  # a slice of a labelled set that broke after it was checked
-        _refuse(f"slice: {error.sentence} Check the data set.", code=EXIT_USAGE)
+        _refuse(DataError(f"a slice: {error.sentence[:-1].lower()}; check the data set"))
 
 
-def _refuse(text: str, *, code: int) -> NoReturn:
+def _refuse(error: CctmnError) -> NoReturn:
     if logs_json():
-        log(text, level="error")
+        hidden = " (CCTMN_LOG=text shows the names)" if error.where or error.names else ""
+        log(error.text + hidden, level="error")
     else:
-        click.echo(f"error: {printable(text)}", err=True)
-    sys.exit(code)
+        click.echo(f"error: {printable(str(error))}", err=True)
+    sys.exit(error.exit_code)

@@ -57,7 +57,7 @@ def labels_covidx_ct(split: str, *, exclude: str | None, out: str | None) -> Non
 
     table, strange = tables.covidx_ct(split, exclude=exclude)
     if out is not None and not out.lower().endswith((".csv", ".parquet")):
-        raise ConfigError(f"-o {out}: not a table; give a .csv or .parquet file")
+        raise ConfigError("not a table; give a .csv or .parquet file", f"-o {out}")
     parquet = out is not None and out.lower().endswith(".parquet")
     data = tables.to_bytes(table, parquet=parquet)
     if out is None:
@@ -69,8 +69,8 @@ def labels_covidx_ct(split: str, *, exclude: str | None, out: str | None) -> Non
     patients = len(set(table["patient"].to_pylist()))
     click.echo(f"{len(table):,} slices of {patients:,} patients: {by_class}", err=True)
     if strange:
-        click.echo(
-            f"{exclude}: {len(strange):,} names are not in {split} ({first_few(strange)})", err=True
+        TerminalReporter(quiet=False)(
+            f"{len(strange):,} names of the excluded are not in the split", names=first_few(strange)
         )
 
 

@@ -171,5 +171,5 @@ def _text_of(line: str) -> str:
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:
-        raise ConfigError(f"--env {text}: no value; write it as KEY=VALUE")
+        raise ConfigError("no value; write it as KEY=VALUE", f"--env {text}")
     return name, value

@@ -208,7 +208,7 @@ def phantom(
     from cctmn.phantom import layouts
 
     if not overwrite and out.exists() and (out.is_file() or any(out.iterdir())):
-        raise ConfigError(f"{out}: is there and not empty; give another OUT, or --overwrite")
+        raise ConfigError("is there and not empty; give another OUT, or --overwrite", out)
     if kind == "study":
         made = len(layouts.write_archive(out, patients=patients, slices=count, seed=seed))
     else:

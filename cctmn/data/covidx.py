@@ -59,18 +59,18 @@ def read_split(split: str, *, classes: tuple[str, ...]) -> tuple[SplitLine, ...]
         named = parse_name(name)
         label = _covidx_class(columns[0]) if columns else named.label if named else ""
         if not label:
-            raise DataError(f"{where}: {name} has no class; write NAME CLASS")
+            raise DataError("a slice has no class; write NAME CLASS", where, name)
         if named and named.label != label:
-            raise DataError(f"{where}: {name} is listed as {label}; correct the line")
+            raise DataError(f"a slice is listed as {label}; correct the line", where, name)
         key = named.key if named else stem(name)
         if key in lines:
-            raise DataError(f"{where}: {name} is listed before; keep one line per slice")
+            raise DataError("a slice is listed before; keep one line per slice", where, name)
         index = class_index(label, where=f"{where}, {name}", classes=classes)
         patient, scan = (named.patient, named.scan) if named else ("", "")
         body = _body(columns[1:], where=f"{where}, {name}")
         lines[key] = SplitLine(name, key, index, patient, scan, body)
     if not lines:
-        raise DataError(f"{split}: holds no name; write one name per line")
+        raise DataError("holds no name; write one name per line", split)
     return tuple(lines.values())
 
 
@@ -103,8 +103,9 @@ def class_index(label: str, *, where: str, classes: tuple[str, ...], numbers: bo
     index = find_class(label, classes)
     if index is None:
         raise DataError(
-            f"{where}: label {label!r} is none of the classes {', '.join(classes)}; "
-            "set the classes or leave the slice out"
+            f"label {label!r} is none of the classes {', '.join(classes)}; set the classes "
+            "or leave the slice out",
+            where,
         )
     return index
 
@@ -122,5 +123,5 @@ def _body(columns: list[str], *, where: str) -> tuple[int, ...]:
     if len(columns) != BOX_COLUMNS:
         return ()
     if not all(column.isascii() and column.isdigit() for column in columns):
-        raise DataError(f"{where}: a box is four whole numbers, x0 y0 x1 y1; correct the line")
+        raise DataError("a box is four whole numbers, x0 y0 x1 y1; correct the line", where)
     return tuple(map(int, columns))

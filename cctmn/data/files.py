@@ -32,14 +32,14 @@ def list_images(folder: str, *, suffixes: tuple[str, ...], hint: str) -> dict[st
             # An empty name is the folder itself.
             if not name and info.error_code:
                 reason = info.error_code.replace("_", " ")
-                raise DataError(f"{folder}: {reason}; check the folder and its rights")
+                raise DataError(f"{reason}; check the folder and its rights", folder)
             hidden = any(part.startswith(".") for part in name.split("/"))
             if name and not hidden and (info.error_code or name.lower().endswith(suffixes)):
                 images[name] = info
     except InputError as error:
-        raise DataError(str(error)) from None
+        raise DataError(error.text, error.where) from None
     if not images:
-        raise DataError(f"{folder}: holds no {' '.join(suffixes)} image; {hint}")
+        raise DataError(f"holds no {' '.join(suffixes)} image; {hint}", folder)
     return images
 
 
@@ -59,4 +59,4 @@ def read_text(place: str) -> str:
         # Excel writes a BOM.
         return store.read_all(store.to_uri(place), hint="give a text file").decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise DataError(f"{place}: not UTF-8 text; save it as UTF-8") from None
+        raise DataError("not UTF-8 text; save it as UTF-8", place) from None

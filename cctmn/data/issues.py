@@ -69,7 +69,7 @@ def require_samples(samples: Sequence[S], *, issues: DatasetIssues, where: str) 
     """Return the samples. Raises DataError if there is none."""
     if not samples:
         reason = "; ".join(issues.lines()) or "the data set is empty"
-        raise DataError(f"{where}: no slice can be used ({reason}); check its files and lists")
+        raise DataError("no slice can be used; check its files and lists", where, reason)
     return tuple(samples)
 
 

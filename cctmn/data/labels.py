@@ -54,7 +54,9 @@ def covidx_ct(split: str, *, exclude: str | None = None) -> tuple[pa.Table, list
         strange = [name for key, name in left_out.items() if key not in known]
         lines = tuple(line for line in lines if line.key not in left_out)
         if not lines:
-            raise DataError(f"{exclude}: excludes every slice of {split}; check the two lists")
+            raise DataError(
+                "excludes every slice of the split; check the two lists", exclude, split
+            )
     columns = [
         [line.name for line in lines],
         [COVIDX_CLASSES[line.label] for line in lines],
@@ -87,7 +89,7 @@ def read_table(place: str) -> tuple[pa.Table, str]:
         return covidx_ct(place)[0], hashlib.sha256(data).hexdigest()
     if not is_table(place):
         raise DataError(
-            f"{place}: not a labels table; give a .csv or .parquet, or a .txt split of COVIDx-CT"
+            "not a labels table; give a .csv or .parquet, or a .txt split of COVIDx-CT", place
         )
     given = read_user_table(place, hint="give a labels table")
     table = given.table
@@ -105,12 +107,12 @@ def read_labels(place: str, *, classes: tuple[str, ...]) -> Labels:
     table, sha256 = read_table(place)
     if "label" not in table.column_names:
         raise DataError(
-            f"{place}: no column label (present: {', '.join(table.column_names)}); add it"
+            f"no column label (present: {', '.join(table.column_names)}); add it", place
         )
     if not set(JOIN_KEYS) & set(table.column_names):
-        raise DataError(f"{place}: no column to find the slices by; add uri, name or slice_id")
+        raise DataError("no column to find the slices by; add uri, name or slice_id", place)
     if not len(table):
-        raise DataError(f"{place}: holds no row; write one per labelled slice")
+        raise DataError("holds no row; write one per labelled slice", place)
     encoded = table["label"].combine_chunks().dictionary_encode()
     index = np.array(
         [
@@ -132,7 +134,7 @@ def keys_of(table: pa.Table, *, key: str, place: str) -> list[str]:
     column = "uri" if key == "name" and "name" not in table.column_names else key
     if column not in table.column_names:
         there = ", ".join(k for k in JOIN_KEYS if k in table.column_names)
-        raise DataError(f"{place}: no column {column} to join by; use --key with one of: {there}")
+        raise DataError(f"no column {column} to join by; use --key with one of: {there}", place)
     keys: list[str] = table[column].to_pylist()
     if key == "name":
         keys = [base_name(text) for text in keys]
@@ -142,11 +144,13 @@ def keys_of(table: pa.Table, *, key: str, place: str) -> list[str]:
     if len(set(doubled)) < len(doubled):
         twice = [name for name, n in Counter(doubled).items() if n > 1]
         raise DataError(
-            f"{place}: {len(twice)} slices are listed more than once ({first_few(twice)}); "
-            "keep one line per slice" + (", or join by --key uri" if key == "name" else "")
+            f"{len(twice)} slices are listed more than once; keep one line per slice"
+            + (", or join by --key uri" if key == "name" else ""),
+            place,
+            first_few(twice),
         )
     if "" in keys:
-        raise DataError(f"{place}: line {keys.index('') + 2} has no {column}; fill it in")
+        raise DataError(f"line {keys.index('') + 2} has no {column}; fill it in", place)
     return keys
 
 

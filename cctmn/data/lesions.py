@@ -167,16 +167,18 @@ def _by_stem(folder: str, *, suffixes: tuple[str, ...]) -> dict[str, list[Object
 
 def _only(infos: list[ObjectInfo], *, name: str) -> ObjectInfo:
     if len(infos) > 1:
-        raise DataError(f"{infos[0].uri}: one of {len(infos)} images {name}; keep one of them")
+        raise DataError(
+            f"one of {len(infos)} images of one name; keep one of them", infos[0].uri, name
+        )
     return infos[0]
 
 
 def _read_names(place: str) -> Collection[str]:
     names = [stem(line.strip()) for line in read_text(place).splitlines() if line.strip()]
     if not names:
-        raise DataError(f"{place}: holds no name; write one name per line")
+        raise DataError("holds no name; write one name per line", place)
     if twice := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise DataError(f"{place}: holds names twice ({first_few(twice)}); keep one line per name")
+        raise DataError("holds names twice; keep one line per name", place, first_few(twice))
     return names
 
 

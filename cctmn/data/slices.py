@@ -62,10 +62,10 @@ def open_slices(
     the layout is not recognised, a label is not one of the classes, or no slice is left.
     """
     if root is not None and not is_table(data):
-        raise DataError(f"{data}: --root is the folder of a table's slices; leave it out")
+        raise DataError("--root is the folder of a table's slices; leave it out", data)
     if is_table(data):
         if split is not None:
-            raise DataError(f"{data}: a table selects its slices itself; leave out {split}")
+            raise DataError("a table selects its slices itself; leave out the split", data, split)
         opened = _from_table(data, classes, root=root)
     else:
         images = list_images(data, suffixes=IMAGE_SUFFIXES, hint=LAYOUTS)
@@ -77,7 +77,7 @@ def open_slices(
         elif any(map(_by_name, images)):
             opened = _from_names(images, parse=_by_name, data=data, classes=classes)
         else:
-            raise DataError(f"{data}: the layout is not recognised; {LAYOUTS}")
+            raise DataError(f"the layout is not recognised; {LAYOUTS}", data)
     return SliceSet(
         require_samples(opened.samples, issues=opened.issues, where=data), opened.issues
     )
@@ -113,7 +113,9 @@ def _from_split(images: Mapping[str, ObjectInfo], lines: tuple[SplitLine, ...]) 
         if key not in wanted:
             continue
         if key in by_key:
-            raise DataError(f"{info.uri}: the same slice as {by_key[key].uri}; keep one of them")
+            raise DataError(
+                "the same slice as another; keep one of them", info.uri, by_key[key].uri
+            )
         by_key[key] = info
     samples, missing, unreadable = [], [], []
     for line in lines:
@@ -161,10 +163,10 @@ def _from_table(place: str, classes: tuple[str, ...], *, root: str | None) -> Sl
     for row, (name, label, patient) in enumerate(zip(names, labels, patients, strict=True)):
         where = f"{place} line {line_of(row)}"
         if not label:
-            raise DataError(f"{where}: no label; fill it in")
+            raise DataError("no label; fill it in", where)
         uri = store.below(base, name)
         if uri in samples:
-            raise DataError(f"{where}: {name} is listed before; keep one line per slice")
+            raise DataError("a slice is listed before; keep one line per slice", where, name)
         index = class_index(label, where=where, classes=classes, numbers=True)
         samples[uri] = SliceSample(name, uri, index, patient)
     return SliceSet(tuple(samples.values()), DatasetIssues())

@@ -20,8 +20,9 @@ def check_disjoint(parts: Mapping[str, Sequence[Sample]]) -> int:
     for (one, ones), (other, others) in itertools.combinations(patients.items(), 2):
         if shared := sorted(ones & others):
             raise DataError(
-                f"{one} and {other} share {len(shared)} patients ({first_few(shared)}); "
-                "give splits that no patient crosses"
+                f"{one} and {other} share {len(shared)} patients; give splits that no patient "
+                "crosses",
+                names=first_few(shared),
             )
     return sum(not sample.patient for samples in parts.values() for sample in samples)
 

@@ -139,12 +139,14 @@ def _column(table: pa.Table, name: str) -> list[str]:
 
 def _uris(table: pa.Table, *, name: str, root: str) -> list[str]:
     if "uri" not in table.column_names:
-        raise DataError(f"{name}: no column uri, so its files cannot be hashed; leave out --hash")
+        raise DataError("no column uri, so its files cannot be hashed; leave out --hash", name)
     uris = []
     for uri in table["uri"].to_pylist():
         if "::" in uri:
             raise DataError(
-                f"{name}: {uri} is in an archive; only loose files can be hashed, leave out --hash"
+                "a slice is in an archive; only loose files can be hashed, leave out --hash",
+                name,
+                uri,
             )
         uris.append(store.below(root, uri))
     return uris

@@ -39,9 +39,7 @@ def calibrate(
     joined = join(truth, scored, key=key, root=root)
     logits_NC, truth_N = joined.logits(), truth.truth_N[joined.scored_N]
     if not len(truth_N):
-        raise DataError(
-            f"{labels}: every labelled slice is an error row; give other slices to fit on"
-        )
+        raise DataError("every labelled slice is an error row; give other slices to fit on", labels)
     temperature = round(fit_temperature(logits_NC, truth_N, activation=card.activation), 4)
     calibration: dict[str, Any] = {
         "temperature": temperature,

@@ -93,8 +93,10 @@ class Scored:
         """Raise ConfigError if another model than the card's made the predictions."""
         if card.model_id != self.model_id:
             raise ConfigError(
-                f"{self.out}: its predictions are of model {self.model_id}, {where} is "
-                f"{card.model_id}; give the model that scored them"
+                f"its predictions are of model {self.model_id}, the given one is {card.model_id}; "
+                "give the model that scored them",
+                self.out,
+                where,
             )
 
 
@@ -185,12 +187,12 @@ def read_scored(out: str) -> Scored:
     uri = store.to_uri(out)
     files = tables.parquet_files(store.join(uri, "predictions"))
     if not files:
-        raise DataError(f"{out}: holds no predictions; score into it first")
+        raise DataError("holds no predictions; score into it first", out)
     filesystem, path = store.arrow_filesystem(files[0])
     file_schema = pq.read_schema(path, filesystem=filesystem)
     names = file_schema.names
     if missing := sorted(set(FLAT) - set(names)):
-        raise DataError(f"{out}: its predictions have no column {missing[0]}; score into a new OUT")
+        raise DataError(f"its predictions have no column {missing[0]}; score into a new OUT", out)
     classes = classes_of(file_schema)
     columns = [*FLAT, *(f"logit_{name}" for name in classes)]
     parts = [tables.read(file, columns) for file in files]
@@ -199,7 +201,7 @@ def read_scored(out: str) -> Scored:
     models = pc.unique(table["model_id"]).to_pylist()
     if len(models) > 1:
         raise ConfigError(
-            f"{out}: predictions of several models ({first_few(models)}); use one OUT each"
+            f"predictions of several models ({first_few(models)}); use one OUT each", out
         )
     manifest = json.loads(store.read_optional(store.join(uri, "manifest.json")) or b"{}")
     listed = [
@@ -228,8 +230,9 @@ def join(labels: Labels, scored: Scored, *, key: str = "name", root: str | None 
     row_N = np.array([rows.get(slice_id, -1) for slice_id in ids], np.int64)
     if not (row_N >= 0).any():
         raise DataError(
-            f"{labels.place}: no label has a prediction in {scored.out} by {key} (the first is "
-            f"{wanted[0]}); choose another --key, or another OUT"
+            f"no label has a prediction by {key}; choose another --key, or another OUT",
+            labels.place,
+            f"the first is {wanted[0]}, OUT is {scored.out}",
         )
     codes = scored.table["error_code"].to_pylist()
     code_N = [
@@ -250,8 +253,9 @@ def _slice_ids(
         return wanted
     if scored.names is None:
         raise DataError(
-            f"{scored.out}: OUT/private/inventory, which holds the names, is missing; run where "
-            "it is, or join by --key slice_id"
+            "OUT/private/inventory, which holds the names, is missing; run where it is, or "
+            "join by --key slice_id",
+            scored.out,
         )
     columns = [scored.names[name].to_pylist() for name in ("slice_id", "uri", "member", "frame")]
     known: dict[Any, str] = {}
@@ -270,8 +274,8 @@ def _slice_ids(
     if doubled:
         remedy = "add a column frame" if key == "uri" else "use --key uri, or add a column frame"
         raise DataError(
-            f"{len(doubled)} labels match more than one slice each ({first_few(sorted(doubled))}); "
-            f"{remedy}"
+            f"{len(doubled)} labels match more than one slice each; {remedy}",
+            names=first_few(sorted(doubled)),
         )
     if frames is None:
         return [known.get(name, "") for name in wanted]

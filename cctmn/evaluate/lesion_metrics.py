@@ -74,24 +74,22 @@ def evaluate(
     classes = model.lesion_classes
     if classes not in LESION_MODES.values():
         raise ConfigError(
-            f"{options.out}: its manifest does not name the lesion classes; give the model with -m"
+            "its manifest does not name the lesion classes; give the model with -m", options.out
         )
     opened = open_lesions(options.masks, names=options.mask_split)
     kept = check_lesions(opened, lesion_classes=classes, contract=InputContract(), threads=THREADS)
     for reason, names in kept.issues.kinds():
-        report(f"{options.masks}: {reason}", names=names)
+        report(f"masks: {reason}", names=names)
     rows = _rows(kept.samples, scored, place=options.masks)
     missing = [s.name for s in kept.samples if s.name not in rows]
     if missing:
-        report(
-            f"{options.masks}: {len(missing):,} slices without a prediction",
-            names=first_few(missing),
-        )
+        report(f"masks: {len(missing):,} slices without a prediction", names=first_few(missing))
     images = _images(kept.samples, rows, classes)
     if not images.scored_I.any():
         raise DataError(
-            f"{options.masks}: every slice with lesions is an error row in {options.out}; "
-            "give the output of readable slices"
+            "every slice with lesions is an error row; give the output of readable slices",
+            options.masks,
+            options.out,
         )
     # 2. Measure boxes, and masks where the predictions have them. FROC is that of masks if it can.
     kinds: list[Kind] = ["box", "mask"] if scored.has_masks else ["box"]
@@ -202,8 +200,7 @@ def _rows(
     """Return the prediction of each sample, with its lesions, by name. Raises DataError if none."""
     if scored.names is None:
         raise DataError(
-            f"{scored.out}: OUT/private/inventory, which holds the names, is missing; "
-            "run where it is"
+            "OUT/private/inventory, which holds the names, is missing; run where it is", scored.out
         )
     wanted = {sample.name for sample in samples}
     names: dict[str, str] = {}
@@ -215,7 +212,7 @@ def _rows(
             continue
         if name in seen:
             raise DataError(
-                f"{scored.out}: more than one slice is named {name}; score only one of them"
+                "more than one slice has this name; score only one of them", scored.out, name
             )
         names[slice_id] = name
         seen.add(name)
@@ -229,8 +226,9 @@ def _rows(
             predictions[names[row["slice_id"]]] = row
     if not predictions:
         raise DataError(
-            f"{place}: none of its slices (the first is {samples[0].name}) has a prediction in "
-            f"{scored.out}; give the output of these slices"
+            "none of its slices has a prediction; give the output of these slices",
+            place,
+            f"the first is {samples[0].name}, OUT is {scored.out}",
         )
     return predictions
 
@@ -264,8 +262,9 @@ def _predicted(
     counts = (row or {}).get("lesion_masks") or []
     if row is not None and (row["rows"], row["cols"]) != shape:
         raise DataError(
-            f"slice {row['slice_id']}: {row['rows']} x {row['cols']} px, its mask has "
-            f"{shape[0]} x {shape[1]}; score the pictures that the masks belong to"
+            f"{row['rows']} x {row['cols']} px, its mask has {shape[0]} x {shape[1]}; score "
+            "the pictures that the masks belong to",
+            f"slice {row['slice_id']}",
         )
     return Instances(
         masks=[{"size": list(shape), "counts": c} for c in counts],

@@ -39,8 +39,8 @@ def evaluate(
     assert options.labels is not None
     if not scored.classes:
         raise ConfigError(
-            f"{options.out}: predictions of a detector, which have no class; use --masks instead "
-            "of --labels"
+            "predictions of a detector, which have no class; use --masks instead of --labels",
+            options.out,
         )
     # 1. Read and join everything first, so that an error leaves nothing behind.
     labels = read_labels(options.labels, classes=scored.classes)
@@ -104,12 +104,12 @@ def _report_unjoined(joined: Joined, to: str, report: Reporter) -> None:
     without_label = _prediction_names(joined)
     if without_prediction:
         report(
-            f"{labels.place}: {len(without_prediction):,} labels without a prediction",
+            f"{len(without_prediction):,} labels without a prediction",
             names=first_few(without_prediction),
         )
     if without_label:
         report(
-            f"{joined.scored.out}: {len(without_label):,} predictions without a label",
+            f"{len(without_label):,} predictions without a label",
             names=first_few(without_label),
         )
     table = {
@@ -179,16 +179,18 @@ def _pair(
     scored = read_scored(options.against)
     if scored.classes != joined.scored.classes:
         raise ConfigError(
-            f"{options.against}: its model has the classes {first_few(scored.classes)}, that of "
-            f"{options.out} {first_few(joined.scored.classes)}; compare models of the same classes"
+            f"its model has the classes {first_few(scored.classes)}, the other "
+            f"{first_few(joined.scored.classes)}; compare models of the same classes",
+            options.against,
+            options.out,
         )
     other = join(joined.labels, scored, key=options.key, root=options.root)
     other_model = evaluated_model(scored, folder=None)
     both_N = joined.scored_N & other.scored_N
     if not both_N.any():
         raise ConfigError(
-            f"{options.against}: no labelled slice has scores in both outputs; compare outputs of "
-            "the same slices"
+            "no labelled slice has scores in both outputs; compare outputs of the same slices",
+            options.against,
         )
     one, two = (
         each.sample(activation=m.activation, temperature=m.temperature, kept_N=both_N)

@@ -198,18 +198,18 @@ def parse_card(card_bytes: bytes, *, where: str) -> Card:
     try:
         raw = json.loads(card_bytes)
     except ValueError:
-        raise ModelError(f"{where}: {CARD} is not JSON; copy the model again") from None
+        raise ModelError(f"{CARD} is not JSON; copy the model again", where) from None
     version = raw.get("format") if isinstance(raw, dict) else None
     if version != FORMAT:
         raise ModelError(
-            f"{where}: {CARD} has format {version!r}, this version reads {FORMAT}; update cctmn"
+            f"{CARD} has format {version!r}, this version reads {FORMAT}; update cctmn", where
         )
     try:
         raw = _checked(raw, Card)
         raw["arch"] = Arch(**_checked(raw["arch"], Arch))
         return Card(**raw)
     except ModelError as error:
-        raise ModelError(f"{where}: {CARD}: {error}") from None
+        raise ModelError(f"{CARD}: {error}", where) from None
 
 
 def read_card(folder: Path | str) -> Card:
@@ -219,8 +219,8 @@ def read_card(folder: Path | str) -> Card:
     """
     if str(folder).endswith(CHECKPOINTS):
         raise ModelError(
-            f"{folder}: a checkpoint, not a model folder; import it: "
-            f"cctmn models import {folder} -o DIR"
+            "a checkpoint, not a model folder; import it: cctmn models import CHECKPOINT -o DIR",
+            folder,
         )
     return parse_card(_read(folder, CARD), where=str(folder))
 
@@ -234,7 +234,7 @@ def read_weights(folder: Path | str, *, card: Card) -> bytes:
         problem = "does not match the sha256 of the card"
     else:
         return weights
-    raise ModelError(f"{folder}: {WEIGHTS} {problem}; copy the model again")
+    raise ModelError(f"{WEIGHTS} {problem}; copy the model again", folder)
 
 
 def parameter_count(weights: bytes) -> int:
@@ -262,7 +262,7 @@ def calibrated(folder: Path | str, *, calibration: Mapping[str, Any]) -> Card:
 def write_card(folder: Path | str, *, card: Card) -> None:
     """Put card.json into a model folder, a path or URI; a model that ships is not changed."""
     if str(folder).startswith(SHIPPED):
-        raise ModelError(f"{folder}: ships with cctmn and is not changed; copy it to a folder")
+        raise ModelError("ships with cctmn and is not changed; copy it to a folder", folder)
     store.put(store.join(store.to_uri(str(folder)), CARD), card_bytes(card))
 
 
@@ -284,7 +284,7 @@ def _read(folder: Path | str, name: str) -> bytes:
     try:
         return store.read_all(store.join(uri, name))
     except ObjectError as error:
-        raise ModelError(f"{folder}: {name} {error.reason}; give a folder with {CARD}") from None
+        raise ModelError(f"{name} {error.reason}; give a folder with {CARD}", folder) from None
 
 
 def _checked(raw: Any, cls: type[Card] | type[Arch]) -> dict[str, Any]:

@@ -118,7 +118,8 @@ def to_bytes(net: Net, *, card: Card, half: bool = False) -> tuple[bytes, bytes,
     """
     if net.arch != card.arch:
         raise ModelError(
-            f"card {card.name!r}: describes another architecture than the net has; make a new card"
+            "describes another architecture than the net has; make a new card",
+            f"card {card.name!r}",
         )
     tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
     if half:
@@ -144,7 +145,7 @@ def check_free(folder: Path | str, *, net: Net, card: Card) -> None:
     held = read_card(folder)
     if held.weights_sha256 != to_bytes(net, card=card)[2].weights_sha256:
         raise ModelError(
-            f"{folder}: holds another model, {held.name}; give another folder, or --overwrite"
+            f"holds another model, {held.name}; give another folder, or --overwrite", folder
         )
 
 
@@ -173,7 +174,7 @@ def load(folder: Path | str, *, device: str = "cpu") -> LoadedModel:
     try:
         tensors = safetensors.torch.load(read_weights(folder, card=card))
     except SafetensorError:
-        raise ModelError(f"{folder}: {WEIGHTS} is damaged; copy the model again") from None
+        raise ModelError(f"{WEIGHTS} is damaged; copy the model again", folder) from None
     net = filled(card.arch, tensors, where=str(folder))
     return LoadedModel(net.to(device), card)
 
@@ -190,13 +191,15 @@ def filled(arch: Arch, tensors: Mapping[str, Tensor], *, where: str) -> Net:
     wrong += [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     if wrong:
         raise ModelError(
-            f"{where}: {len(wrong)} weights are missing, unknown or of another shape: {wrong[:3]}; "
-            "give the weights of this card"
+            f"{len(wrong)} weights are missing, unknown or of another shape: {wrong[:3]}; "
+            "give the weights of this card",
+            where,
         )
     if broken := [name for name in own if not tensors[name].isfinite().all()]:
         raise ModelError(
-            f"{where}: {len(broken)} weights are not finite: {broken[:3]}; "
-            "use a checkpoint from before its training diverged"
+            f"{len(broken)} weights are not finite: {broken[:3]}; use a checkpoint from "
+            "before its training diverged",
+            where,
         )
     # Copies, for the bytes read may be aligned otherwise than torch aligns its own.
     copies = {name: t.to(own[name].dtype, copy=True) for name, t in tensors.items()}

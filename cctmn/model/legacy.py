@@ -53,7 +53,7 @@ def import_checkpoint(path: Path, *, lesions: str | None = None) -> tuple[Net, C
     where = str(path)
     content = saved.content
     if not isinstance(content, dict):
-        raise ModelError(f"{where}: holds no dict of weights; give a checkpoint of the method")
+        raise ModelError("holds no dict of weights; give a checkpoint of the method", where)
     notes = []
     if "anchor_generator" in content:
         _check_anchors(content["anchor_generator"], where=where)
@@ -61,13 +61,14 @@ def import_checkpoint(path: Path, *, lesions: str | None = None) -> tuple[Net, C
         notes.append("the source does not say its anchors; the author's were assumed")
     weights = content.get("model_weights", content)
     if not (isinstance(weights, dict) and weights):
-        raise ModelError(f"{where}: model_weights is empty or no dict; it is not a checkpoint")
+        raise ModelError("model_weights is empty or no dict; it is not a checkpoint", where)
     refs = {_our_name(str(name)): ref for name, ref in weights.items()}
     odd = [name for name, ref in refs.items() if not isinstance(ref, TensorRef)]
     if odd or len(refs) != len(weights):
         raise ModelError(
-            f"{where}: holds weights that are no tensors or occur twice: {odd[:3]}; "
-            "give a checkpoint of the method"
+            f"holds weights that are no tensors or occur twice: {odd[:3]}; give a "
+            "checkpoint of the method",
+            where,
         )
     try:
         arch = infer_arch({name: ref.shape for name, ref in refs.items()}, lesions=lesions)
@@ -76,7 +77,7 @@ def import_checkpoint(path: Path, *, lesions: str | None = None) -> tuple[Net, C
             inside = arch.image_classes and not name.startswith("module_s.")
             tensors["detector." + name if inside else name] = saved.tensor(ref)
     except ModelError as error:
-        raise ModelError(f"{where}: {error}") from None
+        raise ModelError(str(error), where) from None
     # torch before 0.4 did not count batches, and nothing here reads the count.
     for name in [n for n in tensors if n.endswith(".running_mean")]:
         counter = name.replace("running_mean", "num_batches_tracked")
@@ -159,13 +160,13 @@ def _check_anchors(generator: Any, *, where: str) -> None:
         levels = generator.state.get(field) if isinstance(generator, Record) else None
         if not isinstance(levels, list | tuple) or not levels:
             raise ModelError(
-                f"{where}: the anchor generator holds no {field}; give a checkpoint of the method"
+                f"the anchor generator holds no {field}; give a checkpoint of the method", where
             )
         for level in levels:
             if not isinstance(level, list | tuple) or tuple(level) != ours:
                 raise ModelError(
-                    f"{where}: anchor {field} {level!s:.60} are not {ours}; "
-                    "give a checkpoint of the method"
+                    f"anchor {field} {level!s:.60} are not {ours}; give a checkpoint of the method",
+                    where,
                 )
 
 

@@ -119,14 +119,12 @@ def read(path: Path) -> SavedFile:
             return _read_old(file.read())
     except OSError as error:
         raise ModelError(
-            f"{path}: cannot be read ({error.strerror}); check its name and rights"
+            f"cannot be read ({error.strerror}); check its name and rights", path
         ) from None
     except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
+        raise ModelError(error.text, path) from None
     except DAMAGE:
-        raise ModelError(
-            f"{path}: not a torch.save checkpoint, or damaged; copy it again"
-        ) from None
+        raise ModelError("not a torch.save checkpoint, or damaged; copy it again", path) from None
 
 
 def _read_zip(file: BinaryIO, *, file_bytes: int) -> SavedFile:

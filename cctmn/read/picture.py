@@ -13,7 +13,6 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 import numpy as np
@@ -72,36 +71,37 @@ def page_count(file: BinaryIO, *, kind: str) -> int:
     """Return the number of frames of a PNG or pages of a TIFF; 1 for a JPEG."""
     if kind == "png":
         return _apng_frames(file)
-    return len(list(_tiff_pages(file))) if kind == "tiff" else 1
+    return len(_Tiff(file).pages) if kind == "tiff" else 1
 
 
-@dataclass(frozen=True)
 class PictureImage:
     """A picture whose container is whole, and whose frames can be decoded one by one."""
 
-    data: bytes
-    kind: str
-    frames: int
-    flags: frozenset[str]
+    def __init__(self, data: bytes, *, kind: str, flags: set[str]) -> None:
+        self._file = io.BytesIO(data)
+        self._kind = kind
+        self._tiff = _Tiff(self._file) if kind == "tiff" else None
+        self._opened: Image.Image | None = None  # of a PNG: each frame is drawn over those before
+        self.frames = len(self._tiff.pages) if self._tiff else page_count(self._file, kind=kind)
+        self._flags = flags | ({"multiframe"} if self.frames > 1 else set())
 
     def frame(self, index: int) -> Slice:
         """Return frame or page `index`, from 0."""
         try:
-            image = Image.open(io.BytesIO(self.data), formats=[self.kind.upper()])
-            image.seek(index)
+            image = self._seek(index)
+            check_size(image.height, image.width)
+            tiff_flags = _check_tiff(image) if self._tiff else set()
+            turn = _EXIF_TURNS.get(image.getexif().get(_ORIENTATION, 1), Turn())
+            image.load()  # only now are pixels decoded
         except Image.DecompressionBombError:  # for a TIFF, whose size only Pillow has read
             raise SliceError("too_large") from None
-        check_size(image.height, image.width)
-        tiff_flags = _check_tiff(image) if self.kind == "tiff" else set()
-        turn = _EXIF_TURNS.get(image.getexif().get(_ORIENTATION, 1), Turn())
-        try:
-            image.load()  # only now are pixels decoded
         except OSError as error:
+            self._opened = None
             # Pillow has one class for both; its text is read here and goes no further.
             code = "truncated" if "truncated" in str(error) else "decode_error"
             raise SliceError(code) from None
         pixels, grey_flags = _to_grey(image)
-        if self.kind != "tiff":  # Pillow turns a TIFF itself
+        if not self._tiff:  # Pillow turns a TIFF itself
             pixels = turn.apply(pixels)
         rows, cols = pixels.shape[::-1] if turn.transpose else pixels.shape
         turn_flags = {"orientation"} if turn != Turn() else set()
@@ -112,8 +112,18 @@ class PictureImage:
             turn=turn,
             rows=rows,
             cols=cols,
-            flags=self.flags | tiff_flags | grey_flags | turn_flags,
+            flags=frozenset(self._flags | tiff_flags | grey_flags | turn_flags),
         )
+
+    def _seek(self, index: int) -> Image.Image:
+        """Return Pillow's image at this frame, without a walk over all frames before it."""
+        if self._tiff:
+            self._tiff.make_first(index)
+            return Image.open(self._file, formats=["TIFF"])
+        if self._opened is None:
+            self._opened = Image.open(self._file, formats=[self._kind.upper()])
+        self._opened.seek(index)
+        return self._opened
 
 
 def open_picture(data: bytes, *, kind: str) -> PictureImage:
@@ -128,10 +138,7 @@ def open_picture(data: bytes, *, kind: str) -> PictureImage:
         end = len(data)  # a TIFF may hold its pages anywhere
     if len(data) > end:
         flags.add("trailing_data")
-    frames = page_count(io.BytesIO(data), kind=kind)
-    if frames > 1:
-        flags.add("multiframe")
-    return PictureImage(data=data, kind=kind, frames=frames, flags=frozenset(flags))
+    return PictureImage(data, kind=kind, flags=flags)
 
 
 def _check_png(data: bytes) -> int:
@@ -261,28 +268,40 @@ def _apng_frames(file: BinaryIO) -> int:
     return frames if animated_default else frames + 1
 
 
-def _tiff_pages(file: BinaryIO) -> Iterator[int]:
-    """Yield the offset of every page; a loop or a wild offset ends the walk."""
-    file.seek(0)
-    head = file.read(16)
-    order = "<" if head[:2] == b"II" else ">"
-    big = struct.unpack_from(f"{order}H", head, 2)[0] == 43  # BigTIFF: 64-bit offsets
-    count_format, offset_format, entry_bytes = ("Q", "Q", 20) if big else ("H", "I", 12)
-    count_bytes, offset_bytes = (
-        struct.calcsize("<" + count_format),
-        struct.calcsize("<" + offset_format),
-    )
-    (at,) = struct.unpack_from(order + offset_format, head, 8 if big else 4)
-    seen: set[int] = set()
-    while at and at not in seen and len(seen) < _MAX_PAGES:
-        file.seek(at)
-        count = file.read(count_bytes)
-        if len(count) < count_bytes:
-            return
-        seen.add(at)
-        yield at
-        file.seek(at + count_bytes + struct.unpack(order + count_format, count)[0] * entry_bytes)
-        following = file.read(offset_bytes)
-        if len(following) < offset_bytes:
-            return
-        (at,) = struct.unpack(order + offset_format, following)
+class _Tiff:
+    """The directories of a TIFF, one per page, each of which names the next."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        file.seek(0)
+        head = file.read(16)
+        order = "<" if head[:2] == b"II" else ">"
+        big = struct.unpack_from(f"{order}H", head, 2)[0] == 43  # BigTIFF: 64-bit offsets
+        self._first = 8 if big else 4  # where the offset of the first directory stands
+        self._offset = struct.Struct(order + ("Q" if big else "I"))
+        self._count = struct.Struct(order + ("Q" if big else "H"))
+        self._entry_bytes = 20 if big else 12
+        self.pages = list(self._walk())
+
+    def make_first(self, page: int) -> None:
+        """Write into the file's head that this page is the first."""
+        self._file.seek(self._first)
+        self._file.write(self._offset.pack(self.pages[page]))
+        self._file.seek(0)
+
+    def _walk(self) -> Iterator[int]:
+        """Yield the offset of every directory; a loop or a wild offset ends the walk."""
+        at = self._read(self._offset, self._first)
+        seen: set[int] = set()
+        while at and at not in seen and len(seen) < _MAX_PAGES:
+            if (count := self._read(self._count, at)) is None:
+                return
+            seen.add(at)
+            yield at
+            at = self._read(self._offset, at + self._count.size + count * self._entry_bytes)
+
+    def _read(self, number: struct.Struct, at: int) -> int | None:
+        """Return the number at this offset, None beyond the end of the file."""
+        self._file.seek(at)
+        data = self._file.read(number.size)
+        return number.unpack(data)[0] if len(data) == number.size else None

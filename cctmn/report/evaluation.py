@@ -46,9 +46,7 @@ class Evaluation:
         except CctmnError:
             raise
         except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{self.uri}: `{sections}` is malformed ({error!r}); {RERUN}"
-            ) from error
+            raise DataError(f"`{sections}` is malformed ({error!r}); {RERUN}", self.uri) from error
 
 
 def read(folder: str) -> Evaluation:
@@ -56,11 +54,11 @@ def read(folder: str) -> Evaluation:
     uri = store.join(store.to_uri(folder), document.FILE)
     data = store.read_optional(uri)
     if data is None:
-        raise DataError(f"{folder}: no {document.FILE} in this folder; run `cctmn evaluate` first")
+        raise DataError(f"no {document.FILE} in this folder; run `cctmn evaluate` first", folder)
     try:
         content = document.parse(data)
     except ValueError as error:
-        raise DataError(f"{uri}: {error}; {RERUN}") from None
+        raise DataError(f"{error}; {RERUN}", uri) from None
     raw = Evaluation(uri, content, (), {})
     return raw.build("classes, metrics, accounting", make=lambda: _checked(raw))
 

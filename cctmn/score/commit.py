@@ -101,7 +101,7 @@ def _check_stamp(metadata: Mapping[bytes, bytes], *, uri: str, stamp: Stamp) -> 
         (_KEY_CHECK, stamp.key_check, "another private/key"),
     ):
         if metadata.get(name, ours.encode()) != ours.encode():
-            raise ResumeError(f"{uri}: was written with {what}; use a new OUT")
+            raise ResumeError(f"was written with {what}; use a new OUT", uri)
 
 
 def _digest(data: bytes) -> str:

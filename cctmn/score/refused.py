@@ -27,7 +27,7 @@ def refused(out: str, *, state: str) -> Iterator[Refused]:
     folder = store.to_uri(out)
     inventory = store.join(folder, "private", "inventory")
     if not tables.parquet_files(inventory):
-        raise ResumeError(f"{out}: no private/inventory, which has the names; restore private/")
+        raise ResumeError("no private/inventory, which has the names; restore private/", out)
     codes: dict[str, str] = {}
     for uri in tables.parquet_files(store.join(folder, "predictions")):
         table = tables.read(uri, ["slice_id", "error_code"])

@@ -50,7 +50,7 @@ def remove_damaged(folder: str, *, stamp: commit.Stamp) -> int:
         if commit.is_whole(uri, stamp=stamp):
             continue
         if store.traits(uri).whole_writes and not commit.is_named_by_hash(uri):
-            raise ResumeError(f"{uri}: not a Parquet file, and not of this job; remove it")
+            raise ResumeError("not a Parquet file, and not of this job; remove it", uri)
         store.delete(uri)
         removed += 1
     return removed
@@ -181,8 +181,9 @@ def count(folder: str, *, indexed: Iterator[pa.Table]) -> Counts:
         pending += len(tables.without(table, finished))
     if total - pending != len(finished):
         raise ResumeError(
-            f"{folder}: {len(finished) - (total - pending)} rows are of slices that the inventory "
-            "does not know; OUT/private/inventory was changed: use a new OUT"
+            f"{len(finished) - (total - pending)} rows are of slices that the inventory "
+            "does not know; OUT/private/inventory was changed: use a new OUT",
+            folder,
         )
     return Counts(
         inventory=total,

@@ -282,7 +282,7 @@ def _open_folder(out: str, job: ScoreJob) -> bytes:
     if key is None:
         if tables.parquet_files(store.join(out, "predictions")):
             raise ResumeError(
-                f"{job.out}: has predictions but no private/key; restore private/ or use a new OUT"
+                "has predictions but no private/key; restore private/ or use a new OUT", job.out
             )
         key = secrets.token_bytes(32)
         store.put(where, key, private=True)
@@ -296,8 +296,8 @@ def _with_reader_of(out: str, job: ScoreJob, report: Reporter) -> ScoreJob:
     if not isinstance(began, int) or not 0 < began < job.reader:
         return job
     report(
-        f"{job.out} was begun by version {began} of the reader, now it is {job.reader}: unusual "
-        "files may get other flags, codes or pixels in the new rows; a new OUT has all rows alike"
+        f"OUT was begun by version {began} of the reader, now it is {job.reader}: unusual files "
+        "may get other flags, codes or pixels in the new rows; a new OUT has all rows alike"
     )
     return replace(job, reader=began)
 

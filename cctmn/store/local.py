@@ -77,7 +77,7 @@ def put(uri: str, data: bytes, *, private: bool) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error.strerror}); check OUT") from None
+        raise StoreError(f"cannot be written ({error.strerror}); check OUT", path) from None
 
 
 def put_if_absent(uri: str, data: bytes) -> str | None:
@@ -101,7 +101,7 @@ def make_folder(uri: str) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"{path}: cannot be made ({error.strerror}); check OUT") from None
+        raise StoreError(f"cannot be made ({error.strerror}); check OUT", path) from None
 
 
 def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -163,5 +163,5 @@ def _raise(error: OSError, uri: str) -> NoReturn:
     if isinstance(error, IsADirectoryError):
         raise ObjectError("not_regular_file", where) from None
     raise StoreError(
-        f"{where}: the disk did not answer ({error.strerror}); run the same command again to resume"
+        f"the disk did not answer ({error.strerror}); run the same command again to resume", where
     ) from None

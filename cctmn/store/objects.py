@@ -49,7 +49,7 @@ def list_objects(text: str, *, hint: str = "check INPUT") -> Iterator[ObjectInfo
         empty = False
         yield info
     if empty:
-        raise InputError(f"{display(text)}: no such file, folder, prefix or match; {hint}")
+        raise InputError(f"no such file, folder, prefix or match; {hint}", display(text))
 
 
 def find_objects(text: str) -> Iterator[ObjectInfo]:
@@ -79,7 +79,7 @@ def read_version(uri: str) -> Version | None:
     except ObjectError as error:
         if error.code == "not_found":
             return None
-        raise StoreError(str(error)) from None
+        raise StoreError(error.text, error.where) from None
 
 
 def read_optional(uri: str) -> bytes | None:
@@ -89,7 +89,7 @@ def read_optional(uri: str) -> bytes | None:
     except ObjectError as error:
         if error.code == "not_found":
             return None
-        raise StoreError(str(error)) from None
+        raise StoreError(error.text, error.where) from None
 
 
 def put(uri: str, data: bytes, *, private: bool = False) -> None:
@@ -135,7 +135,7 @@ def _source(uri: str) -> Source:
     source = _SOURCES.get(scheme(uri))
     if source is None:
         known = ", ".join(f"{name}://" for name in sorted(_SOURCES))
-        raise InputError(f"{uri}: unknown kind of storage; give a path or one of {known}")
+        raise InputError(f"unknown kind of storage; give a path or one of {known}", uri)
     return source
 
 
@@ -144,5 +144,5 @@ def _sink(uri: str) -> Sink:
     sink = _SINKS.get(scheme(uri))
     if sink is None:
         known = ", ".join(f"{name}://" for name in sorted(_SINKS))
-        raise InputError(f"{uri}: this storage is read only; write to a path or one of {known}")
+        raise InputError(f"this storage is read only; write to a path or one of {known}", uri)
     return sink

@@ -156,7 +156,7 @@ def _client() -> S3Client:
 def _split(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not bucket:
-        raise InputError(f"{uri}: no bucket; write s3://bucket/prefix")
+        raise InputError("no bucket; write s3://bucket/prefix", uri)
     return bucket, key
 
 
@@ -204,13 +204,14 @@ def _retry(call: Callable[[], T], uri: str, *, is_object: bool = True) -> T:
             return call()
         except NoCredentialsError:
             raise InputError(
-                f"{uri}: no credentials for S3; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-                "or use a role"
+                "no credentials for S3; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "or use a role",
+                uri,
             ) from None
         except ClientError as error:
             reason = str(error.response.get("Error", {}).get("Code", "unknown"))
             if reason == "NoSuchBucket" or (reason in MISSING | CUT and not is_object):
-                raise InputError(f"{uri}: {reason}; check the bucket") from None
+                raise InputError(f"{reason}; check the bucket", uri) from None
             if reason in MISSING | CUT:
                 raise ObjectError("not_found" if reason in MISSING else "truncated", uri) from None
         except BotoCoreError as error:
@@ -219,5 +220,5 @@ def _retry(call: Callable[[], T], uri: str, *, is_object: bool = True) -> T:
     if reason in {"AccessDenied", "403"}:
         if is_object:
             raise ObjectError("permission_denied", uri)
-        raise InputError(f"{uri}: access denied; check the rights of this role")
-    raise StoreError(f"{uri}: S3 did not answer ({reason}); run the same command again to resume")
+        raise InputError("access denied; check the rights of this role", uri)
+    raise StoreError(f"S3 did not answer ({reason}); run the same command again to resume", uri)

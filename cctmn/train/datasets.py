@@ -33,7 +33,7 @@ class Data:
 def with_lesions(data: Data, *, card: Card, report: Reporter) -> tuple[LesionSample, ...]:
     """CNCB-like slices that have a lesion of the model's classes."""
     if data.root is not None:
-        raise DataError(f"{data.place}: --root is for tables of classified slices; leave it out")
+        raise DataError("--root is for tables of classified slices; leave it out", data.place)
     dataset = lesions.check_lesions(
         lesions.open_lesions(data.place, names=data.split),
         lesion_classes=card.arch.lesion_classes,

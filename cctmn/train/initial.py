@@ -36,7 +36,7 @@ def detector(config: DetectorConfig, *, model: str | None) -> LoadedModel:
         loaded = checkpoint.load(model)
         if not isinstance(loaded.net, Detector) or not loaded.card.arch.mask_head:
             raise ModelError(
-                f"{model}: is not a detector with a mask head; stage 1 needs one, or no -m"
+                "is not a detector with a mask head; stage 1 needs one, or no -m", model
             )
         return loaded
     arch = Arch(
@@ -89,7 +89,9 @@ def classifier(config: ClassifierConfig, *, model: str | None) -> LoadedModel:
         ("hidden", config.hidden, arch.hidden),
     ):
         if asked not in (0, has):
-            raise ConfigError(f"{name}: {model} has {has} and cannot change; leave it out")
+            raise ConfigError(
+                f"{name}: the model has {has} and cannot change; leave it out", "", model
+            )
     if config.classes == arch.image_classes:
         return loaded
     return checkpoint.with_image_classes(loaded, image_classes=config.classes, seed=seed)
@@ -137,22 +139,24 @@ def _fill_backbone(
     missing = {name for name in own if not name.endswith("num_batches_tracked")} - weights.keys()
     if missing:
         raise ModelError(
-            f"{config.init}: lacks weights of {config.backbone}: {sorted(missing)[:3]}; "
-            "give its weights as `init`"
+            f"lacks weights of {config.backbone}: {sorted(missing)[:3]}; give its weights "
+            "as `init`",
+            config.init,
         )
     # The weights of a ResNet-34 include every name of a ResNet-18, so extra names are checked too.
     if more := weights.keys() - whole.keys():
         raise ModelError(
-            f"{config.init}: not the weights of a {config.backbone}: also has {sorted(more)[:3]}; "
-            "set `backbone` to theirs"
+            f"not the weights of a {config.backbone}: also has {sorted(more)[:3]}; set "
+            "`backbone` to theirs",
+            config.init,
         )
     try:
         backbone.load_state_dict({name: weights[name] for name in own if name in weights})
     except RuntimeError as error:
         shape = str(error).splitlines()[-1].strip()
         raise ModelError(
-            f"{config.init}: not the weights of a {config.backbone} ({shape}); "
-            "set `backbone` to theirs"
+            f"not the weights of a {config.backbone} ({shape}); set `backbone` to theirs",
+            config.init,
         ) from None
 
 
@@ -173,9 +177,9 @@ def _file(path: str) -> dict[str, Any]:
     try:
         weights = torch.load(Path(path), map_location="cpu", weights_only=True)
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror}); give init=FILE") from None
+        raise ModelError(f"cannot be read ({error.strerror}); give init=FILE", path) from None
     except Exception:  # noqa: BLE001 - other files make it raise errors of many kinds
-        raise ModelError(f"{path}: not a file of plain weights; give a torchvision .pth") from None
+        raise ModelError("not a file of plain weights; give a torchvision .pth", path) from None
     if not isinstance(weights, dict):
-        raise ModelError(f"{path}: not a file of plain weights; give a torchvision .pth")
+        raise ModelError("not a file of plain weights; give a torchvision .pth", path)
     return weights

@@ -133,16 +133,16 @@ class _Run:
 
     def restore(self) -> None:
         """Resume from the last checkpoint, or from the one before if that is damaged."""
-        damaged = ""
+        damaged = None
         for folder in self.hooks.restore():
             try:
                 self._read(folder)
                 break
             except ModelError as error:
-                damaged = str(error)
+                damaged = error
         else:
             if damaged:
-                raise ModelError(f"no checkpoint can be read ({damaged}); use a new OUT")
+                raise ModelError("no checkpoint can be read; use a new OUT", names=str(damaged))
         self.clock = _Clock(self.steps, done=len(self.history.losses.get("loss", ())))
 
     def _read(self, folder: Path) -> None:
@@ -152,7 +152,7 @@ class _Run:
         best = checkpoint.load(folder / BEST, device=device).net
         digest, path = folder / STATE_DIGEST, folder / STATE
         if digest.exists() and digest.read_text() != _digest(path):  # older ones have none
-            raise ModelError(f"{path}: does not match its hash; use the checkpoint before it")
+            raise ModelError("does not match its hash; use the checkpoint before it", path)
         state = torch.load(path, map_location=device, weights_only=True)
         self.task.net.load_state_dict(last.state_dict())
         self.best = best.state_dict()

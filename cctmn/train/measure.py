@@ -22,7 +22,7 @@ def detections(model: str, *, data: Data, report: Reporter = silent) -> dict[str
     arch = loaded.card.arch
     if not arch.mask_head:
         raise ConfigError(
-            f"{model}: has no mask head, so there is nothing to compare; give one with masks"
+            "has no mask head, so there is nothing to compare; give one with masks", model
         )
     samples = datasets.with_lesions(data, card=loaded.card, report=report)
     contract = InputContract.from_card(loaded.card.input)
@@ -39,7 +39,7 @@ def classes(model: str, *, data: Data, report: Reporter = silent) -> dict[str, f
     """Accuracy, F1, and sensitivity and PPV of each class, on slices with image classes."""
     loaded = checkpoint.load(model)
     if not isinstance(loaded.net, Classifier):
-        raise ConfigError(f"{model}: is a detector; it has no image classes to compare")
+        raise ConfigError("is a detector; it has no image classes to compare", model)
     names = loaded.card.arch.image_classes
     samples = datasets.with_classes(data, classes=names, card=loaded.card, report=report)
     contract = InputContract.from_card(loaded.card.input)

@@ -114,7 +114,7 @@ def test_frames_and_members_are_distinguished(tmp_path):
     ):
         keys_of(table, key="slice_id", place=csv)
     twice = text(tmp_path, "m.csv", "uri,label\na/1,covid\nb/1,covid\n")
-    with pytest.raises(DataError, match=r"1 slices are listed more than once \(1\).*--key uri"):
+    with pytest.raises(DataError, match=r"1 slices are listed more than once; .*--key uri \(1\)"):
         keys_of(read_table(twice)[0], key="name", place=twice)
     assert keys_of(read_table(twice)[0], key="uri", place=twice) == ["a/1", "b/1"]
 

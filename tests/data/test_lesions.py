@@ -154,11 +154,11 @@ def test_folders_that_are_no_lesion_set_are_refused(tmp_path: Path) -> None:
     write(tmp_path, {"1_1": None, "1_2": values(GGO)})
     (tmp_path / "imgs" / "1_2.png").unlink()
     with pytest.raises(
-        DataError, match=rf"{tmp_path}: no slice can be used \(images without a mask: 1 \(1_1"
+        DataError, match=rf"{tmp_path}: no slice can be used; .* \(images without a mask: 1 \(1_1"
     ):
         open_lesions(folder)
     write(tmp_path, {"1_2": values(GGO)})
-    for text, message in (("", "holds no name"), ("1_2\n1_2.jpg\n", r"twice \(1_2\)")):
+    for text, message in (("", "holds no name"), ("1_2\n1_2.jpg\n", r"twice; .* \(1_2\)")):
         (tmp_path / "names.txt").write_text(text)
         with pytest.raises(DataError, match=message):
             open_lesions(folder, names=str(tmp_path / "names.txt"))
@@ -168,7 +168,7 @@ def test_folders_that_are_no_lesion_set_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ObjectError, match="nowhere: not found; give a text file"):
         open_lesions(folder, names=str(tmp_path / "nowhere"))
     (tmp_path / "imgs" / "1_2.jpg").write_bytes(b"another of this name")
-    with pytest.raises(DataError, match="2 images 1_2; keep one"):
+    with pytest.raises(DataError, match="2 images of one name; keep one"):
         open_lesions(folder)
 
 

@@ -22,7 +22,9 @@ def slices(*patients: str) -> list[SliceSample]:
 
 def test_a_patient_in_two_splits_refuses() -> None:
     parts = {"train": slices(*"abcdefgh"), "validation": slices("x"), "test": slices(*"hgfedcbz")}
-    with pytest.raises(DataError, match=r"train and test share 7 patients \(b, c, d, e, f, \.\.\."):
+    with pytest.raises(
+        DataError, match=r"train and test share 7 patients; .* \(b, c, d, e, f, \.\.\."
+    ):
         check_disjoint(parts)
     assert check_disjoint({"train": slices("a", "b", "a"), "test": slices("c")}) == 0
 
