@@ -1,4 +1,4 @@
-"""Progress messages for the person who runs a job.
+"""Messages for the person who runs a job: progress, errors, and the lines of a log.
 
 Library code takes a `Reporter` and calls it with lines of text. The command line passes one that
 prints; tests and quiet jobs pass `silent`. File names, which may identify a patient, are passed
@@ -7,13 +7,21 @@ apart from the text, because a log is kept and is read by people other than who 
 
 from __future__ import annotations
 
+import datetime
 import functools
+import json
 import os
 import secrets
+import sys
+import unicodedata
 from typing import Protocol
+
+import click
 
 # Set by whoever submits a job, so that its log lines and metrics can be matched to it.
 RUN_ID_VARIABLE = "CCTMN_RUN_ID"
+# Unicode categories that change the terminal or the order of the text; Cs cannot be printed.
+_CONTROL = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 class Reporter(Protocol):
@@ -43,3 +51,35 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}h{minutes:02d}m"
     return f"{minutes}m" if minutes else f"{rest}s"
+
+
+def printable(text: str) -> str:
+    r"""Return the text with control characters as escapes such as \x1b, but for line breaks.
+
+    File names and member names of an archive reach the terminal, and a name may hold the codes that
+    clear a screen or write into the clipboard.
+    """
+    return "".join(
+        c if c == "\n" or unicodedata.category(c) not in _CONTROL else ascii(c)[1:-1] for c in text
+    )
+
+
+def logs_json() -> bool:
+    """Return whether stderr gets JSON lines: it is not a terminal, and CCTMN_LOG is not `text`."""
+    return not sys.stderr.isatty() and os.environ.get("CCTMN_LOG", "json") != "text"
+
+
+def log(text: str, *, level: str = "info") -> None:
+    """Print each line of the text as a JSON object with time and run id."""
+    for line in text.splitlines():
+        at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        entry = {"time": at, "level": level, "run": run_id(), "text": line}
+        click.echo(json.dumps(entry, ensure_ascii=False), err=True)
+
+
+def print_error(text: str, *, named: str) -> None:
+    """Print an error to stderr: `text` to a log, to a terminal `named`, which holds names too."""
+    if logs_json():
+        log(text + (" (CCTMN_LOG=text shows the names)" if named != text else ""), level="error")
+    else:
+        click.echo(f"error: {printable(named)}", err=True)

@@ -13,11 +13,14 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from cctmn.errors import PreflightError
+import psutil
+
+from cctmn.errors import EXIT_REFUSED, PreflightError
+from cctmn.reporter import print_error
 
 # CPUs for fetching, decoding and writing beside the scorers.
 SPARE_CPUS = 2.0
@@ -27,6 +30,12 @@ MIN_CPUS = 4
 OBJECT_STORE_BYTES = 1 << 30
 # A cluster must accept a connection within this time.
 CONNECT_S = 5.0
+# How often the servers of a Ray that was started here are looked at.
+WATCH_S = 0.2
+_SERVERS: Final = frozenset({"raylet", "gcs_server"})
+_RAY_DIED: Final = (
+    "Ray has died on this machine, perhaps for lack of memory; run the same command again to resume"
+)
 
 
 @dataclass(frozen=True)
@@ -87,9 +96,36 @@ def session(address: str | None = None) -> Iterator[Resources]:
             f"{address}: no Ray cluster answers ({reason}); check --address and the cluster"
         ) from None
     try:
-        yield resources()
+        with _watched() if address is None else nullcontext():
+            yield resources()
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """End this process with one line if a server of Ray dies that was started here.
+
+    Ray itself waits a minute for its GCS, and ends the process without a word if its raylet dies.
+    """
+    servers = [p for p in psutil.Process().children(recursive=True) if p.name() in _SERVERS]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(WATCH_S):
+            if all(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in servers):
+                continue
+            if not done.is_set():
+                print_error(_RAY_DIED, named=_RAY_DIED)
+                os._exit(EXIT_REFUSED)
+
+    thread = threading.Thread(target=watch, name="watch-ray", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def resources() -> Resources:

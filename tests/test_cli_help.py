@@ -23,7 +23,7 @@ OPTIONS = {
     "--retry-errors --root --set -i/--input -m/--model -o/--out/--output -q/--quiet",
     "errors": "OUT --passed-over",
     "evaluate": "SCORED --against --by --json --key --labels --mask-split --masks --no-gallery "
-    "--resamples --root --seed --to --training -m/--model -o/--out/--output -q/--quiet",
+    "--overwrite --resamples --root --seed --to --training -m/--model -o/--out/--output -q/--quiet",
     "report": "FOLDER --open",
     "labels covidx-ct": "SPLIT --exclude -o/--out/--output",
     "labels audit": "SETS --hash --json --names --root",
@@ -34,7 +34,7 @@ OPTIONS = {
     "models import": "FILE --as-classifier --lesions --overwrite --seed -o/--out/--output",
     "models show": "FOLDER --json",
     "models verify": "FOLDER",
-    "models calibrate": "FOLDER SCORED --key --labels --root",
+    "models calibrate": "FOLDER SCORED --key --labels --overwrite --root",
     "models evaluate": "FOLDER --json --lesions --record --slices --split",
     "settings": "STAGE --json --preset",
     "submit": "SCRIPT ARGS --address --env --follow --json --no-upload --no-wait --stop "

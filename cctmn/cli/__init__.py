@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from cctmn import __version__
-from cctmn.cli.common import NearestGroup, log, logs_json, printable
+from cctmn.cli.common import NearestGroup
 from cctmn.cli.evaluate import evaluate, labels, report
 from cctmn.cli.models import models
 from cctmn.cli.score import demo, doctor, errors, score
@@ -22,6 +22,7 @@ from cctmn.cli.settings import settings
 from cctmn.cli.submit import submit
 from cctmn.cli.train import phantom, train
 from cctmn.errors import CctmnError, DataError, SliceError
+from cctmn.reporter import print_error
 
 EPILOG = """\b
 Example:
@@ -74,9 +75,5 @@ def main(run: Callable[[], object] = cli) -> None:
 
 
 def _refuse(error: CctmnError) -> NoReturn:
-    if logs_json():
-        hidden = " (CCTMN_LOG=text shows the names)" if error.where or error.names else ""
-        log(error.text + hidden, level="error")
-    else:
-        click.echo(f"error: {printable(str(error))}", err=True)
+    print_error(error.text, named=str(error))
     sys.exit(error.exit_code)

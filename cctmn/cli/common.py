@@ -6,14 +6,10 @@ A command that is interrupted prints how to resume and exits with code 130.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import difflib
-import json
-import os
 import signal
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -21,12 +17,10 @@ import click
 
 from cctmn.classes import JOIN_KEYS
 from cctmn.errors import EXIT_STOPPED
-from cctmn.reporter import run_id
+from cctmn.reporter import log, logs_json, printable
 
 # Off a terminal, transient lines cannot overwrite each other, so most of them are dropped.
 LOG_PERIOD_S = 30.0
-# Unicode categories that change the terminal or the order of the text; Cs cannot be printed.
-_CONTROL = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 class NearestGroup(click.Group):
@@ -96,30 +90,6 @@ class TerminalReporter:
         self._open = transient and self._terminal
         line = printable(text + (f" ({names})" if names else ""))
         click.echo(lead + line, err=True, nl=not self._open)
-
-
-def printable(text: str) -> str:
-    r"""Return the text with control characters as escapes such as \x1b, but for line breaks.
-
-    File names and member names of an archive reach the terminal, and a name may hold the codes that
-    clear a screen or write into the clipboard.
-    """
-    return "".join(
-        c if c == "\n" or unicodedata.category(c) not in _CONTROL else ascii(c)[1:-1] for c in text
-    )
-
-
-def logs_json() -> bool:
-    """Return whether stderr gets JSON lines: it is not a terminal, and CCTMN_LOG is not `text`."""
-    return not sys.stderr.isatty() and os.environ.get("CCTMN_LOG", "json") != "text"
-
-
-def log(text: str, *, level: str = "info") -> None:
-    """Print each line of the text as a JSON object with time and run id."""
-    for line in text.splitlines():
-        at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        entry = {"time": at, "level": level, "run": run_id(), "text": line}
-        click.echo(json.dumps(entry, ensure_ascii=False), err=True)
 
 
 def tree_text(value: dict[str, Any], indent: str = "") -> str:

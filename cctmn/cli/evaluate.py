@@ -162,6 +162,7 @@ Example:
     help="Number of bootstrap resamples.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the bootstrap.")
+@click.option("--overwrite", is_flag=True, help="Replace another evaluation in DIR.")
 @click.option("--no-gallery", is_flag=True, help="Leave pictures of slices out of the report.")
 @click.option("--json", "as_json", is_flag=True, help="Print metrics.json.")
 @click.option("-q", "--quiet", is_flag=True, help="Suppress progress messages.")
@@ -181,6 +182,7 @@ def evaluate(
     by: tuple[str, ...],
     resamples: int,
     seed: int,
+    overwrite: bool,
     no_gallery: bool,
     as_json: bool,
     quiet: bool,
@@ -212,6 +214,7 @@ def evaluate(
         by=tuple(tuple(part.strip() for part in text.split(",")) for text in by),
         resampling=Resampling(resamples, seed),
         gallery=not no_gallery,
+        overwrite=overwrite,
     )
     metrics = run.evaluate(job, report=reporter)
     written = render.write(job.to)

@@ -112,7 +112,10 @@ Example:
 @click.argument("scored", metavar="SCORED")
 @click.option("--labels", required=True, metavar="LABELS", help="Labels of validation slices.")
 @join_options
-def models_calibrate(folder: str, scored: str, *, labels: str, key: str, root: str | None) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace a calibration on other labels.")
+def models_calibrate(
+    folder: str, scored: str, *, labels: str, key: str, root: str | None, overwrite: bool
+) -> None:
     """Fit the temperature and patient rule of MODEL.
 
     SCORED holds the predictions of MODEL for validation slices. The result goes into the card of
@@ -121,7 +124,7 @@ def models_calibrate(folder: str, scored: str, *, labels: str, key: str, root: s
     """
     from cctmn.evaluate.fit_calibration import calibrate
 
-    fitted = calibrate(folder, out=scored, labels=labels, key=key, root=root)
+    fitted = calibrate(folder, out=scored, labels=labels, key=key, root=root, overwrite=overwrite)
     click.echo(tree_text(fitted))
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import click
 
 from cctmn import config
-from cctmn.cli.common import TerminalReporter, printable, resumable, tree_text
+from cctmn.cli.common import TerminalReporter, resumable, tree_text
 from cctmn.cli.settings import settings_epilog
 from cctmn.errors import EXIT_ERROR_RATE, EXIT_OK, EXIT_REFUSED, ConfigError, state_of
+from cctmn.reporter import printable
 
 
 @click.command(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cctmn.data.labels import read_labels
-from cctmn.errors import DataError
+from cctmn.errors import DataError, ModelError
 from cctmn.evaluate.join import join, read_scored
 from cctmn.evaluate.options import file_name
 from cctmn.metrics import bootstrap, patients
@@ -25,17 +25,26 @@ from cctmn.model.probabilities import probabilities
 
 
 def calibrate(
-    model: str, *, out: str, labels: str, key: str = "name", root: str | None = None
+    model: str,
+    *,
+    out: str,
+    labels: str,
+    key: str = "name",
+    root: str | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Fit on the scored slices of `out`, write the card of `model`, and return its calibration.
 
-    Raises ConfigError if another model scored `out`, and DataError if the labels do not allow a
-    fit.
+    Raises ConfigError if another model scored `out`, DataError if the labels do not allow a fit,
+    and ModelError if the card is calibrated on other labels and `overwrite` is not set.
     """
     card = read_card(model)
     scored = read_scored(out)
     scored.check_model(card, where=model)
     truth = read_labels(labels, classes=scored.classes)
+    before = card.calibration.get("labels_sha256", truth.sha256)
+    if before != truth.sha256 and not overwrite:
+        raise ModelError("is calibrated on other labels; copy the model, or add --overwrite", model)
     joined = join(truth, scored, key=key, root=root)
     logits_NC, truth_N = joined.logits(), truth.truth_N[joined.scored_N]
     if not len(truth_N):

@@ -38,6 +38,7 @@ class EvaluationOptions:
     by: tuple[tuple[str, ...], ...] = ()  # columns of each table of cohorts
     resampling: Resampling = field(default_factory=Resampling)
     gallery: bool = True
+    overwrite: bool = False  # replace another evaluation in `to`
 
 
 @dataclass(frozen=True)

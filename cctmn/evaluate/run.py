@@ -12,7 +12,7 @@ import json
 from typing import Any
 
 from cctmn import store, versions
-from cctmn.errors import ConfigError
+from cctmn.errors import ConfigError, ResumeError
 from cctmn.evaluate import lesion_metrics, slice_metrics
 from cctmn.evaluate.join import read_scored
 from cctmn.evaluate.model import evaluated_model
@@ -24,27 +24,32 @@ from cctmn.reporter import Reporter, silent
 def evaluate(options: EvaluationOptions, *, report: Reporter = silent) -> dict[str, Any]:
     """Write DIR/metrics.json and return its content.
 
-    Raises a CctmnError for anything the user can correct, before anything is written.
+    Raises a CctmnError for anything the user can correct, before anything is written: ResumeError
+    if DIR holds another evaluation and `overwrite` is not set.
     """
     if options.labels is None and options.masks is None:
         raise ConfigError("nothing to compare with; give --labels LABELS, --masks DATA or both")
     # 1. Read the predictions, and measure each part that was asked for.
     scored = read_scored(options.out)
     model = evaluated_model(scored, folder=options.model)
+    truth = " and ".join(file_name(place) for place in (options.labels, options.masks) if place)
+    title, fingerprint = f"{model.name} on {truth}", scored.manifest.get("fingerprint")
+    to = store.to_uri(options.to)
+    if not options.overwrite:
+        _check_free(to, title=title, fingerprint=fingerprint)
     parts = []
     if options.labels is not None:
         parts.append(slice_metrics.evaluate(options, scored=scored, model=model, report=report))
     if options.masks is not None:
         parts.append(lesion_metrics.evaluate(options, scored=scored, model=model, report=report))
     # 2. Assemble the document. It is not sorted: metrics and classes keep their reading order.
-    truth = " and ".join(file_name(place) for place in (options.labels, options.masks) if place)
     content: dict[str, Any] = {
         "format": document.FORMAT,
         "made": {
             "cctmn": versions.libraries()["cctmn"],
             "at": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         },
-        "title": f"{model.name} on {truth}",
+        "title": title,
         "classes": list(scored.classes),
         "model": model.as_json(),
         "model_size": {"parameters": model.parameters},
@@ -57,7 +62,7 @@ def evaluate(options: EvaluationOptions, *, report: Reporter = silent) -> dict[s
         "curves": {},
         "versions": versions.libraries(),
         "scoring": {
-            "fingerprint": scored.manifest.get("fingerprint"),
+            "fingerprint": fingerprint,
             "versions": scored.manifest.get("versions", {}),
         },
     }
@@ -69,5 +74,22 @@ def evaluate(options: EvaluationOptions, *, report: Reporter = silent) -> dict[s
     assert not document.unknown(content), document.unknown(content)
     # 3. Write it.
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    store.put(store.join(store.to_uri(options.to), document.FILE), text.encode())
+    store.put(store.join(to, document.FILE), text.encode())
     return content
+
+
+def _check_free(to: str, *, title: str, fingerprint: str | None) -> None:
+    """Raise ResumeError if the folder holds the evaluation of other predictions or labels."""
+    data = store.read_optional(store.join(to, document.FILE))
+    if data is None:
+        return
+    try:
+        held = document.parse(data)
+    except ValueError:
+        held = {}
+    scoring = held.get("scoring") or {}
+    if (held.get("title"), scoring.get("fingerprint")) != (title, fingerprint):
+        raise ResumeError(
+            f"holds another evaluation, {held.get('title')!r}; give another -o, or --overwrite",
+            store.display(to),
+        )

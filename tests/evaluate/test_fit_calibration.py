@@ -59,7 +59,7 @@ def test_calibrate_writes_the_card_and_evaluation_uses_it(tmp_path, model):
     assert metrics["model"]["temperature"] == card.temperature
     assert metrics["model"]["top_m"] == card.top_m
     assert any("fitted on these very labels" in text for text in metrics["warnings"])
-    raw = run.evaluate(EvaluationOptions(**(vars(options) | {"model": None})))
+    raw = run.evaluate(EvaluationOptions(**(vars(options) | {"model": None, "overwrite": True})))
     ece = [m["metrics"]["calibration.ece"]["value"] for m in (metrics, raw)]
     assert ece[0] < ece[1]
     assert any("was not chosen by validation" in text for text in raw["warnings"])
@@ -116,3 +116,16 @@ def test_unusable_models_and_labels_raise_one_line(tmp_path, model):
     with pytest.raises(DataError, match="no temperature between"):
         calibrate(str(model), out=str(tmp_path / "sure"), labels=str(tmp_path / "sure.csv"))
     assert read_card(model).calibration == {}
+
+
+def test_a_calibration_on_other_labels_is_not_replaced_unasked(tmp_path, model):
+    out, labels = validation(tmp_path, model)
+    first = calibrate(str(model), out=out, labels=labels)
+    assert calibrate(str(model), out=out, labels=labels) == first
+    other = tmp_path / "other.csv"
+    other.write_text(Path(labels).read_text() + "\n")
+    with pytest.raises(ModelError, match=r"calibrated on other labels; .* --overwrite"):
+        calibrate(str(model), out=out, labels=str(other))
+    assert read_card(model).calibration == first
+    replaced = calibrate(str(model), out=out, labels=str(other), overwrite=True)
+    assert replaced["labels"] == "other.csv"

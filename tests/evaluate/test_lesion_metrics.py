@@ -44,6 +44,7 @@ def options(folder: Path, **changes) -> EvaluationOptions:
         to=str(folder / "eval"),
         masks=str(folder / "data"),
         resampling=Resampling(resamples=100),
+        overwrite=True,
     )
     return dataclasses.replace(plain, **changes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from sklearn import metrics as sk
 
 from cctmn.data.labels import identities, read_table
-from cctmn.errors import ConfigError, DataError
+from cctmn.errors import ConfigError, DataError, ResumeError
 from cctmn.evaluate import known_sets, run
 from cctmn.evaluate.options import EvaluationOptions
 from cctmn.metrics.document import PAPER_REMAINING
@@ -29,6 +30,7 @@ def options(folder: Path, **changes) -> EvaluationOptions:
         "labels": str(folder / "labels.csv"),
         "to": str(folder / "eval"),
         "resampling": FEW,
+        "overwrite": True,
     }
     return EvaluationOptions(**(settings | changes))
 
@@ -310,3 +312,18 @@ def test_unusable_outputs_raise_one_line(tmp_path, fresh_model):
     write_labels(tmp_path / "labels.csv", names, truth, note=many)
     with pytest.raises(ConfigError, match=r"--by note: \d+ different values are too many"):
         run.evaluate(options(tmp_path, by=(("note",),)))
+
+
+def test_another_evaluation_is_not_replaced_unasked(tmp_path):
+    names, logits, truth = study(30)
+    write_output(tmp_path / "out", names, logits)
+    write_labels(tmp_path / "labels.csv", names, truth)
+    first = options(tmp_path, overwrite=False)
+    run.evaluate(first)
+    run.evaluate(first)
+    other = replace(first, labels=str(write_labels(tmp_path / "other.csv", names, truth)))
+    before = (Path(first.to) / "metrics.json").read_bytes()
+    with pytest.raises(ResumeError, match=r"holds another evaluation, .* --overwrite"):
+        run.evaluate(other)
+    assert (Path(first.to) / "metrics.json").read_bytes() == before
+    assert "other.csv" in run.evaluate(replace(other, overwrite=True))["title"]

@@ -156,6 +156,26 @@ def test_frames(kind: str) -> None:
     assert code_of(data, 3) == "truncated"
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_frames_are_not_walked_again_for_each(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten times the pages took a hundred times as long."""
+    images = [Image.fromarray(np.roll(GREY, n, axis=0)) for n in range(30)]
+    data = save(images[0], kind, save_all=True, append_images=images[1:])
+    opened = type(Image.open(io.BytesIO(data)))
+    steps = []
+    seek = opened._seek
+
+    def counted(self: Any, frame: int, *args: Any) -> None:
+        steps.append(frame)
+        seek(self, frame, *args)
+
+    monkeypatch.setattr(opened, "_seek", counted)
+    image = open_image(data)
+    for index in range(30):
+        np.testing.assert_array_equal(image.frame(index).pixels, np.roll(GREY, index, axis=0))
+    assert len(steps) < 3 * 30
+
+
 def test_lies_about_frames() -> None:
     png = save(GREY, "PNG")
     lie = png[:33] + png_chunk(b"acTL", struct.pack(">II", 100_000, 0)) + png[33:]

@@ -93,7 +93,20 @@ def equal_rows(out: Path, whole: Path) -> None:
         assert results(ours[name]) == results(row)
 
 
-def test_killed_at_four_moments_then_run_again(
+def kill_all(run: subprocess.Popen[str]) -> None:
+    os.killpg(run.pid, signal.SIGKILL)
+
+
+def kill_server(name: str) -> Callable[[subprocess.Popen[str]], None]:
+    def kill(run: subprocess.Popen[str]) -> None:
+        for process in psutil.Process(run.pid).children(recursive=True):
+            if process.name() == name:
+                process.kill()
+
+    return kill
+
+
+def test_killed_at_five_moments_then_run_again(
     start: Callable[[Path], subprocess.Popen[str]], whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -102,19 +115,22 @@ def test_killed_at_four_moments_then_run_again(
     def ray_runs() -> bool:
         return any(process.pid not in before for process in ray_processes())
 
-    def moments() -> Iterator[Callable[[], bool]]:
-        yield lambda: (out / "private").exists()  # indexing
-        yield ray_runs
-        for more in (1, 2):
-            target = files(out) + more
-            yield lambda target=target: files(out) >= target  # type: ignore[misc]
+    def moments() -> Iterator[tuple[Callable[[], bool], Callable[[subprocess.Popen[str]], None]]]:
+        yield lambda: (out / "private").exists(), kill_all  # indexing
+        yield ray_runs, kill_all
+        for kill in (kill_all, kill_server("raylet"), kill_server("gcs_server")):
+            target = files(out) + 1
+            yield lambda target=target: files(out) >= target, kill  # type: ignore[misc]
 
     left = []
-    for moment in moments():
+    for moment, kill in moments():
         run = start(out)
         wait_for(moment, run)
-        os.killpg(run.pid, signal.SIGKILL)
-        run.communicate()
+        kill(run)
+        output, _ = run.communicate(timeout=TIMEOUT_S)
+        if kill is not kill_all:
+            assert run.returncode == 4, output
+            assert output.splitlines()[-1].startswith("error: Ray has died on this machine")
         left.append(files(out))
         # Ray's own processes see that their driver is gone; none may write after that
         deadline = time.monotonic() + 30
@@ -123,7 +139,7 @@ def test_killed_at_four_moments_then_run_again(
             time.sleep(0.2)
         assert files(out) <= left[-1] + 1
     assert left[1] == 0
-    assert 0 < left[2] < left[3]
+    assert 0 < left[2] < left[3] < left[4]
     run = start(out)
     output, _ = run.communicate(timeout=TIMEOUT_S)
     assert run.returncode == 0, output
