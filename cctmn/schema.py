@@ -85,7 +85,7 @@ FLAGS: Final[dict[str, str]] = {
     "color": "The picture was stored in colour with equal or nearly equal channels.",
     "window": "The grey values are not those of a lung window.",
     "inverted": "The grey values look inverted.",
-    "not_ct_like": "The picture does not look like a CT slice.",
+    "not_ct_like": "The picture does not look like one upright axial CT slice.",
     "partly_blank": "A large part of the image is blank.",
     "missing_rescale": "The rescale attributes are missing; the stored values are plausible HU.",
     "derived": "The image was derived from others in a way that is not known.",

@@ -16,7 +16,7 @@ from cctmn.read.fetch import fetch
 from cctmn.score import decoder as decoder_module
 from cctmn.score.decode_rows import error_row
 
-READER_VERSION = 2  # raise it when the same bytes give other pixels, flags or codes
+READER_VERSION = 3  # raise it when the same bytes give other pixels, flags or codes
 
 PREPARED: Final = pa.schema(
     [

@@ -180,6 +180,21 @@ def test_flags_of_hu() -> None:
     assert "not_ct_like" in flags_of(np.concatenate([hu] * 3, axis=1))
 
 
+def test_pictures_that_are_not_one_upright_axial_slice() -> None:
+    hu = phantom_hu(512, 512)
+    lung, soft = window(hu), 255 * np.clip((hu + 160) / 400, 0, 1)
+    pair = np.concatenate([lung, soft], axis=1)
+    framed = np.pad(pair, ((256, 256), (0, 0)))
+    sheet = np.concatenate([pair, pair[:, ::-1]])
+    for picture in (pair, framed, sheet, np.rot90(lung), np.rot90(lung, 3)):
+        assert "not_ct_like" in flags_of(np.ascontiguousarray(picture), "grey8")
+    # the upper and lower rows of a coronal picture go on into neck and abdomen
+    coronal = np.concatenate([lung[200:260]] * 9)[:512]
+    assert "not_ct_like" in flags_of(coronal, "grey8")
+    cropped = lung[60:460, 20:490]
+    assert flags_of(cropped, "grey8") == frozenset()
+
+
 def test_flags_of_pictures() -> None:
     hu = phantom_hu(512, 512)
     lung_window = window(hu)
