@@ -187,7 +187,7 @@ def _is_axial(air: npt.NDArray[np.bool_], inner: npt.NDArray[np.bool_]) -> bool:
     rows, cols = np.flatnonzero(body.any(axis=1)), np.flatnonzero(body.any(axis=0))
     height, width = np.ptp(rows) + 1, np.ptp(cols) + 1
     goes_on = min(body[0].mean(), body[-1].mean()) > _MAX_BODY_EDGE
-    return not goes_on and height <= _MAX_BODY_HEIGHT * width
+    return bool(not goes_on and height <= _MAX_BODY_HEIGHT * width)
 
 
 def _check_window(grey: npt.NDArray[np.uint8], air: npt.NDArray[np.bool_]) -> set[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import signal
 import tempfile
 import threading
@@ -27,7 +28,7 @@ from cctmn.errors import CctmnError, StoreError
 from cctmn.model import checkpoint
 from cctmn.model.card import Card
 from cctmn.runtime import usable_cores
-from cctmn.train import features, loop, record
+from cctmn.train import features, loop, record, worker
 from cctmn.train.loop import History, World
 from cctmn.train.stages import Samples, stage_of
 from cctmn.train.tasks import Task
@@ -62,8 +63,8 @@ def fit(spec: Spec, *, workers: int, use_gpu: bool) -> str:
     filesystem, path = store.arrow_filesystem(spec.out)
     store.delete(store.join(spec.out, FAILED))
     trainer = ray.train.torch.TorchTrainer(
-        _worker,
-        train_loop_config={"spec": spec},
+        worker.work,
+        train_loop_config={"spec": pickle.dumps(spec)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=use_gpu,
@@ -101,7 +102,7 @@ def _interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def _worker(config: dict[str, Any]) -> None:
+def train_worker(spec: Spec) -> None:
     """Run the training loop on one worker.
 
     Ray would retry a user error like a lost machine. Therefore the worker writes the error to OUT,
@@ -110,7 +111,6 @@ def _worker(config: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
-    spec: Spec = config["spec"]
     failed = store.join(spec.out, FAILED)
     if (before := store.read_optional(failed)) is not None:
         raise errors.from_wire(before.decode()) or AssertionError(before)

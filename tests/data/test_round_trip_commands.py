@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from cctmn.cli import cli
 from tests.train.small import detector_folder, write_slices
 
 
 def cctmn(*args: object) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "cctmn.cli", *map(str, args)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(cli, [str(arg) for arg in args])
+    assert done.exit_code == 0, done.output
 
 
 @pytest.mark.slow
-@pytest.mark.ray
-def test_labels_are_trained_on_scored_and_evaluated(tmp_path: Path) -> None:
+def test_labels_are_trained_on_scored_and_evaluated(cluster: str, tmp_path: Path) -> None:
     images = write_slices(tmp_path / "images", count=12, seed=1)
     model = detector_folder(tmp_path)
     for suffix in ("csv", "parquet"):

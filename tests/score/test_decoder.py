@@ -33,7 +33,7 @@ frame = picture.PictureImage.frame
 
 def poisoned(self, index):
     for word, harm in HARMS.items():
-        if self.data.endswith(word):
+        if self._file.getvalue().endswith(word):
             harm()
     return frame(self, index)
 

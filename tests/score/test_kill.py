@@ -7,19 +7,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+from click.testing import CliRunner
 
+from cctmn.cli import cli
 from cctmn.phantom import layouts as phantom
 from tests.processes import end_with_the_test_run
 from tests.score.conftest import manifest, predictions, results
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
-PATIENTS, SLICES = 4, 4
+PATIENTS, SLICES = 4, 5
 TIMEOUT_S = 120
 MARK = "CCTMN_TEST_STARTED_BY"  # in the environment of what is started here
 
@@ -50,13 +52,15 @@ def start(study: Path, fresh_model: Path) -> Callable[[Path], subprocess.Popen[s
 
 
 @pytest.fixture(scope="module")
-def whole(start: Callable[[Path], subprocess.Popen[str]], tmp_path_factory: object) -> Path:
+def whole(
+    cluster: str, study: Path, fresh_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The output of a run that nothing disturbed."""
-    out = tmp_path_factory.mktemp("whole") / "out"  # type: ignore[attr-defined]
-    run = start(out)
-    output, _ = run.communicate(timeout=TIMEOUT_S)
-    assert run.returncode == 0, output
-    return Path(out)
+    out = tmp_path_factory.mktemp("whole") / "out"
+    options = ["-m", fresh_model, "-q", "--set", "block_rows=2", "--set", "actors=1"]
+    done = CliRunner().invoke(cli, [str(part) for part in ("score", study, "-o", out, *options)])
+    assert done.exit_code == 0, done.output
+    return out
 
 
 def files(out: Path) -> int:
@@ -93,11 +97,14 @@ def equal_rows(out: Path, whole: Path) -> None:
         assert results(ours[name]) == results(row)
 
 
+Stop = Callable[[subprocess.Popen[str]], None]
+
+
 def kill_all(run: subprocess.Popen[str]) -> None:
     os.killpg(run.pid, signal.SIGKILL)
 
 
-def kill_server(name: str) -> Callable[[subprocess.Popen[str]], None]:
+def kill_server(name: str) -> Stop:
     def kill(run: subprocess.Popen[str]) -> None:
         for process in psutil.Process(run.pid).children(recursive=True):
             if process.name() == name:
@@ -106,7 +113,22 @@ def kill_server(name: str) -> Callable[[subprocess.Popen[str]], None]:
     return kill
 
 
-def test_killed_at_five_moments_then_run_again(
+RAY_DIED = "error: Ray has died on this machine"
+INTERRUPTED = "Interrupted. Run the same command again to resume"
+# Moment, what happens, exit code, what the last line begins with.
+ENDS = (
+    ("indexing", kill_all, -signal.SIGKILL, ""),
+    ("Ray starts", kill_all, -signal.SIGKILL, ""),
+    ("scoring", kill_all, -signal.SIGKILL, ""),
+    ("scoring", kill_server("raylet"), 4, RAY_DIED),
+    ("scoring", kill_server("gcs_server"), 4, RAY_DIED),
+    # Ctrl-C goes to the whole group, as a terminal sends it; SIGTERM to the process alone
+    ("scoring", lambda run: os.killpg(run.pid, signal.SIGINT), 130, INTERRUPTED),
+    ("scoring", lambda run: run.send_signal(signal.SIGTERM), 130, INTERRUPTED),
+)
+
+
+def test_ended_at_seven_moments_then_run_again(
     start: Callable[[Path], subprocess.Popen[str]], whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -115,31 +137,28 @@ def test_killed_at_five_moments_then_run_again(
     def ray_runs() -> bool:
         return any(process.pid not in before for process in ray_processes())
 
-    def moments() -> Iterator[tuple[Callable[[], bool], Callable[[subprocess.Popen[str]], None]]]:
-        yield lambda: (out / "private").exists(), kill_all  # indexing
-        yield ray_runs, kill_all
-        for kill in (kill_all, kill_server("raylet"), kill_server("gcs_server")):
-            target = files(out) + 1
-            yield lambda target=target: files(out) >= target, kill  # type: ignore[misc]
-
-    left = []
-    for moment, kill in moments():
+    for moment, stop, code, line in ENDS:
+        held = files(out)
+        true = {
+            "indexing": lambda: (out / "private").exists(),
+            "Ray starts": ray_runs,
+            "scoring": lambda held=held: files(out) > held,
+        }[moment]
         run = start(out)
-        wait_for(moment, run)
-        kill(run)
+        wait_for(true, run)
+        stop(run)
         output, _ = run.communicate(timeout=TIMEOUT_S)
-        if kill is not kill_all:
-            assert run.returncode == 4, output
-            assert output.splitlines()[-1].startswith("error: Ray has died on this machine")
-        left.append(files(out))
+        assert run.returncode == code, output
+        assert (output.splitlines() or [""])[-1].startswith(line)
+        assert "Traceback" not in output
         # Ray's own processes see that their driver is gone; none may write after that
+        left = files(out)
+        assert (left > held) == (moment == "scoring")
         deadline = time.monotonic() + 30
         while {process.pid for process in ray_processes()} - before:
             assert time.monotonic() < deadline, "Ray outlived its driver"
             time.sleep(0.2)
-        assert files(out) <= left[-1] + 1
-    assert left[1] == 0
-    assert 0 < left[2] < left[3] < left[4]
+        assert files(out) <= left + 1
     run = start(out)
     output, _ = run.communicate(timeout=TIMEOUT_S)
     assert run.returncode == 0, output
@@ -158,29 +177,6 @@ def test_a_killed_scorer_loses_nothing(
     assert scorers
     for scorer in scorers:
         scorer.kill()
-    output, _ = run.communicate(timeout=TIMEOUT_S)
-    assert run.returncode == 0, output
-    equal_rows(out, whole)
-
-
-def test_stopped_by_a_signal_and_resumed(
-    start: Callable[[Path], subprocess.Popen[str]], whole: Path, tmp_path: Path
-) -> None:
-    """Ctrl-C goes to the whole group, as a terminal sends it; SIGTERM to the process alone."""
-    out = tmp_path / "out"
-    for stop in (
-        lambda run: os.killpg(run.pid, signal.SIGINT),
-        lambda run: run.send_signal(signal.SIGTERM),
-    ):
-        run = start(out)
-        before = files(out)
-        wait_for(lambda before=before: files(out) > before, run)  # type: ignore[misc]
-        stop(run)
-        output, _ = run.communicate(timeout=TIMEOUT_S)
-        assert run.returncode == 130, output
-        assert "Run the same command again to resume" in output
-        assert "Traceback" not in output
-    run = start(out)
     output, _ = run.communicate(timeout=TIMEOUT_S)
     assert run.returncode == 0, output
     equal_rows(out, whole)
