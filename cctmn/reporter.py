@@ -16,8 +16,6 @@ import sys
 import unicodedata
 from typing import Protocol
 
-import click
-
 # Set by whoever submits a job, so that its log lines and metrics can be matched to it.
 RUN_ID_VARIABLE = "CCTMN_RUN_ID"
 # Unicode categories that change the terminal or the order of the text; Cs cannot be printed.
@@ -74,7 +72,7 @@ def log(text: str, *, level: str = "info") -> None:
     for line in text.splitlines():
         at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         entry = {"time": at, "level": level, "run": run_id(), "text": line}
-        click.echo(json.dumps(entry, ensure_ascii=False), err=True)
+        sys.stderr.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def print_error(text: str, *, named: str) -> None:
@@ -82,4 +80,4 @@ def print_error(text: str, *, named: str) -> None:
     if logs_json():
         log(text + (" (CCTMN_LOG=text shows the names)" if named != text else ""), level="error")
     else:
-        click.echo(f"error: {printable(named)}", err=True)
+        sys.stderr.write(f"error: {printable(named)}\n")

@@ -21,8 +21,8 @@ from tests.train import small
 pytestmark = pytest.mark.slow
 
 TIMEOUT_S = 150
-COPIES = 4  # of each real slice, under other names
-BLOCK_ROWS = 6
+COPIES = 3  # of each real slice, under other names
+BLOCK_ROWS = 4
 MODEL = REPO / "cctmn" / "assets" / "models" / "demo"
 
 
@@ -141,7 +141,7 @@ def test_a_second_job_or_writer_of_an_output_is_refused(
         pass
     second, _ = ended(submit("--no-wait", "jobs/score.py", *args, "--limit", 1))
     assert second.strip() == f"{name}-2"
-    ended(submit("--follow", f"{name}-2"))
+    ended(submit("--stop", f"{name}-2"))
 
 
 def test_two_nodes_train_and_a_killed_worker_resumes(
@@ -155,7 +155,7 @@ def test_two_nodes_train_and_a_killed_worker_resumes(
     for path in tmp_path.rglob("*.*"):
         if path.is_file():
             s3.upload("training", str(path.relative_to(tmp_path)), path.read_bytes())
-    out, epochs = "s3://training/out", 5
+    out, epochs = "s3://training/out", 4
     sets = [f"optim.epochs={epochs}", "optim.batch_size=2", "hardware.workers=2"]
     sets += ["hardware.threads=1", "hardware.checkpoint_s=0"]
     args = ["--data", "s3://training/lesions", "--valid", "s3://training/valid"]

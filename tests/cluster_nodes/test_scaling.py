@@ -1,9 +1,7 @@
 """All scorers work at the same time, on one node and on several.
 
 A stand-in for the network sleeps, so that the number of cores is not the limit. The tests count the
-scorers that work at one moment; the rates are printed (pytest -s) and not asserted, because a busy
-machine slows them down. A rate is measured on the steady part: from when the last scorer has begun
-to when the first has nothing left.
+scorers that work at one moment, and no rate, because a busy machine slows them down.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -98,34 +95,20 @@ def most_at_once(scorers: list[list[Batch]]) -> int:
     return max(itertools.accumulate(step for _, step in edges))
 
 
-def rate(scorers: list[list[Batch]]) -> float:
-    """Slices per second while all scorers work; nan if they never all did."""
-    begin = max(batches[0][0] for batches in scorers)
-    end = min(batches[-1][1] for batches in scorers)
-    if end <= begin:
-        return math.nan
-    slices = 0.0
-    for began, ended, count in (batch for batches in scorers for batch in batches):
-        inside = max(0.0, min(ended, end) - max(began, begin))
-        slices += count * inside / (ended - began)
-    return slices / (end - begin)
-
-
-def measured(folder: Path, slices: Path, *, scorers: int, gpus: float) -> float:
-    """Score slices with so many scorers, check that all work at once, and return the rate."""
+def check_all_work(folder: Path, slices: Path, *, scorers: int) -> None:
+    """Score slices with so many scorers, and check that all work at once."""
     job = run.ScoreJob(
         [str(slices)],
-        out=str(folder / f"out{scorers}"),
-        source=clocked(folder / f"clock{scorers}"),
-        settings=ScoreConfig(actors=scorers, gpus=gpus, batch_size=BATCH, block_rows=8),
+        out=str(folder / "out"),
+        source=clocked(folder / "clock"),
+        settings=ScoreConfig(actors=scorers, gpus=1, batch_size=BATCH, block_rows=8),
         limit=int(scorers * STEADY_S / SLEEP_S),
     )
     summary = run.score(job)
     assert summary.counts.ok == job.limit
-    times = batches_of(folder / f"clock{scorers}")
+    times = batches_of(folder / "clock")
     assert sum(count for batches in times for *_, count in batches) == job.limit
     assert len(times) == most_at_once(times) == scorers
-    return rate(times)
 
 
 @pytest.fixture(scope="module")
@@ -156,28 +139,18 @@ def nodes(no_ray: None) -> Iterator[Any]:
     cluster.shutdown()
 
 
-def report(what: str, rates: dict[int, float]) -> None:
-    for count, value in rates.items():
-        linear = value / (count * rates[1])
-        print(f"\n{count} {what}: {value:.2f} slices/s, {linear:.3f} of linear")
-
-
 @pytest.mark.timeout(300)
 def test_scorers_on_one_node_work_at_once(nodes: Any, slices: Path, tmp_path: Path) -> None:
     nodes.add_node(num_cpus=2, num_gpus=4, object_store_memory=STORE)
-    rates = {n: measured(tmp_path, slices, scorers=n, gpus=1) for n in (1, 4)}
-    report("scorers", rates)
+    check_all_work(tmp_path, slices, scorers=4)
 
 
 @pytest.mark.timeout(300)
 def test_scorers_on_several_nodes_work_at_once(nodes: Any, slices: Path, tmp_path: Path) -> None:
-    rates = {}
-    for n, more in ((1, 1), (3, 2)):
-        for _ in range(more):
-            nodes.add_node(num_cpus=2, num_gpus=1, object_store_memory=STORE)
-        nodes.wait_for_nodes()
-        rates[n] = measured(tmp_path, slices, scorers=n, gpus=1)
-    report("nodes", rates)
+    for _ in range(3):
+        nodes.add_node(num_cpus=2, num_gpus=1, object_store_memory=STORE)
+    nodes.wait_for_nodes()
+    check_all_work(tmp_path, slices, scorers=3)
 
 
 @pytest.mark.timeout(300)
@@ -196,7 +169,7 @@ def test_the_pool_grows_with_the_cluster(nodes: Any, slices: Path, tmp_path: Pat
     with ThreadPoolExecutor(1) as pool:  # nodes can be added from the main thread alone
         scoring = pool.submit(run.score, job)
         for gpus in (1, 2):
-            time.sleep(8)
+            time.sleep(4)
             nodes.add_node(num_cpus=1, num_gpus=gpus, object_store_memory=STORE)
         summary = scoring.result(timeout=200)
     assert summary.counts.ok == len(list(slices.iterdir()))
