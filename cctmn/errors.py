@@ -156,7 +156,7 @@ SLICE_CODES: Final[dict[str, str]] = {
     "empty_file": "The object holds no bytes.",
     "unsupported_format": "The content is none of DICOM, PNG, JPEG, TIFF, zip or tar.",
     "not_an_image": "The content is a text, program, document or table, not an image.",
-    "system_file": "The file belongs to an operating system or a storage device.",
+    "system_file": "The file belongs to an operating system, a storage device or cctmn itself.",
     "too_large": "The object or its image exceeds the size limit.",
     "too_small": "The image is smaller than the smallest side that can be scored.",
     # --- The archive

@@ -7,6 +7,7 @@ With --check it writes nothing and fails if a page is out of date.
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import re
 import sys
@@ -22,6 +23,7 @@ from cctmn.metrics import document, metric
 from cctmn.schema import Column
 
 DOCS = Path(__file__).parent
+PINS = DOCS.parent / "constraints.txt"
 PART = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -83,6 +85,25 @@ def _sections() -> str:
     return texts("section", {name: s.get("description", "") for name, s in sections.items()})
 
 
+def licences() -> str:
+    """Return every pinned package of the product with the licence that it states."""
+    lines = ["| package | licence |", "|---|---|"]
+    names = re.findall(r"^([a-z0-9-]+)==", PINS.read_text(encoding="utf-8"), re.MULTILINE)
+    lines += [f"| {name} | {licence_of(name)} |" for name in names]
+    return "\n".join(lines) + "\n"
+
+
+def licence_of(name: str) -> str:
+    """Return the licence that an installed package states."""
+    stated = importlib.metadata.metadata(name)
+    if expression := stated.get("License-Expression"):
+        return str(expression)
+    classes = [c for c in stated.get_all("Classifier") or [] if c.startswith("License ::")]
+    if classes:
+        return "; ".join(c.rpartition(" :: ")[2] for c in classes)
+    return (stated.get("License") or "not stated").partition("\n")[0]
+
+
 PARTS: Mapping[str, Callable[[], str]] = {
     "metrics-sections": _sections,
     "metrics-ids": lambda: texts("id", metric.catalogue(["CLASS"])),
@@ -96,6 +117,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "labels": lambda: columns(schema.LABELS_COLUMNS),
     "flags": lambda: texts("flag", schema.FLAGS),
     "codes": codes,
+    "licences": licences,
 }
 
 

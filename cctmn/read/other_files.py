@@ -6,11 +6,14 @@ and a NAS puts thumbnails beside pictures. These files are passed over. They are
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 # Folders whose files are made by a system, whatever they contain: thumbnails are pictures too.
 _SYSTEM_FOLDERS: Final = frozenset({"@eadir", ".@__thumb", ".thumbnails", "__macosx"})
 _SYSTEM_FILES: Final = frozenset({"thumbs.db", "ehthumbs.db"})
+# What an output folder of cctmn holds beside tables and texts: its key, and pictures of its report.
+_OUR_FILES: Final = re.compile(r"(?:^|/)private/(?:key|cases/[0-9a-f]{32}\.png)$")
 # A file with such a name should have been a slice, whatever it contains.
 _IMAGE_SUFFIXES: Final = (
     *(".dcm", ".dicom", ".ima", ".img", ".png", ".jpg", ".jpeg", ".tif", ".tiff"),
@@ -45,10 +48,11 @@ _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
 
 
 def code_of_name(name: str) -> str:
-    """Return `system_file` if the path names a file that a system has made, else ""."""
-    parts = name.replace("\\", "/").lower().split("/")
-    is_system = bool(_SYSTEM_FOLDERS.intersection(parts[:-1])) or parts[-1] in _SYSTEM_FILES
-    return "system_file" if is_system else ""
+    """Return `system_file` if the path names a file that a system or cctmn has made, else ""."""
+    path = name.replace("\\", "/").lower()
+    *folders, file = path.split("/")
+    is_system = bool(_SYSTEM_FOLDERS.intersection(folders)) or file in _SYSTEM_FILES
+    return "system_file" if is_system or _OUR_FILES.search(path) else ""
 
 
 def code_of_content(name: str, head: bytes) -> str:

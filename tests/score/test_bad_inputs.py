@@ -82,6 +82,7 @@ def test_an_archive_as_a_mac_packs_it_is_no_failure(tmp_path: Path, cluster: str
     members = {"S/IM0001": dicom(1), "__MACOSX/S/._IM0001": double, "S/.DS_Store": b"\0\0\0\1Bud1"}
     pacs = {"DICOM/IM1": dicom(2), "AUTORUN.INF": b"[autorun]", "VIEWER/V.EXE": b"MZ" + bytes(90)}
     nas = {"a.png": png(1), "@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg": png(2)}
+    nas |= {"out/private/key": bytes(32), f"out/eval/private/cases/{'0' * 32}.png": png(3)}
     paths = []
     for name, content in (("mac", members), ("pacs", pacs), ("nas", nas)):
         path = tmp_path / f"{name}.zip"
@@ -89,7 +90,7 @@ def test_an_archive_as_a_mac_packs_it_is_no_failure(tmp_path: Path, cluster: str
         paths.append(str(path))
     summary, _ = score(paths, tmp_path / "out", cluster)
     assert summary.exit_code == 0
-    assert (summary.counts.ok, summary.counts.passed_over, summary.counts.error) == (3, 5, 0)
+    assert (summary.counts.ok, summary.counts.passed_over, summary.counts.error) == (3, 7, 0)
 
 
 def test_an_object_that_is_listed_twice_is_one_row(tmp_path: Path, cluster: str) -> None:
