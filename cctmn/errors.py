@@ -145,6 +145,8 @@ OBJECT_CODES: Final[dict[str, tuple[str, str]]] = {
     "permission_denied": ("permission denied", "ask for the right to read it"),
     "not_regular_file": ("not a regular file", "give a file"),
     "truncated": ("shorter than expected", "copy it again"),
+    "archived": ("in archive storage", "restore it first"),
+    "storage_refused": ("refused by the storage", "check its encryption and its rights"),
 }
 
 # Why one slice cannot be scored.
@@ -153,6 +155,8 @@ SLICE_CODES: Final[dict[str, str]] = {
     "not_found": "The object is no longer where the inventory saw it.",
     "permission_denied": "The object may not be read with the rights of this job.",
     "not_regular_file": "The entry is a link, device, socket or pipe, not a regular file.",
+    "archived": "The object is in archive storage, such as Glacier, and must be restored first.",
+    "storage_refused": "The storage refuses the object: other encryption, or blocked by its owner.",
     "empty_file": "The object holds no bytes.",
     "unsupported_format": "The content is none of DICOM, PNG, JPEG, TIFF, zip or tar.",
     "not_an_image": "The content is a text, program, document or table, not an image.",

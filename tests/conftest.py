@@ -105,6 +105,8 @@ class S3Server:
 
     endpoint: str
     gets: list[tuple[str, int]] = field(default_factory=list)  # path, bytes of the body
+    # returns the status and the code of a request that shall fail
+    fault: Callable[[dict[str, Any]], tuple[str, str] | None] | None = None
 
     def bytes_sent(self, path: str) -> int:
         return sum(n for where, n in self.gets if where == path)
@@ -132,6 +134,11 @@ def s3() -> Iterator[S3Server]:
     seen = S3Server("")
 
     def counting(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:
+        if seen.fault is not None and (refusal := seen.fault(environ)):
+            status, code = refusal
+            start_response(status, [("Content-Type", "application/xml")])
+            yield f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+            return
         total = 0
         for chunk in application(environ, start_response):
             total += len(chunk)

@@ -50,10 +50,10 @@ def _list_table(text: str, root: str | None) -> Iterator[ObjectInfo]:
     def look_up(name: str) -> list[ObjectInfo]:
         uri = store.below(base, name)
         try:
-            objects = list(store.find_objects(uri))
+            info = store.look_up(uri)
         except (OSError, ValueError):  # a name that no file can have
-            objects = []
-        return objects or [ObjectInfo(uri, 0, "", "not_found")]
+            info = None
+        return [info or ObjectInfo(uri, 0, "", "not_found")]
 
     # Each row costs a request, so several are in flight.
     for objects in map_in_order(look_up, read_user_table(text).slices(), threads=THREADS):

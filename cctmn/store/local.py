@@ -37,6 +37,12 @@ def list_objects(text: str) -> Iterator[ObjectInfo]:
         yield _info(path)
 
 
+def look_up(uri: str) -> ObjectInfo | None:
+    """Return the file of exactly this name, None where there is none."""
+    path = to_path(uri)
+    return _info(path) if os.path.lexists(path) else None
+
+
 def read_range(uri: str, *, start: int, length: int | None) -> bytes:
     """Return bytes [start, start + length) of the file."""
     try:

@@ -57,6 +57,14 @@ def find_objects(text: str) -> Iterator[ObjectInfo]:
     return _source(text).list_objects(text)
 
 
+def look_up(uri: str) -> ObjectInfo | None:
+    """Return the object of exactly this name, which is never a pattern; None where there is none.
+
+    An object that may not be read is returned with its code.
+    """
+    return _source(uri).look_up(uri)
+
+
 def read_all(uri: str, *, hint: str = "") -> bytes:
     """Return the whole object. Raises ObjectError, whose message ends with `hint`."""
     try:

@@ -61,6 +61,10 @@ class Source(Protocol):
         """Yield all objects below a folder, prefix or glob, or the object itself, sorted."""
         ...
 
+    def look_up(self, uri: str) -> ObjectInfo | None:
+        """Return the object of exactly this name, None where there is none."""
+        ...
+
     def read_range(self, uri: str, *, start: int, length: int | None) -> bytes:
         """Return bytes [start, start + length); fewer only where the object ends."""
         ...

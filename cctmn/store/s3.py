@@ -9,18 +9,20 @@ from __future__ import annotations
 import fnmatch
 import functools
 import os
+import random
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
-from cctmn.errors import InputError, ObjectError, StoreError
+from cctmn.errors import CctmnError, InputError, ObjectError, StoreError
 from cctmn.store.protocols import ObjectInfo, Traits, Version
 from cctmn.store.uri import WILDCARDS
 
 if TYPE_CHECKING:
     import pyarrow.fs as pafs
+    from botocore.exceptions import BotoCoreError, ClientError
     from mypy_boto3_s3 import S3Client
 
 # Retries inside botocore, with exponential back-off.
@@ -29,12 +31,44 @@ MAX_ATTEMPTS = 8
 READ_ATTEMPTS = 4
 # The first pause between those retries; it doubles each time.
 BACKOFF_S = 0.2
+# Objects per request of a listing; servers allow no more.
+PAGE_KEYS = 1000
 # More than the fetch threads of one process.
 POOL_CONNECTIONS = 64
 
-# Error codes of S3 and of other servers.
-MISSING = frozenset({"NoSuchKey", "404"})
-CUT = frozenset({"InvalidRange", "416"})
+# What S3 and other servers answer. A HEAD has no body, so its code is the status.
+#
+# Codes of one object -> the code of its row.
+OF_OBJECT: Final = {
+    "NoSuchKey": "not_found",
+    "NotFound": "not_found",
+    "404": "not_found",
+    "InvalidRange": "truncated",
+    "416": "truncated",
+    "InvalidObjectState": "archived",
+    "MethodNotAllowed": "storage_refused",  # a delete marker, by its version
+    "405": "storage_refused",
+    "UnavailableForLegalReasons": "storage_refused",
+    "451": "storage_refused",
+    "InvalidRequest": "storage_refused",  # encrypted with a key of the customer (SSE-C)
+}
+# Encrypted with a key that is disabled or out of reach.
+OF_OBJECT_PREFIX: Final = ("KMS.", "AWS.KMS")
+# Codes of what the user can correct -> what is wrong; what to do.
+OF_USER: Final = {
+    "NoSuchBucket": "no such bucket; check its name",
+    "InvalidBucketName": "not the name of a bucket; write s3://bucket/prefix",
+    "InvalidAccessKeyId": "the access key is not known; check AWS_ACCESS_KEY_ID and the endpoint",
+    "SignatureDoesNotMatch": "the secret key is wrong; check AWS_SECRET_ACCESS_KEY",
+    "ExpiredToken": "the session token has expired; get a new one and run the same command again",
+    "InvalidToken": "the session token is not valid; get a new one and run the same command again",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong; set it",
+    "RequestExpired": "the clock of this machine is wrong; set it",
+}
+OTHER_REGION: Final = frozenset({"PermanentRedirect", "301", "AuthorizationHeaderMalformed"})
+DENIED: Final = frozenset({"AccessDenied", "403", "Forbidden"})
+# 4xx that pass; all other 4xx are final.
+PASSING: Final = frozenset({408, 429})
 
 T = TypeVar("T")
 
@@ -47,9 +81,10 @@ def list_objects(text: str) -> Iterator[ObjectInfo]:
     bucket, key = _split(text)
     first_wildcard = min((key.find(c) for c in WILDCARDS if c in key), default=len(key))
     prefix, is_glob = key[:first_wildcard], first_wildcard < len(key)
-    pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    iterator = iter(pages)
-    while page := _retry(lambda: next(iterator, None), f"s3://{bucket}/{prefix}", is_object=False):
+    if is_glob and (literal := look_up(text)):  # a name may hold the characters of a glob
+        yield literal
+        return
+    for page in _pages(bucket, prefix):
         for entry in page.get("Contents", []):
             name = entry["Key"]
             below = name == key or name.startswith(key.rstrip("/") + "/") or not key
@@ -58,6 +93,55 @@ def list_objects(text: str) -> Iterator[ObjectInfo]:
                 continue
             if fnmatch.fnmatchcase(name, key) if is_glob else below:
                 yield ObjectInfo(f"s3://{bucket}/{name}", entry["Size"], entry["ETag"].strip('"'))
+
+
+def _pages(bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
+    """Yield the pages of a listing.
+
+    Each page is one request with the token of the page before, and is repeated by itself: a
+    paginator that has failed once is exhausted, and would end the listing too early.
+    """
+    position: dict[str, Any] = {"MaxKeys": PAGE_KEYS}
+    while True:
+        asked = {"Bucket": bucket, "Prefix": prefix} | position
+        page: dict[str, Any] = _retry(
+            functools.partial(_call, "list_objects_v2", asked),
+            f"s3://{bucket}/{prefix}",
+            on="listing",
+        )
+        yield page
+        if not page.get("IsTruncated"):
+            return
+        position["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _call(operation: str, arguments: dict[str, Any]) -> Any:
+    return getattr(_client(), operation)(**arguments)
+
+
+def look_up(uri: str) -> ObjectInfo | None:
+    """Return the object of exactly this name, None where there is none."""
+    bucket, key = _split(uri)
+    try:
+        head = _retry(lambda: _client().head_object(Bucket=bucket, Key=key), uri)
+    except ObjectError as error:
+        if error.code == "not_found":
+            _check_bucket(bucket)
+            return None
+        return ObjectInfo(uri, 0, "", error.code)
+    return ObjectInfo(uri, head["ContentLength"], head["ETag"].strip('"'))
+
+
+@functools.cache
+def _check_bucket(bucket: str) -> None:
+    """Raise InputError if there is no such bucket, which the answer to a HEAD does not tell."""
+    from botocore.exceptions import ClientError
+
+    try:
+        _client().list_objects_v2(Bucket=bucket, MaxKeys=1)
+    except ClientError as error:  # a role may have no right to list
+        if _code_of(error) == "NoSuchBucket":
+            raise InputError(OF_USER["NoSuchBucket"], f"s3://{bucket}") from None
 
 
 def read_range(uri: str, *, start: int, length: int | None) -> bytes:
@@ -83,7 +167,7 @@ def read_version(uri: str) -> Version:
 def put(uri: str, data: bytes, *, private: bool) -> None:  # noqa: ARG001  (part of Sink)
     """Write a whole object; who may read it is decided by the bucket's policy, not by `private`."""
     bucket, key = _split(uri)
-    _retry(lambda: _client().put_object(Bucket=bucket, Key=key, Body=data), uri, is_object=False)
+    _retry(lambda: _client().put_object(Bucket=bucket, Key=key, Body=data), uri, on="writing")
 
 
 def put_if_absent(uri: str, data: bytes) -> str | None:
@@ -103,7 +187,7 @@ def put_if_match(uri: str, data: bytes, *, etag: str) -> str | None:
 def delete(uri: str) -> None:
     """Remove an object; a missing one is not an error."""
     bucket, key = _split(uri)
-    _retry(lambda: _client().delete_object(Bucket=bucket, Key=key), uri, is_object=False)
+    _retry(lambda: _client().delete_object(Bucket=bucket, Key=key), uri, on="writing")
 
 
 def make_folder(uri: str) -> None:
@@ -185,40 +269,101 @@ def _put_if(uri: str, data: bytes, **condition: Any) -> str | None:
             # A conflict of two writes at the same time is raised here too, and is retried.
             raise
 
-    return _retry(put, uri, is_object=False)
+    return _retry(put, uri, on="writing")
 
 
-def _retry(call: Callable[[], T], uri: str, *, is_object: bool = True) -> T:
+def _retry(
+    call: Callable[[], T], uri: str, *, on: Literal["object", "listing", "writing"] = "object"
+) -> T:
     """Run a boto3 call, and again where it fails for a moment.
 
     Raises ObjectError where the server refuses one object to read, and InputError where it refuses
-    a bucket, a listing or a write (not `is_object`). StoreError: it did not answer.
+    a bucket, a listing or a write, or the credentials. StoreError: it did not answer.
     """
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from botocore.exceptions import BotoCoreError, ClientError
 
-    reason = ""
+    failure: BotoCoreError | ClientError | None = None
     for attempt in range(READ_ATTEMPTS):
         if attempt:
-            time.sleep(BACKOFF_S * 2**attempt)
+            time.sleep(random.uniform(0, BACKOFF_S * 2**attempt))  # noqa: S311 - spread, not secret
         try:
             return call()
-        except NoCredentialsError:
-            raise InputError(
-                "no credentials for S3; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-                "or use a role",
-                uri,
-            ) from None
         except ClientError as error:
-            reason = str(error.response.get("Error", {}).get("Code", "unknown"))
-            if reason == "NoSuchBucket" or (reason in MISSING | CUT and not is_object):
-                raise InputError(f"{reason}; check the bucket", uri) from None
-            if reason in MISSING | CUT:
-                raise ObjectError("not_found" if reason in MISSING else "truncated", uri) from None
+            failure = error
+            if not _may_pass(error):
+                break
         except BotoCoreError as error:
-            reason = type(error).__name__
-    # Refused on every attempt, so it is not one of the brief refusals.
-    if reason in {"AccessDenied", "403"}:
-        if is_object:
-            raise ObjectError("permission_denied", uri)
-        raise InputError("access denied; check the rights of this role", uri)
-    raise StoreError(f"S3 did not answer ({reason}); run the same command again to resume", uri)
+            failure = error
+            if _is_of_user(error):
+                break
+    assert failure is not None
+    raise _error(failure, uri, on=on) from None
+
+
+def _may_pass(error: ClientError) -> bool:
+    """Return whether a refusal may be gone a moment later.
+
+    Servers refuse valid keys for a moment (403) where their rights or clocks are not in step.
+    """
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
+    code = _code_of(error)
+    return status >= 500 or status in PASSING or code in DENIED or code in ("ExpiredToken", "200")
+
+
+def _is_of_user(error: BotoCoreError) -> bool:
+    return _sentence(error) is not None
+
+
+def _sentence(error: BotoCoreError) -> str | None:
+    """Return what the user can do about a failure before the server was reached, None: nothing."""
+    from botocore import exceptions as of
+
+    if isinstance(error, of.NoCredentialsError | of.PartialCredentialsError):
+        return (
+            "no credentials for S3; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a role"
+        )
+    if isinstance(error, of.ProfileNotFound):
+        return "AWS_PROFILE names a profile that does not exist; check ~/.aws/config"
+    if isinstance(error, of.InvalidEndpointDiscoveryConfigurationError | ValueError):
+        return "the endpoint is not an address; write AWS_ENDPOINT_URL as https://host:port"
+    if isinstance(error, of.ParamValidationError):
+        return "not a bucket and key that S3 allows; check the name"
+    return None
+
+
+def _code_of(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", "unknown"))
+
+
+def _error(error: BotoCoreError | ClientError, uri: str, *, on: str) -> CctmnError:
+    """Return the error of this package for what boto3 raised in the end."""
+    from botocore.exceptions import ClientError, ProxyConnectionError
+
+    if not isinstance(error, ClientError):
+        if (sentence := _sentence(error)) is not None:
+            return InputError(sentence, uri)
+        name = type(error).__name__
+        if isinstance(error, ProxyConnectionError):
+            return StoreError("the proxy did not answer; check HTTP_PROXY and HTTPS_PROXY", uri)
+        return StoreError(f"S3 did not answer ({name}); run the same command again to resume", uri)
+    code = _code_of(error)
+    if code in OF_USER:
+        return InputError(OF_USER[code], uri)
+    if code in OTHER_REGION:
+        headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        region = error.response.get("Error", {}).get("Region") or headers.get("x-amz-bucket-region")
+        where = f"region {region}" if region else "another region"
+        return InputError(f"the bucket is in {where}; set AWS_REGION to it", uri)
+    if on == "object":
+        if code in OF_OBJECT:
+            return ObjectError(OF_OBJECT[code], uri)
+        if code.startswith(OF_OBJECT_PREFIX):
+            return ObjectError("storage_refused", uri)
+        if code in DENIED:
+            return ObjectError("permission_denied", uri)
+    elif code in DENIED:
+        right = "s3:ListBucket" if on == "listing" else "s3:PutObject and s3:DeleteObject"
+        return InputError(f"access denied; this role needs {right}", uri)
+    if _may_pass(error):
+        return StoreError(f"S3 did not answer ({code}); run the same command again to resume", uri)
+    return InputError(f"S3 refuses this ({code}); check the bucket and the endpoint", uri)

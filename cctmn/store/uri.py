@@ -14,20 +14,22 @@ from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
 WILDCARDS: Final = "*?["
-_SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*)://")
+_SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_ALIASES: Final = {"s3a": "s3", "s3n": "s3"}  # Hadoop's names
 
 
 def scheme(text: str) -> str:
     """Return the scheme of a URI, such as "s3"; a plain path has the scheme "file"."""
     match = _SCHEME.match(text)
-    return match[1] if match else "file"
+    name = match[1].lower() if match else "file"
+    return _ALIASES.get(name, name)
 
 
 def to_uri(text: str) -> str:
     """Return the absolute URI of a local path; a URI of another storage stays unchanged."""
-    if scheme(text) != "file":
-        return text
-    path = os.fsdecode(unquote_to_bytes(text[7:])) if text.startswith("file://") else text
+    if (name := scheme(text)) != "file":
+        return name + text[text.index("://") :]
+    path = os.fsdecode(unquote_to_bytes(text[7:])) if _SCHEME.match(text) else text
     # Unlike that of pathlib, it leaves "~$x.png" alone: Office names its lock files like that.
     absolute = Path(os.path.expanduser(path)).absolute()  # noqa: PTH111
     return "file://" + quote(os.fsencode(os.path.normpath(absolute)))

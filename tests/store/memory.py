@@ -35,6 +35,10 @@ def list_objects(text: str) -> Iterator[ObjectInfo]:
         yield ObjectInfo("mem://" + path.lstrip("/"), len(data), _etag(data))
 
 
+def look_up(uri: str) -> ObjectInfo | None:
+    return next((info for info in list_objects(uri) if info.uri == uri), None)
+
+
 def read_range(uri: str, *, start: int, length: int | None) -> bytes:
     data = read_version(uri).data
     return data[start:] if length is None else data[start : start + length]
