@@ -10,7 +10,17 @@ from tests.conftest import REPO
 # concerns changes to its own files alone.
 ALLOWED = {
     *("0BSD", "BSD", "BSD License", "BSD-2-Clause", "BSD-3-Clause", "3-Clause BSD License"),
-    *("FreeBSD", "MIT", "MIT License", "MIT-CMU", "Zlib", "CC0-1.0", "ISC License (ISCL)", "HPND"),
+    *(
+        "FreeBSD",
+        "MIT",
+        "MIT-0",
+        "MIT License",
+        "MIT-CMU",
+        "Zlib",
+        "CC0-1.0",
+        "ISC License (ISCL)",
+        "HPND",
+    ),
     *("Apache-2.0", "Apache 2.0", "Apache License 2.0", "Apache Software License"),
     *("PSF-2.0", "Python Software Foundation License", "The Unlicense (Unlicense)"),
     *("MPL-2.0", "Mozilla Public License 2.0 (MPL 2.0)"),
