@@ -72,7 +72,7 @@ def log(text: str, *, level: str = "info") -> None:
     for line in text.splitlines():
         at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         entry = {"time": at, "level": level, "run": run_id(), "text": line}
-        sys.stderr.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        _write(json.dumps(entry, ensure_ascii=False))
 
 
 def print_error(text: str, *, named: str) -> None:
@@ -80,4 +80,9 @@ def print_error(text: str, *, named: str) -> None:
     if logs_json():
         log(text + (" (CCTMN_LOG=text shows the names)" if named != text else ""), level="error")
     else:
-        sys.stderr.write(f"error: {printable(named)}\n")
+        _write(f"error: {printable(named)}")
+
+
+def _write(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -116,6 +116,10 @@ def _watched() -> Iterator[None]:
             if all(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in servers):
                 continue
             if not done.is_set():
+                # without their GCS the others would wait for a minute
+                for process in psutil.Process().children(recursive=True):
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
                 print_error(_RAY_DIED, named=_RAY_DIED)
                 os._exit(EXIT_REFUSED)
 

@@ -352,8 +352,8 @@ def _error(error: BotoCoreError | ClientError, uri: str, *, on: str) -> CctmnErr
     if code in OTHER_REGION:
         headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
         region = error.response.get("Error", {}).get("Region") or headers.get("x-amz-bucket-region")
-        where = f"region {region}" if region else "another region"
-        return InputError(f"the bucket is in {where}; set AWS_REGION to it", uri)
+        name = f"region {region}" if region else "another region"
+        return InputError(f"the bucket is in {name}; set AWS_REGION to it", uri)
     if on == "object":
         if code in OF_OBJECT:
             return ObjectError(OF_OBJECT[code], uri)

@@ -140,17 +140,13 @@ def nodes(no_ray: None) -> Iterator[Any]:
 
 
 @pytest.mark.timeout(300)
-def test_scorers_on_one_node_work_at_once(nodes: Any, slices: Path, tmp_path: Path) -> None:
-    nodes.add_node(num_cpus=2, num_gpus=4, object_store_memory=STORE)
-    check_all_work(tmp_path, slices, scorers=4)
-
-
-@pytest.mark.timeout(300)
-def test_scorers_on_several_nodes_work_at_once(nodes: Any, slices: Path, tmp_path: Path) -> None:
-    for _ in range(3):
-        nodes.add_node(num_cpus=2, num_gpus=1, object_store_memory=STORE)
+def test_all_scorers_of_one_node_and_of_several_work_at_once(
+    nodes: Any, slices: Path, tmp_path: Path
+) -> None:
+    for gpus in (2, 1, 1):
+        nodes.add_node(num_cpus=2, num_gpus=gpus, object_store_memory=STORE)
     nodes.wait_for_nodes()
-    check_all_work(tmp_path, slices, scorers=3)
+    check_all_work(tmp_path, slices, scorers=4)
 
 
 @pytest.mark.timeout(300)

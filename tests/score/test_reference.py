@@ -30,6 +30,7 @@ from tests.score.conftest import manifest, predictions
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+ONE = ("--set", "actors=1")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def corpus(
     """The corpus, the output of scoring it and the real slices, and the log of that."""
     out = tmp_path_factory.mktemp("corpus") / "out"
     folder = shared / "data" / "corpus"
-    done = cctmn("score", folder, shared / "data" / "ct_slices", "-o", out, "-m", classifier)
+    done = cctmn("score", folder, shared / "data" / "ct_slices", "-o", out, "-m", classifier, *ONE)
     assert done.returncode == 3, done.stderr
     return folder, out, done.stdout + done.stderr
 
@@ -85,8 +86,8 @@ def test_a_detector_alone_writes_its_lesions(shared: Path, cctmn: Command, tmp_p
     (tmp_path / "in").mkdir()
     for name in expected:
         (tmp_path / "in" / name).symlink_to(shared / "data/ct_slices" / name)
-    sets = ("--set", "masks=true", "--set", "actors=1")
-    done = cctmn("score", tmp_path / "in", "-o", out, "-m", model, *sets)
+    masks = ("--set", "masks=true")
+    done = cctmn("score", tmp_path / "in", "-o", out, "-m", model, *masks, *ONE)
     assert done.returncode == 0, done.stderr
     rows = by_file(out)
     labels = {1: "ggo", 2: "consolidation"}

@@ -287,7 +287,7 @@ def test_storage_that_dies_stops_the_job_and_loses_nothing(
 
     execute = run.pipeline.execute
     monkeypatch.setattr(run.pipeline, "execute", gone)
-    with pytest.raises(CctmnError, match="check the bucket"):
+    with pytest.raises(CctmnError, match="no such bucket"):
         run.score(job("s3://dying", tmp_path / "out"), address=cluster)
     monkeypatch.setattr(run.pipeline, "execute", execute)
     s3.bucket("dying")

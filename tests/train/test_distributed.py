@@ -103,16 +103,17 @@ def trained(cluster: str, made: Path, tmp_path_factory: pytest.TempPathFactory) 
 def test_two_workers_learn_what_one_learns(cluster: str, made: Path, tmp_path: Path) -> None:
     """The same global batch, and in it slices without a lesion that leave one worker none."""
     curves = []
+    config = replace(DETECTOR, optim=replace(DETECTOR.optim, epochs=1))
     for workers in (1, 2):
         out = tmp_path / str(workers)
         out.mkdir()
-        distributed.fit(spec_of(made, out, config=DETECTOR), workers=workers, use_gpu=False)
+        distributed.fit(spec_of(made, out, config=config), workers=workers, use_gpu=False)
         curves.append([row["loss"] for row in table(out / "steps.csv")])
-    assert len(curves[0]) == 6
+    assert len(curves[0]) == 3
     # Adam divides by the root of a tiny second moment, so rounding grows over the steps.
     assert curves[0][:2] == pytest.approx(curves[1][:2], rel=1e-5)
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
-    assert len(set(curves[0])) == 6  # and each step changes the weights
+    assert len(set(curves[0])) == 3  # and each step changes the weights
 
 
 def test_both_stages_and_scoring_on_s3(cluster: str, s3: Any, made: Path, tmp_path: Path) -> None:
