@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from cctmn.cli import cli
 from cctmn.model import checkpoint
 from cctmn.model.card import ASSETS, read_card
 from cctmn.phantom import layouts
 
 pytestmark = pytest.mark.slow
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
 
-
-def figures(done: subprocess.CompletedProcess[str]) -> dict[str, float]:
-    assert done.returncode == 0, done.stderr
+def figures(*args: object) -> dict[str, float]:
+    """What `cctmn models evaluate cctmn:demo` prints."""
+    words = ["models", "evaluate", "cctmn:demo", *map(str, args), "--json"]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
     return dict(json.loads(done.stdout))
 
 
@@ -36,17 +37,17 @@ def test_its_weights_fit_its_card_and_its_card_states_its_use() -> None:
     assert card.provenance["seed"] == 20
 
 
-def test_it_classifies_unseen_phantoms(cctmn: Command, tmp_path: Path) -> None:
+def test_it_classifies_unseen_phantoms(tmp_path: Path) -> None:
     layouts.write_slices(tmp_path, count=90, seed=5)
-    metrics = figures(cctmn("models", "evaluate", "cctmn:demo", "--slices", tmp_path, "--json"))
+    metrics = figures("--slices", tmp_path)
     assert metrics["accuracy"] >= 0.97
     assert metrics["accuracy"] == pytest.approx(
         recorded("slices")["accuracy"], abs=0.012
     )  # one slice
 
 
-def test_it_finds_lesions_of_unseen_phantoms(cctmn: Command, tmp_path: Path) -> None:
+def test_it_finds_lesions_of_unseen_phantoms(tmp_path: Path) -> None:
     layouts.write_lesions(tmp_path, count=40, seed=6)
-    metrics = figures(cctmn("models", "evaluate", "cctmn:demo", "--lesions", tmp_path, "--json"))
+    metrics = figures("--lesions", tmp_path)
     assert metrics["image_ap50"] >= 0.62
     assert metrics["image_ap50"] == pytest.approx(recorded("lesions")["image_ap50"], abs=0.02)

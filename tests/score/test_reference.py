@@ -18,9 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from pycocotools import mask as rle
 
 from cctmn import tables
+from cctmn.cli import cli
 from cctmn.contract import InputContract
 from cctmn.read import fetch
 from cctmn.read.decode import open_image
@@ -33,13 +35,16 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 ONE = ("--set", "actors=1")
 
 
+def call(*args: object) -> None:
+    """Run the command in this process, on the Ray that it is connected to."""
+    done = CliRunner().invoke(cli, [str(arg) for arg in args])
+    assert done.exit_code == 0, done.output
+
+
 @pytest.fixture(scope="module")
-def classifier(shared: Path, cctmn: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def classifier(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "classifier"
-    done = cctmn(
-        "models", "import", shared / "reference/classification_model_r18t1.pth", "-o", folder
-    )
-    assert done.returncode == 0, done.stderr
+    call("models", "import", shared / "reference/classification_model_r18t1.pth", "-o", folder)
     return folder
 
 
@@ -78,17 +83,15 @@ def test_every_slice_gets_the_authors_logits(shared: Path, corpus: tuple[Path, P
         assert rows[name]["pred_class"] == classes[int(np.argmax(there["logits"]))]
 
 
-def test_a_detector_alone_writes_its_lesions(shared: Path, cctmn: Command, tmp_path: Path) -> None:
+def test_a_detector_alone_writes_its_lesions(shared: Path, cluster: str, tmp_path: Path) -> None:
     model, out = tmp_path / "m", tmp_path / "out"
     pth = shared / "reference/segmentation_model_r18t1.pth"
-    assert cctmn("models", "import", pth, "-o", model).returncode == 0
+    call("models", "import", pth, "-o", model)
     expected = json.loads((shared / "reference/segmentation_expected.json").read_text())
     (tmp_path / "in").mkdir()
     for name in expected:
         (tmp_path / "in" / name).symlink_to(shared / "data/ct_slices" / name)
-    masks = ("--set", "masks=true")
-    done = cctmn("score", tmp_path / "in", "-o", out, "-m", model, *masks, *ONE)
-    assert done.returncode == 0, done.stderr
+    call("score", tmp_path / "in", "-o", out, "-m", model, "-q", "--set", "masks=true", *ONE)
     rows = by_file(out)
     labels = {1: "ggo", 2: "consolidation"}
     for name, there in expected.items():

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -249,29 +248,6 @@ def workers(of: int | None = None) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return result
-
-
-def test_a_worker_that_dies_is_replaced(cluster: str, made: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    config = replace(DETECTOR, optim=replace(DETECTOR.optim, epochs=3))
-    killed: list[int] = []
-
-    def kill() -> None:
-        end = time.monotonic() + TIMEOUT_S
-        while time.monotonic() < end and not (out / "metrics.csv").exists():
-            time.sleep(0.02)
-        for process in workers():
-            process.kill()
-            killed.append(process.pid)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    distributed.fit(spec_of(made, out, config=config), workers=1, use_gpu=False)
-    killer.join()
-    assert killed
-    assert [row["epoch"] for row in table(out / "metrics.csv")] == [1, 2, 3]
-    assert len(table(out / "steps.csv")) == 9
 
 
 def test_a_run_killed_in_an_epoch_ends_as_an_unbroken_run(
