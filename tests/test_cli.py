@@ -12,43 +12,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from click.testing import CliRunner
 
 from cctmn import store
-from cctmn.cli import cli, main
 from cctmn.errors import ConfigError
 from cctmn.score.doctor import spread
 from cctmn.score.run import ScoreJob
+from tests.commands import call, one_line
 from tests.conftest import REPO, S3Server
 from tests.makers import dicom, png, zipped
 from tests.processes import end_with_the_test_run
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def one_line(done: subprocess.CompletedProcess[str], *, code: int, message: str) -> None:
-    assert done.returncode == code, done.stderr
-    [line] = done.stderr.strip().splitlines()
-    assert line.startswith("error: ")
-    assert message in line
-
-
-def call(*args: object) -> subprocess.CompletedProcess[str]:
-    """Run the command in this process, for commands that end before any heavy work."""
-    runner = CliRunner()
-    words = [str(a) for a in args]
-
-    def run() -> None:
-        cli(words, standalone_mode=False)
-
-    with runner.isolation() as streams:
-        code = 0
-        try:
-            main(run)
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = (stream.getvalue().decode() for stream in streams[:2])
-    return subprocess.CompletedProcess(words, code, out, err)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import call, one_line
 from tests.evaluate.outputs import study, write_labels, write_output
-from tests.test_cli import call, one_line
 
 SPLIT = "Normal_7_70_0001.png 0 1 2 30 40\nCP_8_80_0002.png 1 0 0 9 9\n"
 

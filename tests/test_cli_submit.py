@@ -14,8 +14,8 @@ import pytest
 from cctmn.cli import cli
 from cctmn.errors import ConfigError, PreflightError
 from cctmn.submit import Jobs, Order, address_of, base_id, runtime_env
+from tests.commands import call, one_line
 from tests.conftest import REPO
-from tests.test_cli import call, one_line
 
 # The package has the command `submit`, which hides the module of that name.
 module = importlib.import_module("cctmn.cli.submit")

@@ -6,21 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from cctmn.cli import cli
 from cctmn.model import checkpoint
 from cctmn.model.card import ASSETS, read_card
 from cctmn.phantom import layouts
+from tests.commands import call
 
 pytestmark = pytest.mark.slow
 
 
 def figures(*args: object) -> dict[str, float]:
     """What `cctmn models evaluate cctmn:demo` prints."""
-    words = ["models", "evaluate", "cctmn:demo", *map(str, args), "--json"]
-    done = CliRunner().invoke(cli, words)
-    assert done.exit_code == 0, done.output
+    done = call("models", "evaluate", "cctmn:demo", *args, "--json")
+    assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
 
 

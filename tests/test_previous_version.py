@@ -8,9 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import torch
 
 from cctmn import tables
 from cctmn.model import checkpoint
+from tests.commands import call
 from tests.train.small import small_arch, small_card, write_slices
 
 PREVIOUS = Path(__file__).parent / "assets" / "previous"
@@ -28,8 +27,6 @@ TRAIN = (
     *("--set", "hardware.workers=1", "--set", "hardware.threads=1"),
     *("--set", "hardware.checkpoint_s=0"),
 )
-
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -62,9 +59,8 @@ def constant_detector(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.ray
 def test_scoring_output_is_resumed_and_evaluated(
-    s3: Any, cctmn: Command, scored: Path, tmp_path: Path
+    s3: Any, cluster: str, scored: Path, tmp_path: Path
 ) -> None:
     s3.bucket("previous")
     s3.upload("previous", "archive.zip", (PREVIOUS / "archive.zip").read_bytes())
@@ -72,7 +68,7 @@ def test_scoring_output_is_resumed_and_evaluated(
     assert (before["counts"]["ok"], before["counts"]["pending"]) == (5, 4)
     rows_before = {row["slice_id"]: row for row in tables.rows((scored / "predictions").as_uri())}
 
-    done = cctmn("score", "s3://previous/archive.zip", "-o", scored, "-m", "cctmn:demo")
+    done = call("score", "s3://previous/archive.zip", "-o", scored, "-m", "cctmn:demo")
     assert done.returncode == 0, done.stderr
     assert "begun by version 1 of the reader" in done.stderr
     after = read_json(scored / "manifest.json")
@@ -91,7 +87,7 @@ def test_scoring_output_is_resumed_and_evaluated(
     assert {key: rows[key] for key in rows_before} == rows_before
 
     labels = PREVIOUS / "labels.csv"
-    evaluated = cctmn(
+    evaluated = call(
         *("evaluate", scored, "--labels", labels, "--no-gallery"),
         *("-o", tmp_path / "evaluation", "--resamples", "100"),
     )
@@ -100,10 +96,10 @@ def test_scoring_output_is_resumed_and_evaluated(
 
 
 def test_unfinished_scoring_output_is_evaluated_to_the_same_values(
-    cctmn: Command, scored: Path, tmp_path: Path
+    scored: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "evaluation"
-    done = cctmn(
+    done = call(
         *("evaluate", scored, "--labels", PREVIOUS / "labels.csv", "--no-gallery"),
         *("-o", out, "--resamples", "100"),
     )
@@ -118,17 +114,17 @@ def values_of(document: dict[str, Any]) -> dict[str, Any]:
     return {name: metric["value"] for name, metric in metrics.items()}
 
 
-def test_evaluation_is_reported(cctmn: Command, tmp_path: Path) -> None:
+def test_evaluation_is_reported(tmp_path: Path) -> None:
     folder = shutil.copytree(PREVIOUS / "evaluation", tmp_path / "evaluation")
-    done = cctmn("report", folder)
+    done = call("report", folder)
     assert done.returncode == 0, done.stderr
     assert "accuracy" in (tmp_path / "evaluation" / "report.html").read_text().lower()
 
 
 def test_scoring_output_of_another_model_is_still_refused(
-    s3: Any, cctmn: Command, scored: Path, trained: Path
+    s3: Any, scored: Path, trained: Path
 ) -> None:
-    done = cctmn("score", "s3://previous/archive.zip", "-o", scored, "-m", trained / "model")
+    done = call("score", "s3://previous/archive.zip", "-o", scored, "-m", trained / "model")
     assert done.returncode == 2, done.stderr
     assert "weights_sha256" in done.stderr
     assert read_json(scored / "manifest.json")["counts"]["pending"] == 4
@@ -142,15 +138,14 @@ def test_model_is_loaded(trained: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.ray
-def test_training_run_is_resumed(cctmn: Command, trained: Path, tmp_path: Path) -> None:
+def test_training_run_is_resumed(cluster: str, trained: Path, tmp_path: Path) -> None:
     slices = write_slices(tmp_path / "slices", count=6, seed=1)
     valid = write_slices(tmp_path / "slices-valid", count=3, seed=2)
     before = read_json(trained / "manifest.json")
     first_steps = (trained / "steps.csv").read_text().splitlines()
     assert (before["epochs"], len(first_steps)) == (1, 4)
 
-    done = cctmn(
+    done = call(
         *("train", "classifier", "--data", slices, "--split", slices / "split.txt"),
         *("--valid", valid, "-m", constant_detector(tmp_path / "detector"), "-o", trained),
         *TRAIN,

@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from cctmn.cli import cli
+from tests.commands import call
 from tests.train.small import detector_folder, write_slices
 
 
 def cctmn(*args: object) -> None:
-    done = CliRunner().invoke(cli, [str(arg) for arg in args])
-    assert done.exit_code == 0, done.output
+    done = call(*args)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from click.testing import CliRunner
 
-from cctmn.cli import cli
 from cctmn.phantom import layouts as phantom
+from tests.commands import call
 from tests.processes import end_with_the_test_run
 from tests.score.conftest import manifest, predictions, results
 
@@ -58,8 +57,8 @@ def whole(
     """The output of a run that nothing disturbed."""
     out = tmp_path_factory.mktemp("whole") / "out"
     options = ["-m", fresh_model, "-q", "--set", "block_rows=2", "--set", "actors=1"]
-    done = CliRunner().invoke(cli, [str(part) for part in ("score", study, "-o", out, *options)])
-    assert done.exit_code == 0, done.output
+    done = call("score", study, "-o", out, *options)
+    assert done.returncode == 0, done.stderr
     return out
 
 

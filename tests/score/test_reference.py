@@ -18,15 +18,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 from pycocotools import mask as rle
 
 from cctmn import tables
-from cctmn.cli import cli
 from cctmn.contract import InputContract
 from cctmn.read import fetch
 from cctmn.read.decode import open_image
 from cctmn.read.preprocess import to_input
+from tests.commands import call
 from tests.score.conftest import manifest, predictions
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -35,16 +34,11 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 ONE = ("--set", "actors=1")
 
 
-def call(*args: object) -> None:
-    """Run the command in this process, on the Ray that it is connected to."""
-    done = CliRunner().invoke(cli, [str(arg) for arg in args])
-    assert done.exit_code == 0, done.output
-
-
 @pytest.fixture(scope="module")
 def classifier(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "classifier"
-    call("models", "import", shared / "reference/classification_model_r18t1.pth", "-o", folder)
+    pth = shared / "reference/classification_model_r18t1.pth"
+    assert call("models", "import", pth, "-o", folder).returncode == 0
     return folder
 
 
@@ -86,12 +80,13 @@ def test_every_slice_gets_the_authors_logits(shared: Path, corpus: tuple[Path, P
 def test_a_detector_alone_writes_its_lesions(shared: Path, cluster: str, tmp_path: Path) -> None:
     model, out = tmp_path / "m", tmp_path / "out"
     pth = shared / "reference/segmentation_model_r18t1.pth"
-    call("models", "import", pth, "-o", model)
+    assert call("models", "import", pth, "-o", model).returncode == 0
     expected = json.loads((shared / "reference/segmentation_expected.json").read_text())
     (tmp_path / "in").mkdir()
     for name in expected:
         (tmp_path / "in" / name).symlink_to(shared / "data/ct_slices" / name)
-    call("score", tmp_path / "in", "-o", out, "-m", model, "-q", "--set", "masks=true", *ONE)
+    done = call("score", tmp_path / "in", "-o", out, "-m", model, "--set", "masks=true", *ONE)
+    assert done.returncode == 0, done.stderr
     rows = by_file(out)
     labels = {1: "ggo", 2: "consolidation"}
     for name, there in expected.items():
