@@ -193,11 +193,10 @@ def test_doctor_samples_evenly(count: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.ray
 def test_demo_runs_twice_and_compares_predictions_with_the_truth(
-    cctmn: Command, tmp_path: Path
+    cluster: str, tmp_path: Path
 ) -> None:
-    done = cctmn("demo", "-o", tmp_path / "demo")
+    done = call("demo", "-o", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
     assert "32 slices = 32 ok + 0 passed over + 0 error + 0 pending" in done.stderr
     right = re.search(r"^(\d+) of 32 slices are classified correctly", done.stdout, re.MULTILINE)
@@ -207,7 +206,7 @@ def test_demo_runs_twice_and_compares_predictions_with_the_truth(
     report = (tmp_path / "demo/evaluation/report.html").read_text()
     assert "data:image/png" in report
     assert "Only 4 patients" in report
-    again = cctmn("demo", "-o", tmp_path / "demo")
+    again = call("demo", "-o", tmp_path / "demo")
     assert again.returncode == 0, again.stderr
     assert "32 slices done, 0 to score" in again.stderr
     assert again.stdout == done.stdout

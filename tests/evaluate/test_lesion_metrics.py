@@ -18,19 +18,20 @@ from cctmn.metrics.intervals import Resampling
 from cctmn.phantom import layouts
 from cctmn.train import measure
 from cctmn.train.datasets import Data
+from tests.commands import call
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = pytest.mark.slow
 
 SLICES = 8
 
 
 @pytest.fixture(scope="module")
-def scored(tmp_path_factory: pytest.TempPathFactory, cctmn) -> Path:
+def scored(tmp_path_factory: pytest.TempPathFactory, cluster: str) -> Path:
     """Phantoms with lesions, scored with masks by the model that ships."""
     folder = tmp_path_factory.mktemp("lesions")
     layouts.write_lesions(folder / "data", count=SLICES, seed=6)
     (folder / "data/imgs/9_9.png").write_bytes((folder / "data/imgs/60000_0.png").read_bytes())
-    done = cctmn(
+    done = call(
         *("score", folder / "data/imgs", "-o", folder / "out", "-m", "cctmn:demo"),
         *("--set", "masks=true", "-q"),
     )
