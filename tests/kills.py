@@ -60,6 +60,21 @@ def processes_of(run: subprocess.Popen[bytes], word: str) -> list[psutil.Process
     return chosen
 
 
+def find(
+    run: subprocess.Popen[bytes], word: str, *, out: Path, pause_s: float
+) -> list[psutil.Process]:
+    """The processes of that word, some time after the run has committed; none if it ends before."""
+    held = len(list(out.glob("predictions/*.parquet")))
+    while run.poll() is None and len(list(out.glob("predictions/*.parquet"))) <= held:
+        time.sleep(0.05)
+    time.sleep(pause_s)
+    while run.poll() is None:
+        if victims := processes_of(run, word):
+            return victims
+        time.sleep(0.01)
+    return []
+
+
 def end(run: subprocess.Popen[bytes]) -> None:
     """Kill what is left of the run, and wait until all of it is gone."""
     try:
@@ -103,10 +118,8 @@ def main(kills: int, slices: int, seed: int) -> None:
             while code != 0:
                 run = start(study, out)
                 if done < kills:
-                    time.sleep(rng.uniform(2, 20))
                     kind = list(VICTIMS)[done % len(VICTIMS)]
-                    victims = processes_of(run, VICTIMS[kind])
-                    if victims and run.poll() is None:
+                    if victims := find(run, VICTIMS[kind], out=out, pause_s=rng.uniform(0, 4)):
                         rng.choice(victims).kill()
                         struck[kind] += 1
                         done += 1
