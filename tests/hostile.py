@@ -86,7 +86,7 @@ def main(good: int) -> None:
             for row in table.to_pylist():
                 code = rows[row["slice_id"]]["error_code"]
                 listed.add(row["uri"])
-                scored += "/good" in row["uri"] and not code
+                scored += "/in/good" in row["uri"] and not code
         codes = Counter(row["error_code"] or "scored" for row in rows.values())
         files = sum(path.is_file() for path in folder.rglob("*"))
         slowest = max(row["t_decode_ms"] for row in rows.values()) / 1e3
