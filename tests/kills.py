@@ -34,7 +34,7 @@ VICTIMS = {
     "raylet": "raylet/raylet",
     "gcs": "gcs_server",
 }
-PATIENCE_S = 60.0  # for a job to end by itself after a kill
+PATIENCE_S = 300.0  # for a job to end by itself after a kill
 
 
 def start(study: Path, out: Path) -> subprocess.Popen[bytes]:
