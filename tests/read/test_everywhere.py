@@ -24,9 +24,12 @@ from cctmn.read import inventory
 from cctmn.score.prepare import prepare
 from tests.conftest import SHARED, S3Server
 
-pytestmark = pytest.mark.skipif(
-    not SHARED.is_dir(), reason="no reference material: the folder `shared` is not here"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not SHARED.is_dir(), reason="no reference material: the folder `shared` is not here"
+    ),
+]
 KEY = b"k" * 32
 FOLDERS = ("data/corpus", "cases/imaging", "cases/reliability")
 LISTS = (".csv", ".pth", ".py")  # manifests, a checkpoint, scripts: cases of other commands
