@@ -209,7 +209,7 @@ def parse_card(card_bytes: bytes, *, where: str) -> Card:
         raw["arch"] = Arch(**_checked(raw["arch"], Arch))
         return Card(**raw)
     except ModelError as error:
-        raise ModelError(f"{CARD}: {error}", where) from None
+        raise ModelError(f"{CARD}: {error.text}", where) from None
 
 
 def read_card(folder: Path | str) -> Card:

@@ -77,7 +77,7 @@ def import_checkpoint(path: Path, *, lesions: str | None = None) -> tuple[Net, C
             inside = arch.image_classes and not name.startswith("module_s.")
             tensors["detector." + name if inside else name] = saved.tensor(ref)
     except ModelError as error:
-        raise ModelError(str(error), where) from None
+        raise ModelError(error.text, where) from None
     # torch before 0.4 did not count batches, and nothing here reads the count.
     for name in [n for n in tensors if n.endswith(".running_mean")]:
         counter = name.replace("running_mean", "num_batches_tracked")

@@ -142,24 +142,26 @@ def check_content(slice_: Slice, grey: npt.NDArray[np.uint8]) -> set[str]:
     has_lung = _lung_fraction(air, inner) >= _MIN_LUNG_FRACTION
     if not has_lung:
         flags.add("no_lung")
-    if slice_.unit != "hu" and (
-        _has_several_bodies(air, inner)
-        or _shows_twice(grey)
-        or (has_lung and not _is_axial(air, inner))
-    ):
-        flags.add("not_ct_like")
+    if slice_.unit != "hu":
+        bodies, count = ndimage.label(~air | inner)
+        sizes = np.bincount(bodies.ravel(), minlength=count + 1)[1:]
+        if (
+            _are_several(sizes, area=air.size)
+            or _shows_twice(grey)
+            or (has_lung and not _is_axial(bodies == 1 + np.argmax(sizes)))
+        ):
+            flags.add("not_ct_like")
     if long > _MAX_ASPECT * short or not _MIN_PART < air.mean() < 1 - _MIN_PART:
         flags.add("not_ct_like")
     return flags
 
 
-def _has_several_bodies(air: npt.NDArray[np.bool_], inner: npt.NDArray[np.bool_]) -> bool:
+def _are_several(sizes: npt.NDArray[np.int_], *, area: int) -> bool:
     """Return whether two bodies of similar size lie side by side, as on a film sheet."""
-    labels, count = ndimage.label(~air | inner)
-    if count <= 1:
+    if len(sizes) <= 1:
         return False
-    sizes = np.sort(np.bincount(labels.ravel())[1:])
-    return bool(sizes[-2] > _MIN_SECOND_BODY * sizes[-1] and sizes[-2] > _MIN_PART * air.size)
+    second, first = np.sort(sizes)[-2:]
+    return bool(second > _MIN_SECOND_BODY * first and second > _MIN_PART * area)
 
 
 def _shows_twice(grey: npt.NDArray[np.uint8]) -> bool:
@@ -175,12 +177,8 @@ def _shows_twice(grey: npt.NDArray[np.uint8]) -> bool:
     )
 
 
-def _is_axial(air: npt.NDArray[np.bool_], inner: npt.NDArray[np.bool_]) -> bool:
+def _is_axial(body: npt.NDArray[np.bool_]) -> bool:
     """Return whether the largest body lies as in an axial slice: wider than high, air above it."""
-    labels, count = ndimage.label(~air | inner)
-    if count == 0:
-        return True
-    body = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
     side = max(body[:, 0].mean(), body[:, -1].mean())
     if side > _MAX_BODY_SIDE:  # cut at the sides, so its width is not known
         return True

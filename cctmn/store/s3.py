@@ -294,7 +294,7 @@ def _retry(
                 break
         except BotoCoreError as error:
             failure = error
-            if _is_of_user(error):
+            if _sentence(error) is not None:
                 break
     assert failure is not None
     raise _error(failure, uri, on=on) from None
@@ -310,10 +310,6 @@ def _may_pass(error: ClientError) -> bool:
     return status >= 500 or status in PASSING or code in DENIED or code in ("ExpiredToken", "200")
 
 
-def _is_of_user(error: BotoCoreError) -> bool:
-    return _sentence(error) is not None
-
-
 def _sentence(error: BotoCoreError) -> str | None:
     """Return what the user can do about a failure before the server was reached, None: nothing."""
     from botocore import exceptions as of
@@ -324,8 +320,6 @@ def _sentence(error: BotoCoreError) -> str | None:
         )
     if isinstance(error, of.ProfileNotFound):
         return "AWS_PROFILE names a profile that does not exist; check ~/.aws/config"
-    if isinstance(error, of.InvalidEndpointDiscoveryConfigurationError | ValueError):
-        return "the endpoint is not an address; write AWS_ENDPOINT_URL as https://host:port"
     if isinstance(error, of.ParamValidationError):
         return "not a bucket and key that S3 allows; check the name"
     return None
