@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from cctmn import store
+from cctmn import store, upload
 from cctmn.errors import (
     EXIT_OK,
     EXIT_REFUSED,
@@ -50,19 +50,6 @@ STOP_WAIT_S: Final = 30
 
 # Variables that the nodes need to reach the same storage. Keys are not among them.
 PASSED_ON: Final = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
-# Patterns as in .gitignore: a slash in front matches at the top of the folder only.
-EXCLUDED: Final = (
-    ".git",
-    ".venv",
-    "/build",
-    "/demo",
-    "/dist",
-    "/out",
-    "__pycache__",
-    ".mypy_cache",
-    ".pytest_cache",
-    ".ruff_cache",
-)
 # Loggers of Ray's client; their errors are reported in one line here.
 CLIENT_LOGGERS: Final = (
     "dashboard.modules.dashboard_sdk",
@@ -86,7 +73,7 @@ class Order:
     # The output folder that the script is given, or None if it has none.
     out: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
-    # The folder to upload; None uploads the checkout that holds the script.
+    # The folder to upload; None uploads what git tracks of the checkout that holds the script.
     working_dir: str | None = None
     # If False, cctmn is in the cluster's image, and the script is a path in it.
     upload: bool = True
@@ -140,8 +127,8 @@ def base_id(out: str | None) -> str:
     return f"cctmn-{hashlib.sha256(uri.encode()).hexdigest()[:12]}"
 
 
-def runtime_env(order: Order) -> tuple[dict[str, Any], str]:
-    """Return Ray's runtime environment for the job, and the script's path inside it."""
+def runtime_env(order: Order, *, folder: str | None) -> dict[str, Any]:
+    """Return Ray's runtime environment for the job, with the folder to upload or without one."""
     env = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
     for name in PASSED_ON:
         value = os.environ.get(name)
@@ -149,33 +136,7 @@ def runtime_env(order: Order) -> tuple[dict[str, Any], str]:
         if value and urlsplit(value).username is None:
             env[name] = value
     environment: dict[str, Any] = {"env_vars": env | dict(order.env)}
-    if not order.upload:
-        return environment, order.script
-    folder, script = _upload(order)
-    environment["working_dir"] = folder
-    if "://" not in folder:
-        environment["excludes"] = list(EXCLUDED)
-    return environment, script
-
-
-def _upload(order: Order) -> tuple[str, str]:
-    """Return the folder to upload, and the script's path below it."""
-    if order.working_dir is not None and "://" in order.working_dir:
-        return order.working_dir, order.script
-    script = Path(order.script).absolute()
-    if order.working_dir is not None:
-        folder = Path(order.working_dir).absolute()
-        if not script.is_relative_to(folder) or not script.is_file():
-            script = folder / order.script
-    else:
-        above = [p for p in script.parents if (p / "pyproject.toml").is_file()]
-        folder = above[0] if above else script.parent
-    if not script.is_file():
-        raise InputError(
-            f"{order.script}: no such script; give the path of a script, or add --no-upload if "
-            "the cluster's image holds it"
-        )
-    return str(folder), script.relative_to(folder).as_posix()
+    return environment if folder is None else environment | {"working_dir": folder}
 
 
 class Jobs:
@@ -203,9 +164,18 @@ class Jobs:
             self._client._do_request, timeout=(CONNECT_S, ANSWER_S)
         )
 
-    def submit(self, order: Order) -> str:
-        """Submit the job and return its id. Raises ResumeError while a job with this OUT runs."""
-        env, script = runtime_env(order)
+    def submit(self, order: Order, *, write: Write) -> str:
+        """Submit the job and return its id; `write` gets a line on what is uploaded.
+
+        Raises ResumeError while a job with this OUT runs.
+        """
+        if not order.upload:
+            return self._submit(order, order.script, runtime_env(order, folder=None))
+        with upload.staged(order.script, order.working_dir) as what:
+            write(what.summary)
+            return self._submit(order, what.script, runtime_env(order, folder=what.folder))
+
+    def _submit(self, order: Order, script: str, env: dict[str, Any]) -> str:
         base = base_id(order.out)
         attempts = self._attempts(base)
         for job in attempts.values():

@@ -7,7 +7,6 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
@@ -71,15 +70,11 @@ def test_endpoint_and_region_travel_and_keys_do_not(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("AWS_REGION", "eu-north-1")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:secret@host")
-    monkeypatch.chdir(REPO)
-    env, script = runtime_env(Order("jobs/score.py", env={"A": "b"}))
-    assert script == "jobs/score.py"
+    env = runtime_env(Order("jobs/score.py", env={"A": "b"}), folder="/here")
     assert (env["env_vars"]["AWS_REGION"], env["env_vars"]["A"]) == ("eu-north-1", "b")
     assert "secret" not in json.dumps(env)
-    assert Path(env["working_dir"]) == REPO
-    assert {".git", ".venv"} <= set(env["excludes"])
-    env, _ = runtime_env(Order("jobs/score.py", upload=False))
-    assert "working_dir" not in env
+    assert env["working_dir"] == "/here"
+    assert "working_dir" not in runtime_env(Order("jobs/score.py", upload=False), folder=None)
 
 
 def test_the_address_is_of_a_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ LEVELS = {
     "data": 4,
     "phantom": 3,
     "runtime": 4,
+    "upload": 5,
     "submit": 4,
     "read": 5,
     "model": 5,

@@ -30,7 +30,9 @@ Example:
     "--env", multiple=True, metavar="KEY=VALUE", help="Environment of the job; repeatable."
 )
 @click.option(
-    "--working-dir", metavar="DIR", help="Folder to upload [the checkout that holds SCRIPT]."
+    "--working-dir",
+    metavar="DIR",
+    help="Folder to upload [what git tracks of the checkout that holds SCRIPT].",
 )
 @click.option(
     "--no-upload", is_flag=True, help="Upload nothing: the cluster's image has SCRIPT and cctmn."
@@ -85,7 +87,9 @@ def submit(
         click.echo(f"job {stop_id}: {status.status}", err=True)
         print_json(status)
         return
-    submission_id = jobs.submit(order) if order is not None else str(follow_id)
+    submission_id = str(follow_id)
+    if order is not None:
+        submission_id = jobs.submit(order, write=lambda line: click.echo(line, err=True))
     again = "" if address is None else f" --address {address}"
     if no_wait:
         click.echo(f"follow it with: cctmn submit{again} --follow {submission_id}", err=True)
