@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,19 +70,22 @@ def staged(script: str, working_dir: str | None) -> Iterator[Upload]:
         names = sorted({*package, "pyproject.toml", inner})
         note = "; the package and the script, because this is not a git checkout"
     # A link may lead to a folder of images; a submodule is a folder.
-    files = [n for n in names if (top / n).is_file() and not _is_linked(top, n)]
-    if links := sum(1 for n in names if _is_linked(top, n)):
-        note += f"; {links:,} link(s) are left out"
-    files = [n for n in files if n.rsplit("/", 1)[-1] not in _RULES]
-    sizes = {name: (top / name).stat().st_size for name in files}
+    links = {name for name in names if _is_linked(top, name)}
+    if links:
+        note += f"; {len(links):,} link(s) are left out"
+    sizes = {
+        name: (top / name).stat().st_size
+        for name in names
+        if name not in links and Path(name).name not in _RULES and (top / name).is_file()
+    }
     _refuse_too_large(sizes)
     with tempfile.TemporaryDirectory(prefix="cctmn-upload-") as folder:
-        for name in files:
+        for name in sizes:
             copy = Path(folder, name)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(top / name, copy)
         total = sum(sizes.values()) / 1e6
-        yield Upload(folder, inner, f"uploading {len(files):,} files, {total:,.1f} MB{note}")
+        yield Upload(folder, inner, f"uploading {len(sizes):,} files, {total:,.1f} MB{note}")
 
 
 def _places(script: str, working_dir: str | None) -> tuple[Path, str]:
@@ -142,8 +145,7 @@ def _refuse_too_large(sizes: dict[str, int]) -> None:
     folders: Counter[str] = Counter()
     for name, size in sizes.items():
         folders[name.split("/", 1)[0]] += size
-    largest: Sequence[tuple[str, int]] = sorted(sizes.items(), key=lambda one: -one[1])[:2]
-    listed = [*folders.most_common(1), *largest]
+    listed = [*folders.most_common(1), *Counter(sizes).most_common(2)]
     raise ConfigError(
         f"the upload has {total / 2**20:,.0f} MiB and a cluster takes {MAX_BYTES >> 20}; leave out "
         "its largest files, or put them on storage that the nodes can read",
