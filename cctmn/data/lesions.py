@@ -52,7 +52,7 @@ MASK_VALUES: Final[Mapping[str, tuple[int, ...]]] = {
     "lesion": (2, 3),
 }
 _HIGHEST_VALUE: Final = 3
-DROPPED_PX: Final = 100  # a component of this many px or fewer is no lesion (method.md, stage 1)
+DROPPED_PX: Final = 100  # a component of this many px or fewer is not a lesion (method.md, stage 1)
 # Neighbours by a corner are one lesion: as in the author's data, and with edges alone a thin
 # diagonal streak falls apart into pieces that the rule above would drop.
 _NEIGHBOURS: Final = np.ones((3, 3), bool)
