@@ -37,6 +37,8 @@ STOP_S = 5.0
 INTERRUPT = signal.SIGUSR1
 # Attempts to write the lock; each failed one means that another writer was quicker.
 ACQUIRE_ATTEMPTS = 4
+# The form of an ETag, but that of no lock.
+WRONG_ETAG = '"' + "0" * 32 + '"'
 
 
 @contextlib.contextmanager
@@ -55,12 +57,12 @@ def held(uri: str, *, report: Reporter = silent) -> Iterator[None]:
     except KeyboardInterrupt:
         # The lease itself has caused this interrupt.
         if lease.lost:
-            raise ResumeError(lease.lost, lease.out) from None
+            raise ResumeError(lease.lost, uri) from None
         raise
     finally:
         lease.release()
     if lease.lost:
-        raise ResumeError(lease.lost, lease.out)
+        raise ResumeError(lease.lost, uri)
 
 
 class _Lease:
@@ -73,6 +75,8 @@ class _Lease:
         # Whether the server knows conditional writes; True until it shows otherwise.
         self._conditional = True
         self._etag = ""
+        # Counted in the lock, so that no two of its versions have the same ETag.
+        self._writes = 0
         self._stop = threading.Event()
         self._main = threading.current_thread() is threading.main_thread()
         self._previous_handler: Any = signal.SIG_DFL
@@ -91,6 +95,7 @@ class _Lease:
     def acquire(self) -> None:
         """Become the holder. Raises ResumeError, which names the present holder."""
         began = time.monotonic()
+        refused = ""
         # 1. Write the lock, unless a living holder has one.
         for _ in range(ACQUIRE_ATTEMPTS):
             current = store.read_version(self._uri)
@@ -99,16 +104,18 @@ class _Lease:
                 self._etag = current.etag
                 break
             if current is not None and not _is_dead(current):
-                raise ResumeError(_refusal(current), self.out)
+                raise ResumeError(_refusal(current), self._uri)
+            # Nobody has replaced it, and still it could not be replaced on that condition.
+            if current is not None and current.etag == refused:
+                self._use_unconditional_writes()
+            refused = current.etag if current is not None else ""
             if (etag := self._write(current)) is not None:
                 self._etag = etag
                 break
         else:
-            raise ResumeError("other jobs are starting here too; use another OUT", self.out)
-        # 2. Find out whether the server ignores conditions: then this replaces the own lock.
-        if self._conditional and (etag := self._write(None)) is not None:
-            self._etag = etag
-            self._use_unconditional_writes()
+            raise ResumeError("other jobs are starting here too; use another OUT", self._uri)
+        # 2. Find out whether the server obeys conditions.
+        self._probe_conditions()
         # 3. Keep the lock.
         if self._main:
             self._previous_handler = signal.signal(INTERRUPT, _interrupt)
@@ -133,17 +140,44 @@ class _Lease:
             if current is not None and self._is_own(current):
                 store.delete(self._uri)
 
-    @property
-    def out(self) -> str:
-        """The folder that the lock is for."""
-        return self._uri.removesuffix("/private/lock")
-
     def _is_own(self, current: Version) -> bool:
         return _holder(current).get("owner") == self._holder["owner"]
 
+    def _probe_conditions(self) -> None:
+        """Use unconditional writes if the server does not obey conditions in both directions.
+
+        Raises ResumeError if another writer has replaced the lock meanwhile.
+        """
+        # 1. Two writes that must be refused: where there is no lock, and over another version.
+        for over in (None, Version(b"", WRONG_ETAG, 0.0)):
+            if self._conditional and (etag := self._write(over)) is not None:
+                self._etag = etag
+                self._use_unconditional_writes()
+        # 2. One that must be done: over the version that is there.
+        if not self._conditional:
+            return
+        if (etag := self._write(Version(b"", self._etag, 0.0))) is not None:
+            self._etag = etag
+            return
+        current = store.read_version(self._uri)
+        if current is None or not self._is_own(current):
+            raise ResumeError("other jobs are starting here too; use another OUT", self._uri)
+        self._adopt(current)
+
+    def _adopt(self, current: Version) -> None:
+        """Go on from the own lock as it is, after a conditional write was refused.
+
+        Its ETag shows whether the write was done and its answer was lost. If it was not, the
+        server refuses a condition that holds.
+        """
+        if current.etag == self._etag:
+            self._use_unconditional_writes()
+        self._etag = current.etag
+
     def _write(self, over: Version | None) -> str | None:
         """Replace this version of the lock, or create it. Returns the ETag, None if it changed."""
-        body = json.dumps(self._holder | {"refreshed": _now()}).encode()
+        self._writes += 1
+        body = json.dumps(self._holder | {"refreshed": _now(), "writes": self._writes}).encode()
         try:
             if self._conditional and over is None:
                 return store.put_if_absent(self._uri, body)
@@ -156,11 +190,13 @@ class _Lease:
         return current.etag if current is not None and self._is_own(current) else None
 
     def _use_unconditional_writes(self) -> None:
+        if not self._conditional:
+            return
         self._conditional = False
         self._report(
             "this storage does not know conditional writes, so two jobs that start at the same "
             "moment are not kept apart; start only one",
-            names=self.out,
+            names=self._uri,
         )
 
     def _refresh(self) -> None:
@@ -185,7 +221,8 @@ class _Lease:
                 "was deleted" if current is None else f"is now held by {_name(current)}"
             )
             return False
-        self._etag = current.etag
+        if self._conditional:
+            self._adopt(current)
         return self._conditional or self._write(current) is not None
 
     def _start_deadline(self, began: float) -> None:
