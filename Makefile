@@ -28,9 +28,9 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.ready
 	$(PYTEST)
 
-# The tests that need neither Ray nor a browser, in under two minutes
+# The tests that need neither Ray, a browser nor other servers, in under two minutes
 quick: $(VENV)/.ready
-	$(PYTEST) -m "not slow and not ray and not browser and not cluster"
+	$(PYTEST) -m "not slow and not ray and not browser and not cluster and not servers"
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests import servers as real_servers
 from tests.processes import die_with_parent, end_with_the_test_run
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -38,6 +39,7 @@ MARKERS = {
     "reference": {"shared"},
     "ray": {"shared_ray", "nodes", "submit"},
     "browser": {"browser"},
+    "servers": {"servers"},
 }
 # The files that wait longest are started first, so that no process is left alone with one at the
 # end; all other files follow in the order of their names.
@@ -166,6 +168,44 @@ def s3() -> Iterator[S3Server]:
     server.shutdown()
     for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         del os.environ[name]
+
+
+class Servers:
+    """Real S3 servers, each started when the first test asks for it, and moto."""
+
+    def __init__(self, moto: S3Server, temporary: Callable[[str], Path]) -> None:
+        self._temporary, self._running = temporary, ExitStack()
+        self._started = {"moto": real_servers.Server("moto", moto.endpoint, "test", "test")}
+        self._missing: dict[str, str] = {}
+
+    def plain(self, name: str) -> real_servers.Server:
+        start = {"swift": real_servers.swift, "rgw": real_servers.rgw}
+        if name not in self._started and name not in self._missing:
+            try:
+                one = self._running.enter_context(start[name](self._temporary(name)))
+                self._started[name] = one
+            except real_servers.MissingError as error:
+                self._missing[name] = str(error)
+        if name in self._missing:
+            pytest.skip(self._missing[name])
+        return self._started[name]
+
+    def over_tls(self, name: str) -> real_servers.Server:
+        tls = f"{name} over TLS"
+        if tls not in self._started:
+            front = real_servers.over_tls(self.plain(name), self._temporary("tls"))
+            self._started[tls] = self._running.enter_context(front)
+        return self._started[tls]
+
+    def stop(self) -> None:
+        self._running.close()
+
+
+@pytest.fixture(scope="session")
+def servers(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    all_of_them = Servers(s3, tmp_path_factory.mktemp)
+    yield all_of_them
+    all_of_them.stop()
 
 
 class SharedRay:
