@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -180,22 +180,24 @@ class Servers:
 
     def plain(self, name: str) -> real_servers.Server:
         start = {"swift": real_servers.swift, "rgw": real_servers.rgw}
+        return self._once(name, lambda: start[name](self._temporary(name)))
+
+    def over_tls(self, name: str) -> real_servers.Server:
+        plain = self.plain(name)
+        tls = f"{name} over TLS"
+        return self._once(tls, lambda: real_servers.over_tls(plain, self._temporary("tls")))
+
+    def _once(
+        self, name: str, start: Callable[[], AbstractContextManager[real_servers.Server]]
+    ) -> real_servers.Server:
         if name not in self._started and name not in self._missing:
             try:
-                one = self._running.enter_context(start[name](self._temporary(name)))
-                self._started[name] = one
+                self._started[name] = self._running.enter_context(start())
             except real_servers.MissingError as error:
                 self._missing[name] = str(error)
         if name in self._missing:
             pytest.skip(self._missing[name])
         return self._started[name]
-
-    def over_tls(self, name: str) -> real_servers.Server:
-        tls = f"{name} over TLS"
-        if tls not in self._started:
-            front = real_servers.over_tls(self.plain(name), self._temporary("tls"))
-            self._started[tls] = self._running.enter_context(front)
-        return self._started[tls]
 
     def stop(self) -> None:
         self._running.close()

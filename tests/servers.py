@@ -192,7 +192,10 @@ def _swift_settings(part: str, port: int, folder: Path) -> str:
 
 @contextlib.contextmanager
 def rgw(folder: Path) -> Iterator[Server]:
-    """Run a Ceph of one node, in memory, with a RADOS Gateway; raises MissingError."""
+    """Run a Ceph of one node, in memory, with a RADOS Gateway; raises MissingError.
+
+    Its user `limited` has no rights but those that a bucket's policy gives.
+    """
     _needs(
         "radosgw ceph-mon ceph-osd",
         ("ceph", "ceph-mon", "ceph-osd", "ceph-authtool", "monmaptool", "radosgw", "radosgw-admin"),
@@ -265,6 +268,8 @@ def rgw(folder: Path) -> Iterator[Server]:
         _run(folder, "ceph", *of, "auth", "get-or-create", who, *rights, "-o", "gateway.keyring")
         user = ("--uid", "test", "--display-name", "test", "--access-key", "test")
         _run(folder, "radosgw-admin", *of, "user", "create", *user, "--secret", "test")
+        user = ("--uid", "limited", "--display-name", "limited", "--access-key", "limited")
+        _run(folder, "radosgw-admin", *of, "user", "create", *user, "--secret", "limited")
         start("radosgw", *of, "-f", "-n", who)
         endpoint = f"http://127.0.0.1:{http}"
         _wait_for("the RADOS Gateway", lambda: _answers(endpoint))
