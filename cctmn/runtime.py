@@ -13,12 +13,13 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 import psutil
 
+from cctmn import embedded
 from cctmn.errors import EXIT_REFUSED, PreflightError
 from cctmn.reporter import print_error
 
@@ -55,9 +56,6 @@ def session(address: str | None = None) -> Iterator[Resources]:
     """
     # A hospital's job must not send usage statistics to anybody.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    if address is None and not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111
-        # Ray keeps its token in HOME, which is read only here.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     # Ray's own future default; without it Ray warns.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # At Ray's own niceness of 15, other busy processes halved a training (0.73 to 0.41 steps/s).
@@ -69,14 +67,31 @@ def session(address: str | None = None) -> Iterator[Resources]:
     if ray.is_initialized():
         yield resources()
         return
+    embedded.silence_ray()
     # Workers may print patient data to stderr, so it stays in Ray's own log files.
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        options |= {
-            "num_cpus": max(MIN_CPUS, usable_cores() + int(SPARE_CPUS)),
-            "object_store_memory": OBJECT_STORE_BYTES,
-            "include_dashboard": False,
-        }
+    with ExitStack() as surroundings:
+        if address is None:
+            folder = surroundings.enter_context(embedded.private_folder())
+            surroundings.enter_context(embedded.token_and_loopback(folder))
+            options |= {
+                "num_cpus": max(MIN_CPUS, usable_cores() + int(SPARE_CPUS)),
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "include_dashboard": False,
+                "_temp_dir": embedded.ray_folder(folder),
+            }
+        _connect(address, options)
+        surroundings.callback(ray.shutdown)
+        if address is None:
+            surroundings.enter_context(embedded.ended_with_driver(folder))
+            surroundings.enter_context(_watched())
+        yield resources()
+
+
+def _connect(address: str | None, options: dict[str, Any]) -> None:
+    """Call ray.init; raises PreflightError if it fails."""
+    import ray
+
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address is not None and address != "auto":
@@ -95,11 +110,6 @@ def session(address: str | None = None) -> Iterator[Resources]:
         raise PreflightError(
             f"{address}: no Ray cluster answers ({reason}); check --address and the cluster"
         ) from None
-    try:
-        with _watched() if address is None else nullcontext():
-            yield resources()
-    finally:
-        ray.shutdown()
 
 
 @contextmanager

@@ -25,6 +25,7 @@ LEVELS = {
     "phantom": 3,
     "runtime": 4,
     "upload": 5,
+    "embedded": 5,
     "submit": 4,
     "read": 5,
     "model": 5,
@@ -55,6 +56,7 @@ SIBLINGS_ALLOWED = {
 # package -> the files or folders that alone may import it
 HOMES = {
     "ray": (
+        "cctmn/embedded.py",
         "cctmn/runtime.py",
         "cctmn/score/pipeline.py",
         "cctmn/score/meters.py",
