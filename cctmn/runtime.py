@@ -21,7 +21,7 @@ import psutil
 
 from cctmn import embedded
 from cctmn.errors import EXIT_REFUSED, PreflightError
-from cctmn.reporter import print_error
+from cctmn.reporter import Reporter, print_error
 
 # CPUs for fetching, decoding and writing beside the scorers.
 SPARE_CPUS = 2.0
@@ -31,8 +31,19 @@ MIN_CPUS = 4
 OBJECT_STORE_BYTES = 1 << 30
 # A cluster must accept a connection within this time.
 CONNECT_S = 5.0
+# gRPC runs on HTTP/2, where each side begins with a frame of settings (RFC 9113, 3.4 and 4.1).
+_FRAME_HEADER_BYTES: Final = 9  # length (3), type (1), flags (1), stream (4)
+_SETTINGS: Final = b"\x04"  # the type
+_HTTP2_GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
 # How often the servers of a Ray that was started here are looked at.
 WATCH_S = 0.2
+# Memory is looked at this often. A worker that Ray ends frees some at once, so memory that is above
+# the threshold all this time is not the job's, and every worker is ended before its work is done.
+MEMORY_S = 1.0
+MEMORY_FULL_S = 5 * 60.0
+# Ray's own spelling.
+_THRESHOLD: Final = "RAY_memory_usage_threshold"
+_MONITOR_MS: Final = "RAY_memory_monitor_refresh_ms"
 _SERVERS: Final = frozenset({"raylet", "gcs_server"})
 _RAY_DIED: Final = (
     "Ray has died on this machine, perhaps for lack of memory; run the same command again to resume"
@@ -72,6 +83,8 @@ def session(address: str | None = None) -> Iterator[Resources]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with ExitStack() as surroundings:
         if address is None:
+            if full := _memory_full():
+                raise PreflightError(full)
             folder = surroundings.enter_context(embedded.private_folder())
             surroundings.enter_context(embedded.token_and_loopback(folder))
             options |= {
@@ -122,16 +135,17 @@ def _watched() -> Iterator[None]:
     done = threading.Event()
 
     def watch() -> None:
+        looks, full_s = 0, 0.0
         while not done.wait(WATCH_S):
-            if all(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in servers):
-                continue
-            if not done.is_set():
-                # without their GCS the others would wait for a minute
-                for process in psutil.Process().children(recursive=True):
-                    with suppress(psutil.NoSuchProcess):
-                        process.kill()
-                print_error(_RAY_DIED, named=_RAY_DIED)
-                os._exit(EXIT_REFUSED)
+            looks += 1
+            full = ""
+            if looks % round(MEMORY_S / WATCH_S) == 0:
+                full = _memory_full()
+                full_s = full_s + MEMORY_S if full else 0.0
+            if any(not p.is_running() or p.status() == psutil.STATUS_ZOMBIE for p in servers):
+                _end(_RAY_DIED, done)
+            elif full_s >= MEMORY_FULL_S:
+                _end(f"{full}, and run the same command again to resume", done)
 
     thread = threading.Thread(target=watch, name="watch-ray", daemon=True)
     thread.start()
@@ -142,6 +156,39 @@ def _watched() -> Iterator[None]:
         thread.join()
 
 
+def _end(text: str, done: threading.Event) -> None:
+    """End this process and its children with one line, unless Ray is being stopped anyway."""
+    if done.is_set():
+        return
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            # The shell of embedded.ended_with_driver removes Ray's folder.
+            if process.name() != "sh":
+                process.kill()
+    print_error(text, named=text)
+    os._exit(EXIT_REFUSED)
+
+
+def _memory_full() -> str:
+    """Return what to do if more memory is used than Ray allows, else an empty text.
+
+    Ray would end each worker soon after its start, and start the next one, for ever.
+    """
+    from ray._common.utils import get_system_memory
+    from ray._private.utils import get_used_memory
+
+    threshold = float(os.environ.get(_THRESHOLD, "0.95"))  # Ray's own default
+    if os.environ.get(_MONITOR_MS) == "0":
+        return ""
+    used, total = get_used_memory(), get_system_memory()
+    if used <= threshold * total:
+        return ""
+    return (
+        f"memory: {used / 2**30:.1f} of {total / 2**30:.1f} GiB are in use, and above "
+        f"{threshold:.0%} Ray ends every worker; end other programs, or allow more"
+    )
+
+
 def resources() -> Resources:
     """Return the CPUs and GPUs of the whole cluster, busy ones too."""
     import ray
@@ -150,12 +197,34 @@ def resources() -> Resources:
     return Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
 
 
+def check_gpus(needed: float, *, address: str | None, report: Reporter) -> None:
+    """Say that a job waits for GPUs; raises PreflightError if Ray runs here and none can come."""
+    have = resources().gpus
+    if have >= needed:
+        return
+    if address is None:
+        raise PreflightError(
+            f"GPU: {needed:g} asked for, and Ray finds {have:g} on this machine; check "
+            "`nvidia-smi`, or use the CPU (--set gpus=0, for training --set hardware.device=cpu)"
+        )
+    report(f"waiting for {needed:g} GPU, the cluster has {have:g}; it may start one")
+
+
 def _probe(address: str) -> None:
-    """Raise OSError if nothing listens at the address; Ray itself would try for minutes."""
+    """Raise OSError if no gRPC server answers at the address; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise ValueError("write it as host:port")
-    socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    with socket.create_connection((host, int(port)), timeout=CONNECT_S) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+            return
+        connection.sendall(_HTTP2_GREETING)
+        try:
+            answer = connection.recv(_FRAME_HEADER_BYTES, socket.MSG_WAITALL)
+        except TimeoutError:
+            answer = b""
+    if answer[3:4] != _SETTINGS:
+        raise ConnectionError("what listens there is not Ray")
 
 
 @contextmanager

@@ -154,6 +154,7 @@ def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silen
         del finished
         if pending:
             with runtime.session(address), Progress(predictions, total=pending, report=report):
+                runtime.check_gpus(job.settings.gpus, address=address, report=report)
                 _execute(job, out=out, key=key, stamp=stamp, pending=pending, report=report)
             resume.clear(todo)
         # 4. Reconcile the rows with the inventory, and write the manifest.

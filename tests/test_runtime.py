@@ -1,0 +1,107 @@
+"""What `--address` accepts: a Ray, and nothing else that listens."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from cctmn import runtime
+from cctmn.errors import PreflightError
+from tests.conftest import RecordingReporter
+from tests.processes import end_with_the_test_run
+
+
+class Quiet(BaseHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(params=["silent", "http"])
+def something_else(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server that is not Ray: one that never answers, or a web server."""
+    if request.param == "silent":
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            yield f"127.0.0.1:{server.getsockname()[1]}"
+        return
+    web = HTTPServer(("127.0.0.1", 0), Quiet)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{web.server_port}"
+    web.shutdown()
+    web.server_close()
+
+
+def test_another_server_than_ray_is_refused(
+    something_else: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(runtime, "CONNECT_S", 0.3)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray tries for minutes"))
+    with (
+        pytest.raises(PreflightError, match=r"what listens there is not Ray\); check --address"),
+        runtime.session(something_else),
+    ):
+        pass
+
+
+def test_a_ray_is_recognised(cluster: str) -> None:
+    runtime._probe(cluster)
+
+
+def test_memory_above_rays_threshold_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray tries for ever"))
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.0001")
+    with pytest.raises(PreflightError, match="end other programs"), runtime.session():
+        pass
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
+    assert not runtime._memory_full()
+
+
+# A driver whose memory fills after its start; a Ray that does not see that does not end it first.
+FILLED = """
+import time
+from cctmn import runtime
+
+runtime.MEMORY_FULL_S = 2.0
+with runtime.session():
+    print("started", flush=True)
+    runtime._memory_full = lambda: "memory: all is in use; end other programs"
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_memory_that_stays_full_ends_the_command_with_a_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FILLED],
+        capture_output=True,
+        text=True,
+        preexec_fn=end_with_the_test_run,
+    )
+    assert (done.returncode, done.stdout) == (4, "started\n")
+    assert done.stderr == (
+        "error: memory: all is in use; end other programs, and run the same command again to "
+        "resume\n"
+    )
+
+
+def test_a_gpu_that_cannot_come_is_refused_and_one_that_may_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, reporter: RecordingReporter
+) -> None:
+    monkeypatch.setattr(runtime, "resources", lambda: runtime.Resources(cpus=4, gpus=0))
+    with pytest.raises(PreflightError, match="Ray finds 0 on this machine; check `nvidia-smi`"):
+        runtime.check_gpus(1, address=None, report=reporter)
+    runtime.check_gpus(1, address="auto", report=reporter)
+    assert reporter.lines == ["waiting for 1 GPU, the cluster has 0; it may start one"]
+    runtime.check_gpus(-1, address=None, report=reporter)  # "as the cluster has them"
