@@ -13,6 +13,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -150,8 +151,33 @@ def ended_with_driver(folder: Path) -> Iterator[None]:
             waiting.communicate(b"done\n")
 
 
+class MemoryKills:
+    """Counts the workers that Ray has ended for lack of memory since anything was finished."""
+
+    def __init__(self) -> None:
+        self._at: list[float] = []
+
+    def heard(self, message: str) -> None:
+        """Take a message of Ray to its driver."""
+        if "due to oom" in message:
+            self._at.append(time.monotonic())
+
+    def finished_something(self) -> None:
+        """Begin to count again."""
+        self._at.clear()
+
+    def count(self, *, within_s: float) -> int:
+        """Return how many there were in the last seconds."""
+        begin = time.monotonic() - within_s
+        return sum(at >= begin for at in self._at)
+
+
+# Of the one Ray that this process is connected to.
+memory_kills: Final = MemoryKills()
+
+
 def silence_ray() -> None:
-    """Keep Ray's messages to its driver off stdout.
+    """Keep Ray's messages to its driver off stdout, and count those on memory.
 
     They name the command lines of processes, and stdout is data. Ray prints them even with
     log_to_driver=False and has no option against it, so its function is replaced;
@@ -159,7 +185,8 @@ def silence_ray() -> None:
     """
     import ray._private.worker as driver
 
-    def hold(*_: Any, **__: Any) -> None:
-        pass
+    def hold(data: dict[str, Any], *_: Any, **__: Any) -> None:
+        for line in data.get("lines", ()):
+            memory_kills.heard(str(line))
 
     driver.print_to_stdstream = hold

@@ -41,10 +41,16 @@ WATCH_S = 0.2
 # the threshold all this time is not the job's, and every worker is ended before its work is done.
 MEMORY_S = 1.0
 MEMORY_FULL_S = 5 * 60.0
+# Where there is not enough for one worker, Ray ends one every 3 s or so and never gives up.
+MOST_KILLS, KILLS_WITHIN_S = 60, 10 * 60.0
 # Ray's own spelling.
 _THRESHOLD: Final = "RAY_memory_usage_threshold"
 _MONITOR_MS: Final = "RAY_memory_monitor_refresh_ms"
 _SERVERS: Final = frozenset({"raylet", "gcs_server"})
+_TOO_LITTLE: Final = (
+    "memory: there is too little for one worker, and Ray has ended all of them; end other programs "
+    "or use a larger machine, and run the same command again to resume"
+)
 _RAY_DIED: Final = (
     "Ray has died on this machine, perhaps for lack of memory; run the same command again to resume"
 )
@@ -133,6 +139,7 @@ def _watched() -> Iterator[None]:
     """
     servers = [p for p in psutil.Process().children(recursive=True) if p.name() in _SERVERS]
     done = threading.Event()
+    embedded.memory_kills.finished_something()
 
     def watch() -> None:
         looks, full_s = 0, 0.0
@@ -144,6 +151,8 @@ def _watched() -> Iterator[None]:
                 full_s = full_s + MEMORY_S if full else 0.0
             if any(not p.is_running() or p.status() == psutil.STATUS_ZOMBIE for p in servers):
                 _end(_RAY_DIED, done)
+            elif embedded.memory_kills.count(within_s=KILLS_WITHIN_S) >= MOST_KILLS:
+                _end(_TOO_LITTLE, done)
             elif full_s >= MEMORY_FULL_S:
                 _end(f"{full}, and run the same command again to resume", done)
 
@@ -195,6 +204,11 @@ def resources() -> Resources:
 
     total = ray.cluster_resources()
     return Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
+
+
+def finished_something() -> None:
+    """Tell the watch that the job moves, although Ray may end workers for lack of memory."""
+    embedded.memory_kills.finished_something()
 
 
 def check_gpus(needed: float, *, address: str | None, report: Reporter) -> None:

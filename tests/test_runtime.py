@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from cctmn import runtime
+from cctmn import embedded, runtime
 from cctmn.errors import PreflightError
 from tests.conftest import RecordingReporter
 from tests.processes import end_with_the_test_run
@@ -105,3 +105,43 @@ def test_a_gpu_that_cannot_come_is_refused_and_one_that_may_is_waited_for(
     runtime.check_gpus(1, address="auto", report=reporter)
     assert reporter.lines == ["waiting for 1 GPU, the cluster has 0; it may start one"]
     runtime.check_gpus(-1, address=None, report=reporter)  # "as the cluster has them"
+
+
+def test_only_kills_without_progress_count() -> None:
+    kills = embedded.MemoryKills()
+    kills.heard("Task f failed due to oom. There are infinite oom retries remaining")
+    kills.heard("A worker died or was killed")
+    assert kills.count(within_s=60) == 1
+    assert kills.count(within_s=0) == 0
+    kills.finished_something()
+    assert kills.count(within_s=60) == 0
+
+
+# A driver that hears what Ray says whenever it ends a worker for lack of memory.
+SHORT = """
+import time
+from cctmn import runtime
+
+runtime.MOST_KILLS = 2
+with runtime.session():
+    import ray._private.worker as driver
+
+    for _ in range(2):
+        text = "Task f failed due to oom. There are infinite oom retries remaining"
+        driver.print_to_stdstream({"lines": [text], "pid": "raylet", "is_err": False})
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_too_little_memory_for_a_worker_ends_the_command_with_a_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT],
+        capture_output=True,
+        text=True,
+        preexec_fn=end_with_the_test_run,
+    )
+    assert (done.returncode, done.stdout) == (4, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: memory: there is too little for one worker")

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from cctmn import errors, schema, store, tables
+from cctmn import errors, runtime, schema, store, tables
 from cctmn.contract import InputContract
 from cctmn.score import commit, meters
 from cctmn.score.prepare import prepare
@@ -138,7 +138,8 @@ def execute(
     )
     try:
         for _ in graph.iter_batches(batch_size=None, batch_format="pyarrow"):
-            pass  # each is the number of rows that were committed
+            # Each is the number of rows that were committed.
+            runtime.finished_something()
     except ExecutionTimeoutError:
         raise Stalled from None
     except ray.exceptions.RayError as error:
