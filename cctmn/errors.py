@@ -147,6 +147,8 @@ OBJECT_CODES: Final[dict[str, tuple[str, str]]] = {
     "truncated": ("shorter than expected", "copy it again"),
     "archived": ("in archive storage", "restore it first"),
     "storage_refused": ("refused by the storage", "check its encryption and its rights"),
+    "storage_failed": ("not read from the storage", "run the same command again"),
+    "changed": ("replaced after it was listed", "run the same command again"),
 }
 
 # Why one slice cannot be scored.
@@ -157,6 +159,8 @@ SLICE_CODES: Final[dict[str, str]] = {
     "not_regular_file": "The entry is a link, device, socket or pipe, not a regular file.",
     "archived": "The object is in archive storage, such as Glacier, and must be restored first.",
     "storage_refused": "The storage refuses the object: other encryption, or blocked by its owner.",
+    "storage_failed": "The storage fails for this object, each time; the next run tries again.",
+    "changed": "The object was replaced after it was listed; the next run reads the new one.",
     "empty_file": "The object holds no bytes.",
     "unsupported_format": "The content is none of DICOM, PNG, JPEG, TIFF, zip or tar.",
     "not_an_image": "The content is a text, program, document or table, not an image.",
@@ -218,6 +222,9 @@ PASSED_OVER: Final = frozenset(
         "not_axial",
     }
 )
+
+# The codes that say nothing about the slice. Its row is withdrawn and the slice is read again.
+TRANSIENT: Final = frozenset({"storage_failed", "changed"})
 
 
 def state_of(code: str) -> str:

@@ -75,8 +75,6 @@ class Server:
             "AWS_ACCESS_KEY_ID": self.key,
             "AWS_SECRET_ACCESS_KEY": self.secret,
             "AWS_DEFAULT_REGION": "us-east-1",
-            # Neither server takes the checksums that boto3 appends to a body over TLS.
-            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
         } | ({"AWS_CA_BUNDLE": self.ca_bundle} if self.ca_bundle else {})
 
 

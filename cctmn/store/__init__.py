@@ -1,13 +1,16 @@
 """Objects by URI on local disk, on S3, and on any storage that is registered.
 
 Callers write `from cctmn import store` and `store.read_all(uri)`. `uri.py` handles names alone,
-`local.py` and `s3.py` implement the protocols of `protocols.py`, `objects.py` picks among them.
+`local.py` and `s3.py` implement the protocols of `protocols.py`, `objects.py` picks among them, and
+`arrow.py` shows them to Arrow and Ray.
 """
 
 from cctmn.store.objects import (
+    answers,
     arrow_filesystem,
     delete,
     find_objects,
+    list_below,
     list_objects,
     look_up,
     make_folder,
@@ -23,6 +26,8 @@ from cctmn.store.objects import (
     unregister,
 )
 from cctmn.store.protocols import ObjectInfo, Sink, Source, Traits, Version
+from cctmn.store.s3_client import Access as S3Access
+from cctmn.store.s3_client import set_access as set_s3_access
 from cctmn.store.uri import (
     below,
     display,
@@ -37,10 +42,12 @@ from cctmn.store.uri import (
 
 __all__ = [
     "ObjectInfo",
+    "S3Access",
     "Sink",
     "Source",
     "Traits",
     "Version",
+    "answers",
     "arrow_filesystem",
     "below",
     "delete",
@@ -48,6 +55,7 @@ __all__ = [
     "find_objects",
     "is_absolute",
     "join",
+    "list_below",
     "list_objects",
     "look_up",
     "make_folder",
@@ -62,6 +70,7 @@ __all__ = [
     "register",
     "relative",
     "scheme",
+    "set_s3_access",
     "to_path",
     "to_uri",
     "traits",

@@ -8,14 +8,11 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import Final, NoReturn
 
 from cctmn.errors import ObjectError, StoreError
 from cctmn.store.protocols import ObjectInfo, Traits, Version
 from cctmn.store.uri import WILDCARDS, display, to_path, to_uri
-
-if TYPE_CHECKING:
-    import pyarrow.fs as pafs
 
 # A killed process can leave a Parquet file without its footer.
 traits: Final = Traits(file_locks=True, whole_writes=False, list_period_s=2.0)
@@ -37,18 +34,40 @@ def list_objects(text: str) -> Iterator[ObjectInfo]:
         yield _info(path)
 
 
+def list_below(folder: str) -> Iterator[ObjectInfo]:
+    """Yield the files below a folder, whose name is never a pattern."""
+    path = to_path(folder)
+    if path.is_dir():
+        yield from _walk(path)
+
+
 def look_up(uri: str) -> ObjectInfo | None:
     """Return the file of exactly this name, None where there is none."""
     path = to_path(uri)
     return _info(path) if os.path.lexists(path) else None
 
 
-def read_range(uri: str, *, start: int, length: int | None) -> bytes:
-    """Return bytes [start, start + length) of the file."""
+def answers(uri: str) -> bool:
+    """Return whether the disk of a file answers, by a look at its folder."""
+    try:
+        to_path(uri).parent.stat()
+    except OSError:
+        return False
+    return True
+
+
+def read_range(uri: str, *, start: int, length: int | None, etag: str = "") -> bytes:
+    """Return bytes [start, start + length) of the file.
+
+    With an ETag, raises ObjectError("changed") if the file has another one by now.
+    """
     try:
         with to_path(uri).open("rb") as file:
             file.seek(start)
-            return file.read(-1 if length is None else length)
+            data = file.read(-1 if length is None else length)
+            if etag and _etag(os.fstat(file.fileno())) != etag:
+                raise ObjectError("changed", display(uri))
+            return data
     except OSError as error:
         _raise(error, uri)
 
@@ -108,13 +127,6 @@ def make_folder(uri: str) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot be made ({error.strerror}); check OUT", path) from None
-
-
-def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Return Arrow's local file system and the path."""
-    import pyarrow.fs as pafs
-
-    return pafs.LocalFileSystem(), str(to_path(uri))
 
 
 def _walk(folder: Path) -> Iterator[ObjectInfo]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cctmn.errors import InputError, ObjectError, StoreError
 from cctmn.store import local, s3
 from cctmn.store.protocols import ObjectInfo, Sink, Source, Traits, Version
-from cctmn.store.uri import display, scheme
+from cctmn.store.uri import display, scheme, to_path
 
 if TYPE_CHECKING:
     import pyarrow.fs as pafs
@@ -57,6 +57,11 @@ def find_objects(text: str) -> Iterator[ObjectInfo]:
     return _source(text).list_objects(text)
 
 
+def list_below(folder: str) -> Iterator[ObjectInfo]:
+    """Yield the objects below a folder, whose name is never a pattern; nothing if there is none."""
+    return _source(folder).list_below(folder)
+
+
 def look_up(uri: str) -> ObjectInfo | None:
     """Return the object of exactly this name, which is never a pattern; None where there is none.
 
@@ -73,11 +78,19 @@ def read_all(uri: str, *, hint: str = "") -> bytes:
         raise ObjectError(error.code, error.where, hint) from None
 
 
-def read_range(uri: str, *, start: int, length: int | None) -> bytes:
-    """Return bytes [start, start + length) of the object; fewer only where the object ends."""
+def read_range(uri: str, *, start: int, length: int | None, etag: str = "") -> bytes:
+    """Return bytes [start, start + length) of the object; fewer only where the object ends.
+
+    With an ETag, raises ObjectError("changed") if the object has another one by now.
+    """
     if length == 0:
         return b""
-    return _source(uri).read_range(uri, start=start, length=length)
+    return _source(uri).read_range(uri, start=start, length=length, etag=etag)
+
+
+def answers(uri: str) -> bool:
+    """Return whether the storage of an object answers at all, if only with a refusal."""
+    return _source(uri).answers(uri)
 
 
 def read_version(uri: str) -> Version | None:
@@ -135,8 +148,19 @@ def traits(uri: str) -> Traits:
 
 
 def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Return Arrow's file system for the URI and the path in it."""
-    return _sink(uri).arrow_filesystem(uri)
+    """Return Arrow's file system for the URI and the path in it.
+
+    Local files are Arrow's own. Every other storage is read and written by the functions of this
+    module, with their retries and errors.
+    """
+    import pyarrow.fs as pafs
+
+    from cctmn.store.arrow import Handler
+
+    if traits(uri).file_locks:
+        return pafs.LocalFileSystem(), str(to_path(uri))
+    prefix = scheme(uri) + "://"
+    return pafs.PyFileSystem(Handler(prefix)), uri.removeprefix(prefix)
 
 
 def _source(uri: str) -> Source:

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    import pyarrow.fs as pafs
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -61,12 +58,26 @@ class Source(Protocol):
         """Yield all objects below a folder, prefix or glob, or the object itself, sorted."""
         ...
 
+    def list_below(self, folder: str) -> Iterator[ObjectInfo]:
+        """Yield all objects below a folder, whose name is never a pattern, sorted."""
+        ...
+
     def look_up(self, uri: str) -> ObjectInfo | None:
         """Return the object of exactly this name, None where there is none."""
         ...
 
-    def read_range(self, uri: str, *, start: int, length: int | None) -> bytes:
-        """Return bytes [start, start + length); fewer only where the object ends."""
+    def answers(self, uri: str) -> bool:
+        """Return whether the storage of an object answers at all, if only with a refusal.
+
+        It is asked after a read has failed, to tell a bad object from storage that is down.
+        """
+        ...
+
+    def read_range(self, uri: str, *, start: int, length: int | None, etag: str = "") -> bytes:
+        """Return bytes [start, start + length); fewer only where the object ends.
+
+        With an ETag, raises ObjectError("changed") if the object has another one by now.
+        """
         ...
 
     def read_version(self, uri: str) -> Version:
@@ -106,8 +117,4 @@ class Sink(Protocol):
 
     def make_folder(self, uri: str) -> None:
         """Make a folder, where this storage needs one before a file can be written in it."""
-        ...
-
-    def arrow_filesystem(self, uri: str) -> tuple[pafs.FileSystem, str]:
-        """Return Arrow's file system for the URI and the path in it (lists and writes Parquet)."""
         ...

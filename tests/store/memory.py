@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final
 
-import pyarrow.fs as pafs
 from fsspec.implementations.memory import MemoryFileSystem
 
 from cctmn.errors import ObjectError
@@ -35,12 +34,22 @@ def list_objects(text: str) -> Iterator[ObjectInfo]:
         yield ObjectInfo("mem://" + path.lstrip("/"), len(data), _etag(data))
 
 
+def list_below(folder: str) -> Iterator[ObjectInfo]:
+    return list_objects(folder)
+
+
+def answers(uri: str) -> bool:
+    return True
+
+
 def look_up(uri: str) -> ObjectInfo | None:
     return next((info for info in list_objects(uri) if info.uri == uri), None)
 
 
-def read_range(uri: str, *, start: int, length: int | None) -> bytes:
+def read_range(uri: str, *, start: int, length: int | None, etag: str = "") -> bytes:
     data = read_version(uri).data
+    if etag and _etag(data) != etag:
+        raise ObjectError("changed", uri)
     return data[start:] if length is None else data[start : start + length]
 
 
@@ -78,7 +87,3 @@ def delete(uri: str) -> None:
 
 def make_folder(uri: str) -> None:
     pass
-
-
-def arrow_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    return pafs.PyFileSystem(pafs.FSSpecHandler(_files)), _path(uri)

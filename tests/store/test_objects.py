@@ -10,7 +10,7 @@ import pytest
 
 from cctmn import store
 from cctmn.errors import InputError, ObjectError, StoreError
-from cctmn.store import s3 as s3_module
+from cctmn.store import s3_client, s3_errors
 from tests.conftest import S3Server
 
 
@@ -96,12 +96,12 @@ def test_a_missing_object_is_a_code_and_a_dead_server_is_not(
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}")
-        monkeypatch.setattr(s3_module, "MAX_ATTEMPTS", 1)
-        monkeypatch.setattr(s3_module, "BACKOFF_S", 0.0)
-        s3_module._client.cache_clear()
+        monkeypatch.setattr(s3_client, "MAX_ATTEMPTS", 1)
+        monkeypatch.setattr(s3_errors, "BACKOFF_S", 0.0)
+        s3_client.clear()
         with pytest.raises(StoreError, match="run the same command again"):
             store.read_all("s3://missing/x")
-    s3_module._client.cache_clear()
+    s3_client.clear()
 
 
 def test_put_writes_all_or_nothing_with_private_rights(tmp_path: Path, s3: S3Server) -> None:

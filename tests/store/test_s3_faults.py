@@ -12,6 +12,7 @@ from cctmn import store
 from cctmn.errors import CctmnError, InputError, ObjectError, StoreError
 from cctmn.read.listing import list_inputs
 from cctmn.store import s3 as s3_module
+from cctmn.store import s3_client, s3_errors
 from tests.conftest import S3Server
 
 KEYS = [f"in/{n}.png" for n in range(8)]
@@ -20,17 +21,17 @@ KEYS = [f"in/{n}.png" for n in range(8)]
 @pytest.fixture
 def bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """A bucket of eight objects that is listed in pages of three."""
-    monkeypatch.setattr(s3_module, "MAX_ATTEMPTS", 1)
-    monkeypatch.setattr(s3_module, "BACKOFF_S", 0.0)
+    monkeypatch.setattr(s3_client, "MAX_ATTEMPTS", 1)
+    monkeypatch.setattr(s3_errors, "BACKOFF_S", 0.0)
     monkeypatch.setattr(s3_module, "PAGE_KEYS", 3)
-    s3_module._client.cache_clear()
+    s3_client.clear()
     s3.bucket("faults")
     for key in KEYS:
         s3.upload("faults", key, b"x")
-    s3_module._client.cache_clear()
+    s3_client.clear()
     yield s3
     s3.fault = None
-    s3_module._client.cache_clear()
+    s3_client.clear()
 
 
 def failing(
