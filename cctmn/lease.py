@@ -65,6 +65,18 @@ def held(uri: str, *, report: Reporter = silent) -> Iterator[None]:
         raise ResumeError(lease.lost, uri)
 
 
+def knows_conditions(uri: str) -> bool:
+    """Take and release a lock at this URI; return whether the storage obeys conditional writes.
+
+    Raises CctmnError if it cannot be written, read or deleted there.
+    """
+    lease = _Lease(uri, report=silent)
+    lease.acquire()
+    lease.stop()
+    store.delete(uri)
+    return lease.conditional
+
+
 class _Lease:
     """The lock object as this process sees it."""
 
@@ -73,7 +85,7 @@ class _Lease:
         self.lost = ""
         self._uri, self._report = uri, report
         # Whether the server knows conditional writes; True until it shows otherwise.
-        self._conditional = True
+        self.conditional = True
         self._etag = ""
         # Counted in the lock, so that no two of its versions have the same ETag.
         self._writes = 0
@@ -150,11 +162,11 @@ class _Lease:
         """
         # 1. Two writes that must be refused: where there is no lock, and over another version.
         for over in (None, Version(b"", WRONG_ETAG, 0.0)):
-            if self._conditional and (etag := self._write(over)) is not None:
+            if self.conditional and (etag := self._write(over)) is not None:
                 self._etag = etag
                 self._use_unconditional_writes()
         # 2. One that must be done: over the version that is there.
-        if not self._conditional:
+        if not self.conditional:
             return
         if (etag := self._write(Version(b"", self._etag, 0.0))) is not None:
             self._etag = etag
@@ -179,9 +191,9 @@ class _Lease:
         self._writes += 1
         body = json.dumps(self._holder | {"refreshed": _now(), "writes": self._writes}).encode()
         try:
-            if self._conditional and over is None:
+            if self.conditional and over is None:
                 return store.put_if_absent(self._uri, body)
-            if self._conditional and over is not None:
+            if self.conditional and over is not None:
                 return store.put_if_match(self._uri, body, etag=over.etag)
         except NotImplementedError:
             self._use_unconditional_writes()
@@ -190,9 +202,9 @@ class _Lease:
         return current.etag if current is not None and self._is_own(current) else None
 
     def _use_unconditional_writes(self) -> None:
-        if not self._conditional:
+        if not self.conditional:
             return
-        self._conditional = False
+        self.conditional = False
         self._report(
             "this storage does not know conditional writes, so two jobs that start at the same "
             "moment are not kept apart; start only one",
@@ -210,7 +222,7 @@ class _Lease:
 
     def _refresh_once(self) -> bool:
         """Refresh the lock. Returns False if it is lost, or was not written."""
-        if self._conditional:
+        if self.conditional:
             etag = self._write(Version(b"", self._etag, 0.0))
             if etag is not None:
                 self._etag = etag
@@ -221,9 +233,9 @@ class _Lease:
                 "was deleted" if current is None else f"is now held by {_name(current)}"
             )
             return False
-        if self._conditional:
+        if self.conditional:
             self._adopt(current)
-        return self._conditional or self._write(current) is not None
+        return self.conditional or self._write(current) is not None
 
     def _start_deadline(self, began: float) -> None:
         """Give the lock up unless it is refreshed again; it was last refreshed at `began`."""

@@ -163,6 +163,7 @@ def s3() -> Iterator[S3Server]:
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_MAX_ATTEMPTS": "2",  # a request that fails always shall not take half a minute
     }
     yield seen
     server.shutdown()

@@ -152,7 +152,11 @@ def test_doctor_checks_a_sample_the_model_and_the_storage(
     assert report["model"]["kind"] == "classifier"
     assert report["versions"]["torch"] != "missing"
     assert report["storage"]["s3://doctor/z.zip"] == "listing and reading work"
-    assert report["storage"][out] == "listing works; no objects"
+    assert abs(report["storage"][out].pop("clock_ahead_s")) < 60
+    assert report["storage"][out] == {
+        "access": "listing, writing, reading and deleting work",
+        "conditional_writes": "obeyed",
+    }
     assert report["job"]["seconds_per_slice_and_scorer"] > 0
     assert report["job"]["disk_bytes"] > 0
     assert report["machine"]["cpu_cores"] >= 1
@@ -160,6 +164,30 @@ def test_doctor_checks_a_sample_the_model_and_the_storage(
     text = call("doctor", "s3://doctor").stdout
     assert text.startswith("Ready: 3 slices, ")
     assert "would_be_scored: 2" in text
+
+
+def test_doctor_says_that_out_cannot_be_written(tmp_path: Path, s3: S3Server) -> None:
+    s3.bucket("readonly")
+    s3.upload("readonly", "a.png", png(1))
+    s3.fault = lambda environ: (
+        ("403 Forbidden", "AccessDenied") if environ["REQUEST_METHOD"] == "PUT" else None
+    )
+    done = call("doctor", "s3://readonly/a.png", "-o", "s3://readonly/out")
+    s3.fault = None
+    assert done.returncode == 4
+    assert "access denied; this role needs s3:PutObject and s3:DeleteObject" in done.stdout
+    (tmp_path / "file").write_text("x")
+    done = call("doctor", "-o", tmp_path / "file" / "out")
+    assert done.returncode == 4
+    assert f"{tmp_path / 'file' / 'out'}: cannot be written" in done.stdout
+
+
+def test_doctor_counts_objects_in_archive_storage(s3: S3Server) -> None:
+    s3.bucket("glacier")
+    s3.upload("glacier", "a.png", png(1))
+    s3.client().put_object(Bucket="glacier", Key="b.png", Body=png(2), StorageClass="GLACIER")
+    report = json.loads(call("doctor", "s3://glacier", "--json").stdout)
+    assert report["input"]["refused"]["archived"]["n"] == 1
 
 
 def test_doctor_lists_the_problems_after_the_verdict(tmp_path: Path, s3: S3Server) -> None:

@@ -18,9 +18,10 @@ from tests.conftest import REPO
 
 # Users' scripts rely on these names. Change the list on purpose, and say so in CHANGELOG.md.
 OPTIONS = {
-    "doctor": "INPUTS --json -i/--input -m/--model -o/--out/--output",
-    "score": "INPUTS --address --config --device --dry-run --json --limit --max-error-rate "
-    "--retry-errors --root --set -i/--input -m/--model -o/--out/--output -q/--quiet",
+    "doctor": "INPUTS --anonymous --json --requester-pays -i/--input -m/--model -o/--out/--output",
+    "score": "INPUTS --address --anonymous --config --device --dry-run --json --limit "
+    "--max-error-rate --requester-pays --retry-errors --root --set -i/--input "
+    "-m/--model -o/--out/--output -q/--quiet",
     "errors": "OUT --passed-over",
     "evaluate": "SCORED --against --by --json --key --labels --mask-split --masks --no-gallery "
     "--overwrite --resamples --root --seed --to --training -m/--model -o/--out/--output -q/--quiet",

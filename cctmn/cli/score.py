@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from cctmn.cli.common import TerminalReporter, resumable, tree_text
 from cctmn.cli.settings import settings_epilog
 from cctmn.errors import EXIT_ERROR_RATE, EXIT_OK, EXIT_REFUSED, ConfigError, state_of
 from cctmn.reporter import printable
+
+ANONYMOUS_HELP = "Read the buckets of INPUT without a key: public ones."
+PAYS_HELP = "Pay for what is read from the buckets of INPUT, where their owner asks for it."
 
 
 @click.command(
@@ -37,6 +41,8 @@ from cctmn.reporter import printable
 @click.option(
     "--root", metavar="ROOT", help="Base folder or prefix for relative URIs in a manifest."
 )
+@click.option("--anonymous", is_flag=True, help=ANONYMOUS_HELP)
+@click.option("--requester-pays", is_flag=True, help=PAYS_HELP)
 @click.option("--limit", type=click.IntRange(min=1), help="Score at most N more slices.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
 @click.option("--retry-errors", is_flag=True, help="Score the slices of error rows again.")
@@ -66,6 +72,8 @@ def score(
     out: str,
     model: str | None,
     root: str | None,
+    anonymous: bool,
+    requester_pays: bool,
     limit: int | None,
     dry_run: bool,
     retry_errors: bool,
@@ -95,10 +103,13 @@ def score(
     if model is None and not dry_run:
         raise ConfigError("no model; give -m MODEL (see `cctmn models import`)")
 
+    from cctmn import store
     from cctmn.score import run
 
+    access = store.S3Access(anonymous=anonymous, requester_pays=requester_pays)
     reporter = TerminalReporter(quiet=quiet)
     if dry_run:
+        store.set_s3_access(replace(access, own=(store.to_uri(out),)))
         plan = run.dry_run(inputs, out=out, root=root, report=reporter)
         click.echo(json.dumps(plan, indent=2) if as_json else _plan_text(plan))
         return
@@ -113,6 +124,7 @@ def score(
         limit=limit,
         retry_errors=retry_errors,
         root=root,
+        access=access,
     )
     with resumable(out):
         summary = run.score(job, address=address, report=reporter)
@@ -136,8 +148,10 @@ Example:
     "--out",
     "--output",
     metavar="OUT",
-    help="Output folder of the job, to check its disk or bucket; nothing is written.",
+    help="Output folder of the job: what is written there to try it is removed again.",
 )
+@click.option("--anonymous", is_flag=True, help=ANONYMOUS_HELP)
+@click.option("--requester-pays", is_flag=True, help=PAYS_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def doctor(
     inputs: tuple[str, ...],
@@ -145,17 +159,21 @@ def doctor(
     more_inputs: tuple[str, ...],
     model: str | None,
     out: str | None,
+    anonymous: bool,
+    requester_pays: bool,
     as_json: bool,
 ) -> None:
-    """Check the machine, MODEL and INPUT before a job.
+    """Check the machine, MODEL, INPUT and OUT before a job.
 
     The first line is the verdict. A sample, spread evenly over the slices, is decoded and, with
-    MODEL, scored; time and disk of the whole job are estimated from it. Nothing is written. The
-    exit code is 4 if a job could not start.
+    MODEL, scored; time and disk of the whole job are estimated from it. The exit code is 4 if a job
+    could not start.
     """
+    from cctmn import store
     from cctmn.score.doctor import examine
 
-    report = examine((*inputs, *more_inputs), model=model, out=out)
+    access = store.S3Access(anonymous=anonymous, requester_pays=requester_pays)
+    report = examine((*inputs, *more_inputs), model=model, out=out, access=access)
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:

@@ -1,8 +1,8 @@
 """Read the bytes of many slices with few requests: neighbours in one request, several in flight.
 
 `fetch` yields, for the rows of each object or archive member, its bytes or a SliceError that says
-why they cannot be read. Storage that does not answer raises StoreError instead: that says nothing
-about the slice, and running the job again reads it.
+why they cannot be read: also where the storage fails for this object alone, or where the object is
+another one than was listed. Storage that answers nothing at all raises StoreError instead.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cctmn import store
-from cctmn.errors import ObjectError, SliceError
+from cctmn.errors import ObjectError, SliceError, StoreError
 from cctmn.read import tar_archive, zip_archive
 
 GAP_BYTES = 4096  # a hole this small costs less than another request
@@ -87,6 +87,10 @@ def _windows(gets: Sequence[_Get]) -> Iterator[list[_Get]]:
 def _run(get: _Get) -> list[tuple[list[Row], bytes | SliceError]]:
     try:
         raw = _read(get)
+    except StoreError:
+        if not store.answers(get.first["uri"]):
+            raise
+        return [(group, SliceError("storage_failed")) for group in get.members]
     except (ObjectError, SliceError) as error:
         if len(get.members) == 1:
             return [(get.members[0], SliceError(error.code))]
@@ -99,13 +103,17 @@ def _run(get: _Get) -> list[tuple[list[Row], bytes | SliceError]]:
 def _read(get: _Get) -> bytes:
     row = get.first
     if not get.is_solid:
-        return store.read_range(row["uri"], start=get.start, length=get.length)
+        raw = store.read_range(row["uri"], start=get.start, length=get.length, etag=row["etag"])
+        if len(raw) < min(get.length, row["object_size"] - get.start):
+            raise StoreError("the storage gave fewer bytes than it listed; try again", row["uri"])
+        return raw
     return tar_archive.read_solid(
         row["uri"],
         container=row["container"],
         size=row["object_size"],
         start=get.start,
         length=get.length,
+        etag=row["etag"],
     )
 
 

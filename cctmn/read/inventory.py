@@ -7,16 +7,17 @@ code. A slice_id is keyed, so it reveals nothing without the key.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
-from cctmn.errors import CctmnError, ObjectError, SliceError
+from cctmn import store
+from cctmn.errors import CctmnError, ObjectError, SliceError, StoreError
 from cctmn.pseudonym import pseudonym
 from cctmn.read import other_files, probe, tar_archive, zip_archive
 from cctmn.read.archive import Member
-from cctmn.read.listing import THREADS, list_inputs, map_in_order
+from cctmn.read.listing import THREADS, list_inputs, look_up_all, map_in_order
 from cctmn.reporter import Reporter, silent
 from cctmn.schema import INVENTORY
 from cctmn.store import ObjectInfo
@@ -70,6 +71,15 @@ def index(
         for info in list_inputs(inputs, root=root, report=report)
         if not (exclude and info.uri.startswith(below))
     )
+    yield from _tables_of(objects, key=key)
+
+
+def index_again(uris: Sequence[str], *, key: bytes) -> Iterator[pa.Table]:
+    """Yield the tables of objects that are known by their URIs, as they are now."""
+    yield from _tables_of(look_up_all(uris), key=key)
+
+
+def _tables_of(objects: Iterable[ObjectInfo], *, key: bytes) -> Iterator[pa.Table]:
     rows: list[_Row] = []
     for more in map_in_order(functools.partial(_rows, key=key), objects, threads=THREADS):
         rows += more
@@ -94,7 +104,7 @@ def _rows(info: ObjectInfo, *, key: bytes) -> list[_Row]:
             return _archive_rows(info, container, key=key)
         contents = probe.probe_object(info, head)
     except Exception as error:  # noqa: BLE001 - the boundary of one object
-        return [_error_row(info, _code(error), key=key, size=info.size)]
+        return [_error_row(info, _code(error, info), key=key, size=info.size)]
     sizes = {"size": info.size, "packed_size": info.size}
     return _frame_rows(info, contents.frames, key=key, kind=contents.kind, **sizes)
 
@@ -105,7 +115,7 @@ def _archive_rows(info: ObjectInfo, container: str, *, key: bytes) -> list[_Row]
     trailing = False
     try:
         if container == "zip":
-            look = functools.partial(probe.probe_zip_member, info.uri)
+            look = functools.partial(probe.probe_zip_member, info)
             work = functools.partial(_member_rows, info=info, container="zip", look=look, key=key)
             entries = zip_archive.members(probe.zip_directory(info), size=info.size)
             for more in map_in_order(work, entries, threads=ZIP_THREADS):
@@ -117,7 +127,7 @@ def _archive_rows(info: ObjectInfo, container: str, *, key: bytes) -> list[_Row]
                 rows += _member_rows(member, info=info, container=container, look=look, key=key)
             trailing = container != "tar" and tar_archive.has_trailing_data(tar)
     except Exception as error:  # noqa: BLE001 - the boundary of one archive
-        rows.append(_error_row(info, _code(error), key=key, container=container))
+        rows.append(_error_row(info, _code(error, info), key=key, container=container))
     return [row._replace(flags=("trailing_data",)) for row in rows] if trailing else rows
 
 
@@ -137,18 +147,20 @@ def _member_rows(
             raise SliceError(code)
         contents = look(member)
     except Exception as error:  # noqa: BLE001 - the boundary of one member
-        return [_error_row(info, _code(error), key=key, **columns)]
+        return [_error_row(info, _code(error, info), key=key, **columns)]
     return _frame_rows(info, contents.frames, key=key, kind=contents.kind, **columns)
 
 
-def _code(error: Exception) -> str:
-    """Return the code of a failure; storage that does not answer is raised again.
+def _code(error: Exception, info: ObjectInfo) -> str:
+    """Return the code of a failure; storage that answers nothing at all is raised again.
 
     What a library raises for damaged content is not known in advance, and one object must not end
     the job for all others.
     """
     if isinstance(error, ObjectError | SliceError):
         return error.code
+    if isinstance(error, StoreError) and store.answers(info.uri):
+        return "storage_failed"
     if isinstance(error, CctmnError):
         raise error
     return "too_large" if isinstance(error, MemoryError) else "corrupt"

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, TypeVar
 
 from cctmn import store
+from cctmn.errors import InputError, StoreError
 from cctmn.reporter import Reporter, silent
 from cctmn.store import ObjectInfo
 from cctmn.user_table import is_table, read_user_table
@@ -30,10 +31,10 @@ def list_inputs(
     """
     seen: set[str] = set()
     # A folder names each object once, so that its names need not be kept.
-    may_repeat = len(inputs) > 1 or any(is_table(text) for text in inputs)
+    may_repeat = len(inputs) > 1 or any(is_table(text) or _is_s5cmd(text) for text in inputs)
     repeats = 0
     for text in inputs:
-        for info in _list_table(text, root) if is_table(text) else store.list_objects(text):
+        for info in _objects_of(text, root):
             if info.uri in seen:
                 repeats += 1
                 continue
@@ -44,20 +45,67 @@ def list_inputs(
         report(f"{repeats:,} names of INPUT are repetitions; each object is scored once")
 
 
+def _objects_of(text: str, root: str | None) -> Iterator[ObjectInfo]:
+    if is_table(text):
+        return _list_table(text, root)
+    return _list_s5cmd(text) if _is_s5cmd(text) else store.list_objects(text)
+
+
+def _is_s5cmd(text: str) -> bool:
+    return text.lower().endswith(".s5cmd")
+
+
+def _list_s5cmd(text: str) -> Iterator[ObjectInfo]:
+    """Yield the objects of a manifest for s5cmd, where a source may be a pattern.
+
+    Each line is a command, such as `cp s3://bucket/series/* folder`; its first URI is the source.
+    The Imaging Data Commons gives out such files.
+    """
+    data = store.read_all(store.to_uri(text), hint="give a manifest of s5cmd")
+    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
+        words = line.split("#")[0].split()
+        if not words:
+            continue
+        source = next((word.strip("'\"") for word in words if "://" in word), None)
+        if source is None:
+            raise InputError("no s3:// source; write cp s3://bucket/key .", f"{text} line {number}")
+        empty = True
+        for info in store.find_objects(store.to_uri(source)):
+            empty = False
+            yield info
+        if empty:
+            yield ObjectInfo(store.to_uri(source), 0, "", "not_found")
+
+
 def _list_table(text: str, root: str | None) -> Iterator[ObjectInfo]:
     base = root or store.parent(text)
 
-    def look_up(name: str) -> list[ObjectInfo]:
-        uri = store.below(base, name)
-        try:
-            info = store.look_up(uri)
-        except (OSError, ValueError):  # a name that no file can have
-            info = None
-        return [info or ObjectInfo(uri, 0, "", "not_found")]
+    names = read_user_table(text).slices()
+    yield from look_up_all(store.below(base, name) for name in names)
 
-    # Each row costs a request, so several are in flight.
-    for objects in map_in_order(look_up, read_user_table(text).slices(), threads=THREADS):
-        yield from objects
+
+def look_up_all(uris: Iterable[str]) -> Iterator[ObjectInfo]:
+    """Yield the object of each URI in order; what cannot be looked up has the code of its reason.
+
+    Raises StoreError if storage does not answer for any object.
+    """
+    # Each costs a request, so several are in flight.
+    for infos in map_in_order(lambda uri: [_look_up(uri)], uris, threads=THREADS):
+        yield from infos
+
+
+def _look_up(uri: str) -> ObjectInfo:
+    code = "not_found"
+    try:
+        if info := store.look_up(uri):
+            return info
+    except (OSError, ValueError):  # a name that no file can have
+        pass
+    except StoreError:
+        if not store.answers(uri):
+            raise
+        code = "storage_failed"
+    return ObjectInfo(uri, 0, "", code)
 
 
 def map_in_order(

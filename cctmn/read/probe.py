@@ -45,7 +45,7 @@ def read_head(info: ObjectInfo) -> bytes:
         raise SliceError(code)
     if not info.size:
         raise SliceError("empty_file")
-    return store.read_range(info.uri, start=0, length=min(HEAD_BYTES, info.size))
+    return _read(info, 0, min(HEAD_BYTES, info.size))
 
 
 def container_of(info: ObjectInfo, head: bytes) -> str:
@@ -62,7 +62,7 @@ def container_of(info: ObjectInfo, head: bytes) -> str:
 
 def zip_directory(info: ObjectInfo) -> RangeFile:
     """Open a zip for its directory: each read is one request."""
-    return RangeFile(info.uri, size=info.size, window=0)
+    return RangeFile(info.uri, size=info.size, window=0, etag=info.etag)
 
 
 def probe_object(info: ObjectInfo, head: bytes) -> Contents:
@@ -70,15 +70,15 @@ def probe_object(info: ObjectInfo, head: bytes) -> Contents:
     kind = image_kind(head, name=info.uri)
     if info.size > MAX_OBJECT_BYTES:
         raise SliceError("too_large")
-    file = RangeFile(info.uri, size=info.size, window=HEAD_BYTES, head=head)
+    file = RangeFile(info.uri, size=info.size, window=HEAD_BYTES, etag=info.etag, head=head)
     return _contents(kind, file, head)
 
 
-def probe_zip_member(uri: str, member: Member) -> Contents:
+def probe_zip_member(info: ObjectInfo, member: Member) -> Contents:
     """Probe a member of a zip: one small read, and the whole member if that is not enough."""
 
     def read(start: int, length: int) -> bytes:
-        raw = store.read_range(uri, start=member.offset, length=member.packed_size)
+        raw = _read(info, member.offset, member.packed_size)
         data = zip_archive.unpack(raw, size=member.size, method=member.method, crc32=member.crc32)
         return data[start : start + length]
 
@@ -86,19 +86,19 @@ def probe_zip_member(uri: str, member: Member) -> Contents:
     length = zip_archive.LOCAL.size + name_bytes + _head_bytes(member.packed_size)
     if member.method == zipfile.ZIP_BZIP2:  # its blocks of up to 900 kB are unpacked as a whole
         length = member.packed_size
-    raw = store.read_range(uri, start=member.offset, length=min(length, member.packed_size))
+    raw = _read(info, member.offset, min(length, member.packed_size))
     head = zip_archive.unpack_head(raw, method=member.method, size=HEAD_BYTES)
-    file = RangeFile(uri, size=member.size, window=member.size, head=head, read=read)
+    file = RangeFile(info.uri, size=member.size, window=member.size, head=head, read=read)
     return _contents(image_kind(head, name=member.name), file, head)
 
 
 def open_tar(info: ObjectInfo, container: str) -> BinaryIO:
     """Open a tar, compressed or not, as a file over ranged reads."""
     if container != "tar":
-        return tar_archive.open_solid(info.uri, container=container, size=info.size)
+        return tar_archive.open_solid(info.uri, container=container, size=info.size, etag=info.etag)
     # One request takes the next header and the head of its member.
     window = 1 + tarfile.BLOCKSIZE + HEAD_BYTES
-    return cast(BinaryIO, RangeFile(info.uri, size=info.size, window=window))
+    return cast(BinaryIO, RangeFile(info.uri, size=info.size, window=window, etag=info.etag))
 
 
 def probe_tar_member(tar: BinaryIO, member: Member) -> Contents:
@@ -121,6 +121,10 @@ def image_kind(head: bytes, *, name: str) -> str:
     if not kind:
         raise SliceError(other_files.code_of_content(name, head))
     return kind
+
+
+def _read(info: ObjectInfo, start: int, length: int) -> bytes:
+    return store.read_range(info.uri, start=start, length=length, etag=info.etag)
 
 
 def _contents(kind: str, file: RangeFile, head: bytes) -> Contents:

@@ -16,6 +16,7 @@ class RangeFile(io.RawIOBase):
     """Seekable file over ranged reads: the last window is kept, so that small reads cost one GET.
 
     `window` is the least that a GET fetches, in bytes; 0 fetches exactly what is asked for.
+    With `etag`, a read raises ObjectError if the object has another one by now.
     `read` may be given where the bytes come from somewhere else than `uri`, `head` where the first
     bytes are already known.
     """
@@ -26,11 +27,12 @@ class RangeFile(io.RawIOBase):
         *,
         size: int,
         window: int,
+        etag: str = "",
         head: bytes = b"",
         read: Callable[[int, int], bytes] | None = None,
     ) -> None:
         self._read = read or (
-            lambda start, length: store.read_range(uri, start=start, length=length)
+            lambda start, length: store.read_range(uri, start=start, length=length, etag=etag)
         )
         self._size = size
         self._window = window

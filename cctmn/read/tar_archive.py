@@ -199,22 +199,24 @@ def has_trailing_data(file: BinaryIO) -> bool:
 
 
 @functools.lru_cache(maxsize=2)
-def open_solid(uri: str, *, container: str, size: int) -> BinaryIO:
+def open_solid(uri: str, *, container: str, size: int, etag: str = "") -> BinaryIO:
     """Open the unpacked stream of a compressed tar of `size` bytes; the process keeps it open.
 
     A process whose blocks of work come in the order of their offsets reads each archive once.
     """
-    packed = io.BufferedReader(RangeFile(uri, size=size, window=_WINDOW), _WINDOW)
+    packed = io.BufferedReader(RangeFile(uri, size=size, window=_WINDOW, etag=etag), _WINDOW)
     stream = UnpackedStream(
         cast(BinaryIO, packed), container=container, max_bytes=max_unpacked_bytes(size)
     )
     return cast(BinaryIO, stream)
 
 
-def read_solid(uri: str, *, container: str, size: int, start: int, length: int) -> bytes:
+def read_solid(
+    uri: str, *, container: str, size: int, start: int, length: int, etag: str = ""
+) -> bytes:
     """Return bytes [start, start + length) of the unpacked stream of an object of `size` bytes."""
     try:
-        file = open_solid(uri, container=container, size=size)
+        file = open_solid(uri, container=container, size=size, etag=etag)
         file.seek(start)
         return file.read(length)
     except BaseException as error:

@@ -2,7 +2,8 @@
 
 `examine` returns plain values, with a verdict and a list of problems first. It decodes a sample
 that is spread evenly over the slices seen, scores it where a model is given, and estimates time and
-disk of the whole job from that. It writes nothing and does not start Ray.
+disk of the whole job from that. What it writes below OUT, to try it, it removes. It does not start
+Ray.
 """
 
 from __future__ import annotations
@@ -11,20 +12,21 @@ import io
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cctmn import runtime, store, versions
+from cctmn import lease, runtime, store, versions
 from cctmn.config import ScoreConfig
 from cctmn.contract import InputContract
-from cctmn.errors import SLICE_CODES, CctmnError, state_of
+from cctmn.errors import SLICE_CODES, CctmnError, StoreError, state_of
 from cctmn.read import inventory
 from cctmn.reporter import duration
 from cctmn.score import models, run, scorer
@@ -35,18 +37,29 @@ SAMPLE: Final = 24  # slices
 MAX_INDEXED: Final = 5_000
 THREADS: Final = 8
 BATCH: Final = 4  # slices per forward pass
+# AWS refuses a request whose time differs by 15 minutes.
+MAX_CLOCK_S: Final = 300.0
 # Scoring the sample stops after this time, for large networks on slow machines.
 SCORE_S: Final = 30.0
 
 
 def examine(
-    inputs: Sequence[str], *, model: str | None = None, out: str | None = None
+    inputs: Sequence[str],
+    *,
+    model: str | None = None,
+    out: str | None = None,
+    access: store.S3Access | None = None,
 ) -> dict[str, Any]:
     """Return the report. Its `problems` is empty if a job can start."""
+    access = access or store.S3Access()
     problems: list[str] = []
     report: dict[str, Any] = {"machine": _machine(out), "versions": versions.libraries()}
-    if remote := [place for place in (*inputs, *([out] if out else [])) if _is_remote(place)]:
-        report["storage"] = {place: _reach(place, problems) for place in remote}
+    store.set_s3_access(replace(access, own=tuple(store.to_uri(p) for p in (out, model) if p)))
+    storage: dict[str, Any] = {p: _reach(p, problems) for p in inputs if _is_remote(p)}
+    if out is not None:
+        storage[out] = _try_to_write(out, problems)
+    if storage:
+        report["storage"] = storage
     source = None
     if model is not None:
         try:
@@ -113,7 +126,7 @@ def _is_remote(place: str) -> bool:
 
 
 def _reach(place: str, problems: list[str]) -> str:
-    """List and read one object there; writing is not tried."""
+    """List and read one object there."""
     try:
         first = next(iter(store.find_objects(store.to_uri(place))), None)
         if first is None:
@@ -123,6 +136,44 @@ def _reach(place: str, problems: list[str]) -> str:
         problems.append(str(error))
         return f"not reachable: {error}"
     return "listing and reading work"
+
+
+def _try_to_write(out: str, problems: list[str]) -> dict[str, Any] | str:
+    """List, write, read and delete below OUT, as a job does with its lock; nothing is left."""
+    uri = store.to_uri(out)
+    if not _is_remote(out):
+        return _try_to_write_locally(Path(store.to_path(uri)), problems)
+    scratch = store.join(uri, "private", f"doctor-{secrets.token_hex(4)}")
+    try:
+        next(iter(store.list_below(uri)), None)
+        store.put(scratch, b"doctor")
+        version = store.read_version(scratch)
+        store.delete(scratch)
+        if version is None or version.data != b"doctor":
+            raise StoreError("an object that was written cannot be read; check the server", scratch)
+        obeys = lease.knows_conditions(scratch)
+    except CctmnError as error:
+        problems.append(str(error))
+        return f"not usable: {error}"
+    if abs(version.clock_s) > MAX_CLOCK_S:
+        problems.append(f"{out}: its clock and that of this machine differ; set the clock here")
+    return {
+        "access": "listing, writing, reading and deleting work",
+        "conditional_writes": "obeyed" if obeys else "not obeyed; start one job at a time",
+        "clock_ahead_s": round(version.clock_s),
+    }
+
+
+def _try_to_write_locally(folder: Path, problems: list[str]) -> str:
+    present = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=present) as file:
+            file.write(b"doctor")
+            file.flush()
+    except OSError as error:
+        problems.append(f"{folder}: cannot be written ({error.strerror}); check OUT")
+        return "not writable"
+    return "writing works"
 
 
 def _model(folder: str) -> dict[str, Any]:

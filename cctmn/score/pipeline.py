@@ -44,6 +44,7 @@ class Plan:
     fetch_threads: int
     ranked_boxes: bool
     masks: bool
+    access: store.S3Access  # to the buckets of INPUT
     run: str = ""  # id in the metrics
 
 
@@ -73,6 +74,7 @@ class _ScoreBlock:
 
 def _prepare_block(block: pa.Table, *, source: ModelSource, key: bytes, plan: Plan) -> pa.Table:
     began = time.perf_counter()
+    store.set_s3_access(plan.access)
     contract = InputContract.from_card(source.input)
     rows = prepare(block, contract=contract, key=key, threads=plan.fetch_threads)
     meters.prepared(block, rows, elapsed_s=time.perf_counter() - began, run=plan.run)

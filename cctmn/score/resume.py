@@ -7,9 +7,10 @@ that is cut or changed counts as not written.
 
 from __future__ import annotations
 
+import functools
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -62,12 +63,21 @@ def done(folder: str) -> pa.ChunkedArray:
     return pa.chunked_array([chunk for column in ids for chunk in column.chunks], pa.string())
 
 
-def withdraw_errors(folder: str) -> int:
-    """Remove every row with a code, so that its slice is pending again; return their number."""
+def withdraw(folder: str, codes: Collection[str] | None) -> int:
+    """Remove the rows with these codes (None: all), so that their slices are pending again.
+
+    Returns their number.
+    """
     withdrawn = 0
     for uri in tables.parquet_files(folder):
-        table = tables.read(uri, None)
-        withdrawn += _rewrite(uri, table, keep=pc.equal(table["error_code"], ""))
+        found = tables.read(uri, ["error_code"])["error_code"]
+        keep = (
+            pc.equal(found, "")
+            if codes is None
+            else pc.invert(pc.is_in(found, value_set=pa.array(sorted(codes), pa.string())))
+        )
+        if not pc.all(keep).as_py():
+            withdrawn += _rewrite(uri, tables.read(uri, None), keep=keep)
     return withdrawn
 
 
@@ -99,41 +109,56 @@ def _rewrite(uri: str, table: pa.Table, *, keep: pa.Array | pa.ChunkedArray) -> 
     return removed
 
 
-def write_inventory(folder: str, indexed: Iterator[pa.Table]) -> int:
+def write_inventory(folder: str, indexed: Iterator[pa.Table], *, finished: pa.ChunkedArray) -> int:
     """Write the tables as a new generation, carry over rows that they lack, drop the old files.
 
-    Returns the number of slices whose object is no longer the one that was indexed before.
+    A slice without a row is not carried over if its object was indexed anew and no longer holds
+    it. Returns the number of finished slices whose object was replaced.
     """
     old = tables.parquet_files(folder)
     generation = 1 + max((tables.generation(uri) for uri in old), default=-1)
     seen: list[pa.Table] = []
-    number = 0
+    written: list[str] = []
+
+    def write(table: pa.Table) -> None:
+        written.append(_put_part(folder, generation, len(written), table))
+
     for table in indexed:
-        _put_part(folder, generation, number, table)
+        write(table)
         seen.append(table.select(["slice_id", "etag"]))
-        number += 1
     new = pa.concat_tables(seen) if seen else pa.table({"slice_id": [], "etag": []})
+    new_uris = functools.cache(functools.partial(_uris, list(written)))
     changed = 0
     for uri in old:
         table = tables.read(uri, None)
-        carried = tables.without(table, new["slice_id"])
-        if len(carried):
-            _put_part(folder, generation, number, carried)
-            number += 1
-        if len(carried) < len(table):
-            place = pc.index_in(table["slice_id"], value_set=new["slice_id"].combine_chunks())
+        is_finished = pc.is_in(table["slice_id"], value_set=finished)
+        is_new = pc.is_in(table["slice_id"], value_set=new["slice_id"])
+        keep = pc.invert(is_new)
+        if pc.any(pc.and_not(keep, is_finished)).as_py():
+            is_gone = pc.and_not(pc.is_in(table["uri"], value_set=new_uris()), is_finished)
+            keep = pc.and_not(keep, is_gone)
+        if len(carried := table.filter(keep)):
+            write(carried)
+        if len(both := table.filter(pc.and_(is_finished, is_new))):
+            place = pc.index_in(both["slice_id"], value_set=new["slice_id"].combine_chunks())
             etags = new["etag"].combine_chunks().take(place.combine_chunks())
-            changed += pc.sum(pc.not_equal(etags, table["etag"])).as_py() or 0
+            changed += pc.sum(pc.not_equal(etags, both["etag"])).as_py() or 0
     for uri in old:
         store.delete(uri)
     return changed
 
 
-def _put_part(folder: str, generation: int, number: int, table: pa.Table) -> None:
+def _uris(files: list[str]) -> pa.Array:
+    chunks = [tables.read(uri, ["uri"])["uri"].unique() for uri in files]
+    return pa.concat_arrays(chunks).unique() if chunks else pa.array([], pa.string())
+
+
+def _put_part(folder: str, generation: int, number: int, table: pa.Table) -> str:
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    name = f"g{generation:06d}-{number:06d}.parquet"
-    store.put(store.join(folder, name), buffer.getvalue(), private=True)
+    uri = store.join(folder, f"g{generation:06d}-{number:06d}.parquet")
+    store.put(uri, buffer.getvalue(), private=True)
+    return uri
 
 
 def write_todo(

@@ -24,6 +24,7 @@ from cctmn.errors import (
     EXIT_ERROR_RATE,
     EXIT_OK,
     EXIT_REFUSED,
+    TRANSIENT,
     ConfigError,
     PreflightError,
     ResumeError,
@@ -62,6 +63,7 @@ class ScoreJob:
     limit: int | None = None  # slices of this run
     retry_errors: bool = False
     root: str | None = None  # base folder or prefix for relative URIs in a manifest
+    access: store.S3Access = field(default_factory=store.S3Access)  # to the buckets of INPUT
     reader: int = prepare.READER_VERSION  # an older folder keeps the number it began with
 
     @property
@@ -117,6 +119,8 @@ def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silen
     predictions, private = store.join(out, "predictions"), store.join(out, "private")
     known, todo = store.join(private, "inventory"), store.join(private, "todo")
     began = time.monotonic()
+    job = replace(job, access=replace(job.access, own=(out,)))
+    store.set_s3_access(job.access)
     with folder.only_writer(out, report=report):
         # 1. Open the folder and bring it into a consistent state.
         job = _with_reader_of(out, job, report)
@@ -127,10 +131,13 @@ def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silen
                 f"removed {removed} unfinished or damaged file(s); their slices are scored again"
             )
         if job.retry_errors:
-            report(f"withdrew {resume.withdraw_errors(predictions):,} error rows to retry them")
+            report(f"withdrew {resume.withdraw(predictions, None):,} error rows to retry them")
+        elif again := resume.withdraw(predictions, TRANSIENT):
+            report(f"{again:,} slices could not be read at the last run; reading them again")
         # 2. List the input, and record which job writes here.
+        finished = resume.done(predictions)
         indexed = inventory.index(job.inputs, key=key, exclude=out, root=job.root, report=report)
-        if changed := resume.write_inventory(known, _counted(indexed, report)):
+        if changed := resume.write_inventory(known, _counted(indexed, report), finished=finished):
             report(
                 f"{changed:,} slices have changed in storage since they were listed; existing rows "
                 "describe the earlier content: use a new OUT to score them again"
@@ -146,16 +153,17 @@ def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silen
             },
         )
         # 3. Score the slices that have no row yet.
-        finished = resume.done(predictions)
         pending = resume.write_todo(
             todo, indexed=tables.inventory(known), finished=finished, limit=job.limit
         )
         report(f"{len(finished):,} slices done, {pending:,} to score")
         del finished
         if pending:
-            with runtime.session(address), Progress(predictions, total=pending, report=report):
+            with runtime.session(address):
                 runtime.check_gpus(job.settings.gpus, address=address, report=report)
                 _execute(job, out=out, key=key, stamp=stamp, pending=pending, report=report)
+                if job.limit is None and (left := _put_back(out, key=key, report=report)):
+                    _execute(job, out=out, key=key, stamp=stamp, pending=left, report=report)
             resume.clear(todo)
         # 4. Reconcile the rows with the inventory, and write the manifest.
         if doubled := resume.remove_doubles(predictions):
@@ -182,11 +190,12 @@ def _execute(
     predictions, todo = store.join(out, "predictions"), store.join(out, "private", "todo")
     idle_s = 0.0
     while pending:
-        plan = make_plan(runtime.resources(), job.settings, pending=pending)
+        plan = make_plan(runtime.resources(), job.settings, pending=pending, access=job.access)
         try:
-            pipeline.execute(
-                todo, out=predictions, source=job.source, key=key, plan=plan, stamp=stamp
-            )
+            with Progress(predictions, total=pending, report=report):
+                pipeline.execute(
+                    todo, out=predictions, source=job.source, key=key, plan=plan, stamp=stamp
+                )
             return
         except pipeline.Stalled:
             indexed = list(tables.inventory(todo))
@@ -201,6 +210,24 @@ def _execute(
             )
         report(f"no progress; continuing with the present nodes, {left:,} slices to score")
         pending = left
+
+
+def _put_back(out: str, *, key: bytes, report: Reporter) -> int:
+    """Plan the slices anew that storage failed to give, and those of replaced objects.
+
+    Their objects are indexed again. Returns the number of slices to score.
+    """
+    private = store.join(out, "private")
+    predictions, todo = store.join(out, "predictions"), store.join(private, "todo")
+    known = store.join(private, "inventory")
+    if not (put_back := resume.withdraw(predictions, TRANSIENT)):
+        return 0
+    report(f"{put_back:,} slices could not be read; reading them once more")
+    finished = resume.done(predictions)
+    resume.write_todo(todo, indexed=tables.inventory(known), finished=finished, limit=None)
+    uris = sorted({uri for table in tables.inventory(todo) for uri in table["uri"].to_pylist()})
+    resume.write_inventory(known, inventory.index_again(uris, key=key), finished=finished)
+    return resume.write_todo(todo, indexed=tables.inventory(known), finished=finished, limit=None)
 
 
 def dry_run(
@@ -237,7 +264,11 @@ def dry_run(
 
 
 def make_plan(
-    resources: runtime.Resources, settings: ScoreConfig, *, pending: int
+    resources: runtime.Resources,
+    settings: ScoreConfig,
+    *,
+    pending: int,
+    access: store.S3Access | None = None,
 ) -> pipeline.Plan:
     """Choose the numbers of actors, batch size and block size for a cluster and a job.
 
@@ -267,6 +298,7 @@ def make_plan(
         fetch_threads=settings.fetch_threads,
         ranked_boxes=settings.ranked_boxes,
         masks=settings.masks,
+        access=access or store.S3Access(),
         run=run_id(),
     )
 

@@ -27,11 +27,16 @@ class ObjectInfo:
 
 @dataclass(frozen=True)
 class Version:
-    """One object as it is now; `age_s` is the time since its last write."""
+    """One object as it is now.
+
+    `age_s` is the time since its last write, and `clock_s` the time by which the clock of the
+    storage is ahead of that of this machine.
+    """
 
     data: bytes
     etag: str
     age_s: float
+    clock_s: float = 0.0
 
 
 @dataclass(frozen=True)

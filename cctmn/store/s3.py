@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from cctmn.errors import InputError, ObjectError, StoreError
 from cctmn.store import s3_errors
@@ -18,9 +18,6 @@ from cctmn.store.protocols import ObjectInfo, Traits, Version
 from cctmn.store.s3_client import client, read_arguments
 from cctmn.store.s3_errors import repeat
 from cctmn.store.uri import WILDCARDS
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
 # Objects per request of a listing; servers allow no more.
 PAGE_KEYS = 1000
@@ -165,16 +162,15 @@ def read_version(uri: str) -> Version:
 
     def get() -> Version:
         answer = client(bucket).get_object(Bucket=bucket, Key=key)
-        return Version(answer["Body"].read(), answer["ETag"], _age_s(answer))
+        here = datetime.now(UTC)
+        sent = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        there = parsedate_to_datetime(sent) if sent else here
+        # Both times are of the server's clock, so that a wrong clock here does not matter.
+        age_s = (there - answer["LastModified"]).total_seconds()
+        clock_s = (there - here).total_seconds()
+        return Version(answer["Body"].read(), answer["ETag"], age_s, clock_s)
 
     return _read(get, uri)
-
-
-def _age_s(answer: GetObjectOutputTypeDef) -> float:
-    """Return the time since the last write; both times are of the server's clock."""
-    sent = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-    now = parsedate_to_datetime(sent) if sent else datetime.now(UTC)
-    return (now - answer["LastModified"]).total_seconds()
 
 
 def _read(call: Callable[[], T], uri: str) -> T:

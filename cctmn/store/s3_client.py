@@ -17,7 +17,7 @@ from cctmn.errors import InputError
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-# Attempts inside botocore, with exponential back-off.
+# Attempts inside botocore, with exponential back-off; AWS_MAX_ATTEMPTS sets another number.
 MAX_ATTEMPTS = 8
 # More than the fetch threads of one process.
 POOL_CONNECTIONS = 64
@@ -30,11 +30,15 @@ DEFAULT_REGION: Final = "us-east-1"
 
 @dataclass(frozen=True)
 class Access:
-    """How buckets are read that belong to others: all but `own_bucket`, which is that of OUT."""
+    """How the buckets of others are read: all but those of `own`, the URIs of OUT and MODEL."""
 
     anonymous: bool = False  # unsigned, for public buckets
     requester_pays: bool = False
-    own_bucket: str = ""
+    own: tuple[str, ...] = ()
+
+    def is_other(self, bucket: str) -> bool:
+        """Return whether a bucket is neither that of OUT nor that of MODEL."""
+        return not any(f"{uri}/".startswith(f"s3://{bucket}/") for uri in self.own)
 
 
 _access = Access()
@@ -48,12 +52,12 @@ def set_access(access: Access) -> None:
 
 def client(bucket: str) -> S3Client:
     """Return the client for a bucket. Raises InputError for an endpoint or region of wrong form."""
-    return _client(anonymous=_access.anonymous and bucket != _access.own_bucket)
+    return _client(anonymous=_access.anonymous and _access.is_other(bucket))
 
 
 def read_arguments(bucket: str) -> dict[str, Any]:
     """Return what a request to read from a bucket has beside the bucket and key."""
-    pays = _access.requester_pays and bucket != _access.own_bucket
+    pays = _access.requester_pays and _access.is_other(bucket)
     return {"RequestPayer": "requester"} if pays else {}
 
 
@@ -66,7 +70,10 @@ def _client(*, anonymous: bool) -> S3Client:
     session = boto3.Session()
     region = os.environ.get(REGION_VARIABLE) or session.region_name or DEFAULT_REGION
     options: dict[str, Any] = {
-        "retries": {"mode": "standard", "max_attempts": MAX_ATTEMPTS},
+        "retries": {
+            "mode": "standard",
+            "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS") or MAX_ATTEMPTS),
+        },
         "connect_timeout": CONNECT_S,
         "read_timeout": READ_S,
         "max_pool_connections": POOL_CONNECTIONS,

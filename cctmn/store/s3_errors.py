@@ -45,6 +45,10 @@ OF_USER: Final = {
     "InvalidToken": "the session token is not valid; get a new one and run the same command again",
     "RequestTimeTooSkewed": "the clock of this machine is wrong; set it",
     "RequestExpired": "the clock of this machine is wrong; set it",
+    "AllAccessDisabled": "all access to the bucket is disabled; ask its owner",
+    "AccountProblem": "the account of this key has a problem; ask its owner",
+    "NotSignedUp": "the account of this key is not signed up for S3; ask its owner",
+    "InvalidSecurity": "the credentials are not valid; check AWS_ACCESS_KEY_ID",
 }
 OTHER_REGION: Final = frozenset({"PermanentRedirect", "301", "AuthorizationHeaderMalformed"})
 DENIED: Final = frozenset({"AccessDenied", "403", "Forbidden"})
@@ -77,7 +81,13 @@ def repeat(call: Callable[[], T], uri: str, *, on: Use = "object") -> T:
     Raises ObjectError where the server refuses one object to read, and InputError where it refuses
     a bucket, a listing or a write, or the credentials. StoreError: it did not answer.
     """
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        IncompleteReadError,
+        ReadTimeoutError,
+        ResponseStreamingError,
+    )
 
     failure: BotoCoreError | ClientError | None = None
     for attempt in range(ATTEMPTS):
@@ -87,11 +97,13 @@ def repeat(call: Callable[[], T], uri: str, *, on: Use = "object") -> T:
             return call()
         except ClientError as error:
             failure = error
-            if not _may_pass(error):
+            if not _passes_unseen(error):
                 break
         except BotoCoreError as error:
             failure = error
-            if _before_the_server(error):
+            if not isinstance(
+                error, IncompleteReadError | ReadTimeoutError | ResponseStreamingError
+            ):
                 break
     assert failure is not None
     raise _error(failure, uri, on=on) from None
@@ -102,14 +114,18 @@ def code_of(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", "unknown"))
 
 
-def _may_pass(error: ClientError) -> bool:
-    """Return whether a refusal may be gone a moment later.
+def _passes_unseen(error: ClientError) -> bool:
+    """Return whether a refusal may be gone a moment later, although botocore takes it for final.
 
     Servers refuse valid keys for a moment (403) where their rights or clocks are not in step.
     """
+    return code_of(error) in DENIED | {"ExpiredToken", "200"}
+
+
+def _may_pass(error: ClientError) -> bool:
+    """Return whether a refusal, repeated in vain, may be gone at the next run."""
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
-    code = code_of(error)
-    return status >= 500 or status in PASSING or code in DENIED or code in ("ExpiredToken", "200")
+    return status >= 500 or status in PASSING or _passes_unseen(error)
 
 
 def _before_the_server(error: BotoCoreError) -> str:
@@ -143,6 +159,8 @@ def _error(error: BotoCoreError | ClientError, uri: str, *, on: Use) -> CctmnErr
         return InputError(f"access denied; this role needs {right}", uri)
     if _may_pass(error):
         return StoreError(f"S3 did not answer ({code}); {_AGAIN}", uri)
+    if on == "object":
+        return ObjectError("storage_refused", uri)
     return InputError(f"S3 refuses this ({code}); check the bucket and the endpoint", uri)
 
 

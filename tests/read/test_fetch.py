@@ -21,6 +21,7 @@ def row(uri: str, *, offset: int, size: int, member: str = "", **other: Any) -> 
         "packed_size": size,
         "size": size,
         "object_size": size,
+        "etag": "",
         "method": 0,
         "crc32": 0,
     } | other

@@ -31,11 +31,12 @@ def write_predictions(folder: Path, name: str, *rows: Mapping[str, Any]) -> Path
     return folder / name
 
 
-def indexed(*etags_by_id: Mapping[str, str]) -> Iterator[pa.Table]:
-    """One inventory table for each mapping of slice_id to etag."""
+def indexed(*etags_by_id: Mapping[str, str], uri: str = "") -> Iterator[pa.Table]:
+    """One inventory table for each mapping of slice_id to etag; without `uri` one object each."""
     for etags in etags_by_id:
         rows = [
-            dict.fromkeys(schema.INVENTORY.names) | {"slice_id": slice_id, "etag": etag}
+            dict.fromkeys(schema.INVENTORY.names)
+            | {"slice_id": slice_id, "etag": etag, "uri": uri or slice_id}
             for slice_id, etag in etags.items()
         ]
         yield pa.Table.from_pylist(rows, schema=schema.INVENTORY)
@@ -136,7 +137,7 @@ def test_withdrawn_errors_are_pending_again(tmp_path: Path) -> None:
     errors = predicted("2", error_code="truncated"), predicted("3", error_code="corrupt")
     write_predictions(tmp_path, "a.parquet", predicted("1"), errors[0])
     only_errors = write_predictions(tmp_path, "b.parquet", errors[1])
-    assert resume.withdraw_errors(tmp_path.as_uri()) == 2
+    assert resume.withdraw(tmp_path.as_uri(), None) == 2
     assert resume.done(tmp_path.as_uri()).to_pylist() == ["1"]
     assert not only_errors.exists()
     [left] = tmp_path.iterdir()
@@ -159,24 +160,37 @@ def test_the_first_row_of_a_double_is_kept(tmp_path: Path) -> None:
 
 def test_a_new_index_keeps_what_it_lacks_and_counts_what_was_replaced(tmp_path: Path) -> None:
     folder = tmp_path.as_uri()
-    assert resume.write_inventory(folder, indexed({"1": "a", "2": "a"}, {"3": "a"})) == 0
-    # 2 was replaced, 3 has vanished, 4 is new
-    assert resume.write_inventory(folder, indexed({"1": "a", "2": "b", "4": "a"})) == 1
+    first = indexed({"1": "a", "2": "a"}, {"3": "a", "5": "a"})
+    assert resume.write_inventory(folder, first, finished=ids()) == 0
+    # 2 and 5 were replaced, 3 has vanished, 4 is new
+    second = indexed({"1": "a", "2": "b", "4": "a", "5": "b"})
+    assert resume.write_inventory(folder, second, finished=ids("1", "2", "3")) == 1
     rows = {row["slice_id"]: row["etag"] for row in tables.rows(folder)}
-    assert rows == {"1": "a", "2": "b", "3": "a", "4": "a"}
+    assert rows == {"1": "a", "2": "b", "3": "a", "4": "a", "5": "b"}
     assert {tables.generation(uri) for uri in tables.parquet_files(folder)} == {1}
+
+
+def test_slices_that_a_replaced_archive_no_longer_holds_are_kept_if_they_have_a_row(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path.as_uri()
+    first = indexed({"1": "a", "2": "a"}, {"3": "a"}, uri="s3://b/z.zip")
+    resume.write_inventory(folder, first, finished=ids())
+    second = indexed({"4": "b"}, uri="s3://b/z.zip")
+    assert resume.write_inventory(folder, second, finished=ids("1")) == 0
+    assert sorted(ids_of(tables.rows(folder))) == ["1", "4"]
 
 
 def test_an_interrupted_index_doubles_no_row(tmp_path: Path) -> None:
     folder = tmp_path.as_uri()
-    resume.write_inventory(folder, indexed({"1": "a", "2": "a"}))
+    resume.write_inventory(folder, indexed({"1": "a", "2": "a"}), finished=ids())
 
     def interrupted() -> Iterator[pa.Table]:
         yield from indexed({"1": "b"})
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        resume.write_inventory(folder, interrupted())
+        resume.write_inventory(folder, interrupted(), finished=ids())
     rows = [row for table in tables.inventory(folder) for row in table.to_pylist()]
     assert sorted((row["slice_id"], row["etag"]) for row in rows) == [("1", "b"), ("2", "a")]
 

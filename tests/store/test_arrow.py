@@ -77,7 +77,7 @@ def test_a_file_that_nobody_closed_is_not_written(folder: str) -> None:
 @pytest.fixture
 def failing(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """A server that answers 503 to every request."""
-    monkeypatch.setattr(s3_client, "MAX_ATTEMPTS", 1)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(s3_errors, "BACKOFF_S", 0.0)
     s3_client.clear()
     s3.fault = lambda environ: ("503 Service Unavailable", "SlowDown")

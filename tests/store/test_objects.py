@@ -96,7 +96,7 @@ def test_a_missing_object_is_a_code_and_a_dead_server_is_not(
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}")
-        monkeypatch.setattr(s3_client, "MAX_ATTEMPTS", 1)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
         monkeypatch.setattr(s3_errors, "BACKOFF_S", 0.0)
         s3_client.clear()
         with pytest.raises(StoreError, match="run the same command again"):

@@ -21,7 +21,7 @@ KEYS = [f"in/{n}.png" for n in range(8)]
 @pytest.fixture
 def bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """A bucket of eight objects that is listed in pages of three."""
-    monkeypatch.setattr(s3_client, "MAX_ATTEMPTS", 1)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
     monkeypatch.setattr(s3_errors, "BACKOFF_S", 0.0)
     monkeypatch.setattr(s3_module, "PAGE_KEYS", 3)
     s3_client.clear()
@@ -148,5 +148,9 @@ def test_a_lookup_that_fails_is_not_a_missing_object(bucket: S3Server, tmp_path:
     bucket.fault = failing("403 Forbidden", "AccessDenied", times=1, when=of_object)
     assert codes(manifest) == {"s3://faults/in/3.png": ""}
     bucket.fault = failing("503 Service Unavailable", "SlowDown", times=-1, when=of_object)
+    assert codes(manifest) == {"s3://faults/in/3.png": "storage_failed"}
+    bucket.fault = failing(
+        "503 Service Unavailable", "SlowDown", times=-1, when=lambda environ: True
+    )
     with pytest.raises(StoreError, match="did not answer"):
         codes(manifest)

@@ -154,7 +154,7 @@ def test_a_certificate_that_is_not_trusted_is_refused(
 ) -> None:
     lead_to(servers.over_tls("moto"), monkeypatch)
     monkeypatch.delenv("AWS_CA_BUNDLE")
-    monkeypatch.setattr(s3_client, "MAX_ATTEMPTS", 1)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(s3_errors, "BACKOFF_S", 0.0)
     with pytest.raises(StoreError, match="SSLError"):
         store.read_all("s3://any/object")
