@@ -62,6 +62,8 @@ class Resources:
 
     cpus: float
     gpus: float
+    # Of a Ray that `session` has started on this machine, so that no more can come.
+    started_here: bool = False
 
 
 @contextmanager
@@ -104,7 +106,8 @@ def session(address: str | None = None) -> Iterator[Resources]:
         if address is None:
             surroundings.enter_context(embedded.ended_with_driver(folder))
             surroundings.enter_context(_watched())
-        yield resources()
+        found = resources()
+        yield Resources(found.cpus, found.gpus, started_here=address is None)
 
 
 def _connect(address: str | None, options: dict[str, Any]) -> None:
@@ -211,12 +214,12 @@ def finished_something() -> None:
     embedded.memory_kills.finished_something()
 
 
-def check_gpus(needed: float, *, address: str | None, report: Reporter) -> None:
-    """Say that a job waits for GPUs; raises PreflightError if Ray runs here and none can come."""
-    have = resources().gpus
+def check_gpus(needed: float, *, found: Resources, report: Reporter) -> None:
+    """Say that a job waits for GPUs; raises PreflightError if none can come."""
+    have = found.gpus
     if have >= needed:
         return
-    if address is None:
+    if found.started_here:
         raise PreflightError(
             f"GPU: {needed:g} asked for, and Ray finds {have:g} on this machine; check "
             "`nvidia-smi`, or use the CPU (--set gpus=0, for training --set hardware.device=cpu)"

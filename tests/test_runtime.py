@@ -97,14 +97,14 @@ def test_memory_that_stays_full_ends_the_command_with_a_line() -> None:
 
 
 def test_a_gpu_that_cannot_come_is_refused_and_one_that_may_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch, reporter: RecordingReporter
+    reporter: RecordingReporter,
 ) -> None:
-    monkeypatch.setattr(runtime, "resources", lambda: runtime.Resources(cpus=4, gpus=0))
+    here = runtime.Resources(cpus=4, gpus=0, started_here=True)
     with pytest.raises(PreflightError, match="Ray finds 0 on this machine; check `nvidia-smi`"):
-        runtime.check_gpus(1, address=None, report=reporter)
-    runtime.check_gpus(1, address="auto", report=reporter)
+        runtime.check_gpus(1, found=here, report=reporter)
+    runtime.check_gpus(1, found=runtime.Resources(cpus=4, gpus=0), report=reporter)
     assert reporter.lines == ["waiting for 1 GPU, the cluster has 0; it may start one"]
-    runtime.check_gpus(-1, address=None, report=reporter)  # "as the cluster has them"
+    runtime.check_gpus(-1, found=here, report=reporter)  # "as the cluster has them"
 
 
 def test_only_kills_without_progress_count() -> None:

@@ -159,8 +159,8 @@ def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silen
         report(f"{len(finished):,} slices done, {pending:,} to score")
         del finished
         if pending:
-            with runtime.session(address):
-                runtime.check_gpus(job.settings.gpus, address=address, report=report)
+            with runtime.session(address) as found:
+                runtime.check_gpus(job.settings.gpus, found=found, report=report)
                 _execute(job, out=out, key=key, stamp=stamp, pending=pending, report=report)
                 if job.limit is None and (left := _put_back(out, key=key, report=report)):
                     _execute(job, out=out, key=key, stamp=stamp, pending=left, report=report)

@@ -100,7 +100,7 @@ def train(job: TrainJob, *, address: str | None = None, report: Reporter = silen
             spec = Spec(job.config, train_set, valid_set, out, card)
             with runtime.session(address) as resources:
                 if job.config.hardware.device == "gpu":
-                    runtime.check_gpus(1, address=address, report=report)
+                    runtime.check_gpus(1, found=resources, report=report)
                 workers, use_gpu = _workers(job, resources)
                 device = "GPU" if use_gpu else "CPU"
                 report(
