@@ -21,6 +21,7 @@ from cctmn.cli import cli
 from cctmn.cli.common import leaf_commands
 from cctmn.metrics import document, metric
 from cctmn.schema import Column
+from cctmn.store import s3_errors
 
 DOCS = Path(__file__).parent
 PINS = DOCS.parent / "constraints.txt"
@@ -47,6 +48,39 @@ def codes() -> str:
     for code, meaning in errors.SLICE_CODES.items():
         lines.append(f"| `{code}` | {errors.state_of(code).replace('_', ' ')} | {meaning} |")
     return "\n".join(lines) + "\n"
+
+
+def s3_answers() -> str:
+    """Return what becomes of each refusal of S3: a row with a code, or one line and an end."""
+    lines = ["| answer of S3 | result | what to do |", "|---|---|---|"]
+    groups: dict[str, list[str]] = {}
+    for answer, code in s3_errors.OF_OBJECT.items():
+        groups.setdefault(code, []).append(answer)
+    groups["storage_refused"] += [f"{prefix}*" for prefix in s3_errors.OF_OBJECT_PREFIX]
+    groups["permission_denied"] = sorted(s3_errors.DENIED)
+    for code, answers in groups.items():
+        advice = errors.OBJECT_CODES[code][1]
+        lines.append(f"| {_listed(answers)} for an object | a row `{code}` | {advice} |")
+    advice = errors.OBJECT_CODES["storage_refused"][1]
+    lines.append(f"| another 4xx for an object | a row `storage_refused` | {advice} |")
+    for answer, sentence in s3_errors.OF_USER.items():
+        reason, advice = sentence.split("; ", 1)
+        lines.append(f"| `{answer}` | the job ends: {reason} | {advice} |")
+    lines += [
+        f"| {_listed(sorted(s3_errors.OTHER_REGION))} | the job ends and names the region | "
+        "set AWS_REGION |",
+        "| another 4xx for a listing or a write | the job ends with the code of S3 | "
+        "check the bucket, the rights and the endpoint |",
+        "| 5xx, 408, 429, a cut or silent answer: always for one object | a row `storage_failed` | "
+        "run the same command again |",
+        "| the same for the whole storage | the job ends with exit code 4 | "
+        "run the same command again |",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _listed(answers: Sequence[str]) -> str:
+    return ", ".join(f"`{answer}`" for answer in answers)
 
 
 def commands() -> str:
@@ -117,6 +151,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "labels": lambda: columns(schema.LABELS_COLUMNS),
     "flags": lambda: texts("flag", schema.FLAGS),
     "codes": codes,
+    "s3-answers": s3_answers,
     "licences": licences,
 }
 
