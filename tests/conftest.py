@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ MARKERS = {
 FIRST = (
     "tests/train/test_distributed.py",
     "tests/cluster_nodes/test_nodes.py",
+    "tests/score/test_faults.py",
     "tests/score/test_kill.py",
     "tests/cluster_nodes/test_scaling.py",
     "tests/score/test_reference.py",
@@ -127,8 +128,9 @@ class S3Server:
         self.client().put_object(Bucket=bucket, Key=key, Body=data)
 
 
-@pytest.fixture(scope="session")
-def s3() -> Iterator[S3Server]:
+@contextmanager
+def s3_server() -> Iterator[S3Server]:
+    """Run moto in this process, and lead the standard AWS variables to it."""
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -169,6 +171,12 @@ def s3() -> Iterator[S3Server]:
     server.shutdown()
     for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    with s3_server() as seen:
+        yield seen
 
 
 class Servers:
