@@ -62,6 +62,12 @@ class ScoreConfig:
         False, "Also write the N ranked boxes that the classifier received (large)."
     )
     masks: bool = setting(False, "Also write the mask of each lesion, as COCO run lengths (large).")
+    gpu_wait_min: float = setting(
+        60.0,
+        "How long to wait for a first GPU that the cluster does not have yet.",
+        unit="minutes",
+        low=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,12 @@ class Hardware:
     )
     retries: int = setting(
         3, "Restarts from the last checkpoint after a worker died.", unit="restarts", low=0
+    )
+    gpu_wait_min: float = setting(
+        60.0,
+        "How long to wait for the GPUs of all workers if the cluster has too few or all are busy.",
+        unit="minutes",
+        low=0,
     )
 
 

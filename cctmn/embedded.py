@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import secrets
 import shutil
 import subprocess
@@ -23,6 +24,8 @@ import psutil
 
 from cctmn.errors import PreflightError
 
+# Each server of Ray opens some 60 files, and the raylet 5 more per worker; Ray names 4096 as safe.
+OPEN_FILES: Final = 1024
 PREFIX: Final = "cctmn-"
 _LOCK: Final = "lock"
 _RAY: Final = "r"  # Ray opens its own folder to everybody, so it lies in one that is closed
@@ -60,6 +63,27 @@ def private_folder() -> Iterator[Path]:
 def ray_folder(folder: Path) -> str:
     """Return the part of a private folder that is Ray's."""
     return str(folder / _RAY)
+
+
+def check_open_files() -> None:
+    """Raise PreflightError if this process may open too few files; Ray raises a soft limit."""
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < OPEN_FILES:
+        raise PreflightError(
+            f"the limit of open files is {limit} here, and Ray needs {OPEN_FILES}; allow more with "
+            "`ulimit -n 4096`, or ask the administrator of this machine"
+        )
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Raise PreflightError if the disk of a private folder has fewer free bytes than needed."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise PreflightError(
+            f"the disk for temporary files has {free >> 20:,} MiB free, and Ray needs "
+            f"{needed >> 20:,}; free some, or set RAY_TMPDIR to a folder on another disk",
+            folder.parent,
+        )
 
 
 def _base() -> Path:

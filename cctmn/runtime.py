@@ -12,7 +12,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -29,6 +30,10 @@ SPARE_CPUS = 2.0
 MIN_CPUS = 4
 # A block of 128 slices of 512 x 512 has 32 MiB, so dozens of blocks fit.
 OBJECT_STORE_BYTES = 1 << 30
+# Ray starts, or accepts this driver, within seconds; on a busy machine it took half a minute.
+START_S = 180.0
+# Free disk for Ray's logs and for what does not fit into the object store.
+DISK_BYTES = 512 << 20
 # A cluster must accept a connection within this time.
 CONNECT_S = 5.0
 # gRPC runs on HTTP/2, where each side begins with a frame of settings (RFC 9113, 3.4 and 4.1).
@@ -43,6 +48,8 @@ MEMORY_S = 1.0
 MEMORY_FULL_S = 5 * 60.0
 # Where there is not enough for one worker, Ray ends one every 3 s or so and never gives up.
 MOST_KILLS, KILLS_WITHIN_S = 60, 10 * 60.0
+# GPUs that are there and free are reserved within this time; then the wait looks this often.
+FREE_GPU_S, GPU_LOOK_S = 2, 5
 # Ray's own spelling.
 _THRESHOLD: Final = "RAY_memory_usage_threshold"
 _MONITOR_MS: Final = "RAY_memory_monitor_refresh_ms"
@@ -50,6 +57,10 @@ _SERVERS: Final = frozenset({"raylet", "gcs_server"})
 _TOO_LITTLE: Final = (
     "memory: there is too little for one worker, and Ray has ended all of them; end other programs "
     "or use a larger machine, and run the same command again to resume"
+)
+_NO_START: Final = (
+    "Ray: no end of its start is in sight; check memory, disk and processor load, of a cluster its "
+    "head too, and run the same command again"
 )
 _RAY_DIED: Final = (
     "Ray has died on this machine, perhaps for lack of memory; run the same command again to resume"
@@ -71,7 +82,7 @@ def session(address: str | None = None) -> Iterator[Resources]:
     """Connect to `address` ("auto": the cluster of this job), or start Ray here and stop it again.
 
     A process that is already connected stays connected. Raises PreflightError if there is no
-    cluster at the address, or Ray does not start.
+    cluster at the address, if Ray does not start, or if its disk is full later.
     """
     # A hospital's job must not send usage statistics to anybody.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -86,6 +97,8 @@ def session(address: str | None = None) -> Iterator[Resources]:
     if ray.is_initialized():
         yield resources()
         return
+    if address == "auto":
+        address = _address_of_job()
     embedded.silence_ray()
     # Workers may print patient data to stderr, so it stays in Ray's own log files.
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -93,7 +106,10 @@ def session(address: str | None = None) -> Iterator[Resources]:
         if address is None:
             if full := _memory_full():
                 raise PreflightError(full)
+            embedded.check_open_files()
             folder = surroundings.enter_context(embedded.private_folder())
+            on_disk = shared_memory_bytes() < OBJECT_STORE_BYTES
+            embedded.check_disk(folder, DISK_BYTES + OBJECT_STORE_BYTES * on_disk)
             surroundings.enter_context(embedded.token_and_loopback(folder))
             options |= {
                 "num_cpus": max(MIN_CPUS, usable_cores() + int(SPARE_CPUS)),
@@ -105,9 +121,23 @@ def session(address: str | None = None) -> Iterator[Resources]:
         surroundings.callback(ray.shutdown)
         if address is None:
             surroundings.enter_context(embedded.ended_with_driver(folder))
-            surroundings.enter_context(_watched())
+        surroundings.enter_context(_watched(started_here=address is None))
         found = resources()
         yield Resources(found.cpus, found.gpus, started_here=address is None)
+
+
+def _address_of_job() -> str:
+    """Return the address of the cluster that runs this job.
+
+    Raises PreflightError without one: Ray would join any cluster that it finds on this machine.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address in ("", "auto"):
+        raise PreflightError(
+            "--address auto: this is not a job of a cluster, which has its address in RAY_ADDRESS; "
+            "give --address HOST:6379, or leave it out to start Ray here"
+        )
+    return address
 
 
 def _connect(address: str | None, options: dict[str, Any]) -> None:
@@ -116,18 +146,20 @@ def _connect(address: str | None, options: dict[str, Any]) -> None:
 
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        if address is not None and address != "auto":
+        if address is not None:
             _probe(address)
-        with _muted_stderr():
+        with _muted_stderr() as unmute, _limited(unmute):
             ray.init(address=address or "local", **options)
         if threading.current_thread() is threading.main_thread():
             # Ray has installed a handler of its own.
             signal.signal(signal.SIGTERM, on_sigterm)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # noqa: BLE001  (Ray raises just that where a node times out)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if address is None:
+        if private := options.get("_temp_dir"):
+            reason = reason.replace(private, "its folder")
             raise PreflightError(
-                f"Ray: does not start here ({reason}); check memory, disk and /tmp"
+                f"Ray: does not start here ({reason}); check memory, disk and processor load, and "
+                "run the same command again"
             ) from None
         raise PreflightError(
             f"{address}: no Ray cluster answers ({reason}); check --address and the cluster"
@@ -135,12 +167,35 @@ def _connect(address: str | None, options: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _watched() -> Iterator[None]:
-    """End this process with one line if a server of Ray dies that was started here.
+def _limited(unmute: Callable[[], object]) -> Iterator[None]:
+    """End this process with one line if Ray does not start within START_S.
 
-    Ray itself waits a minute for its GCS, and ends the process without a word if its raylet dies.
+    If its raylet dies at the wrong moment, Ray waits for ever.
     """
-    servers = [p for p in psutil.Process().children(recursive=True) if p.name() in _SERVERS]
+    done = threading.Event()
+
+    def watch() -> None:
+        if not done.wait(START_S):
+            unmute()
+            _end(_NO_START, done)
+
+    threading.Thread(target=watch, name="watch-start", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+@contextmanager
+def _watched(*, started_here: bool) -> Iterator[None]:
+    """End this process with one line where Ray would go on for ever, or end it without a word.
+
+    On any cluster Ray starts workers again that it ends for lack of memory. Of a Ray that was
+    started here, the servers and the memory of the machine are watched too: Ray itself waits a
+    minute for its GCS, and ends the process without a word if its raylet dies.
+    """
+    ours = psutil.Process().children(recursive=True) if started_here else []
+    servers = [p for p in ours if p.name() in _SERVERS]
     done = threading.Event()
     embedded.memory_kills.finished_something()
 
@@ -149,7 +204,7 @@ def _watched() -> Iterator[None]:
         while not done.wait(WATCH_S):
             looks += 1
             full = ""
-            if looks % round(MEMORY_S / WATCH_S) == 0:
+            if started_here and looks % round(MEMORY_S / WATCH_S) == 0:
                 full = _memory_full()
                 full_s = full_s + MEMORY_S if full else 0.0
             if any(not p.is_running() or p.status() == psutil.STATUS_ZOMBIE for p in servers):
@@ -209,22 +264,51 @@ def resources() -> Resources:
     return Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
 
 
+def shared_memory_bytes() -> int:
+    """Return the free bytes of /dev/shm; if they are too few, Ray keeps its objects on disk."""
+    from ray._private.utils import get_shared_memory_bytes
+
+    return int(get_shared_memory_bytes()) if sys.platform == "linux" else OBJECT_STORE_BYTES
+
+
 def finished_something() -> None:
     """Tell the watch that the job moves, although Ray may end workers for lack of memory."""
     embedded.memory_kills.finished_something()
 
 
-def check_gpus(needed: float, *, found: Resources, report: Reporter) -> None:
-    """Say that a job waits for GPUs; raises PreflightError if none can come."""
-    have = found.gpus
-    if have >= needed:
+def wait_for_gpus(
+    bundles: Sequence[float], *, available: Resources, limit_min: float, report: Reporter
+) -> None:
+    """Wait until the cluster has free GPUs for processes that need these fractions of GPUs.
+
+    The wait is also the request at which an autoscaler starts nodes. Raises PreflightError after
+    `limit_min` minutes, and at once if Ray was started here and the machine has too few.
+    """
+    needed = sum(bundles)
+    if needed <= 0 or (available.started_here and needed <= available.gpus):
         return
-    if found.started_here:
+    if available.started_here:
         raise PreflightError(
-            f"GPU: {needed:g} asked for, and Ray finds {have:g} on this machine; check "
+            f"GPU: {needed:g} asked for, and Ray finds {available.gpus:g} on this machine; check "
             "`nvidia-smi`, or use the CPU (--set gpus=0, for training --set hardware.device=cpu)"
         )
-    report(f"waiting for {needed:g} GPU, the cluster has {have:g}; it may start one")
+    import ray.util
+
+    group = ray.util.placement_group([{"GPU": gpus} for gpus in bundles])
+    end = time.monotonic() + 60 * limit_min
+    try:
+        if group.wait(FREE_GPU_S):
+            return
+        report(f"waiting for {needed:g} GPU, the cluster has {available.gpus:g}; it may start one")
+        while not group.wait(GPU_LOOK_S):
+            if time.monotonic() >= end:
+                raise PreflightError(
+                    f"waited {limit_min:g} minutes for {needed:g} GPU, the cluster has "
+                    f"{resources().gpus:g}; free or add GPUs, ask for fewer, or wait longer "
+                    "(gpu_wait_min), and run the same command again"
+                )
+    finally:
+        ray.util.remove_placement_group(group)
 
 
 def _probe(address: str) -> None:
@@ -245,14 +329,17 @@ def _probe(address: str) -> None:
 
 
 @contextmanager
-def _muted_stderr() -> Iterator[None]:
-    """Hide the C++ core's message about its log level; errors of Python are still raised."""
+def _muted_stderr() -> Iterator[Callable[[], object]]:
+    """Hide the C++ core's message about its log level; errors of Python are still raised.
+
+    Yields a function that ends this at once.
+    """
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123
         os.dup2(nowhere.fileno(), 2)
     try:
-        yield
+        yield lambda: os.dup2(kept, 2)
     finally:
         os.dup2(kept, 2)
         os.close(kept)

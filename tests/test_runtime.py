@@ -96,15 +96,80 @@ def test_memory_that_stays_full_ends_the_command_with_a_line() -> None:
     )
 
 
-def test_a_gpu_that_cannot_come_is_refused_and_one_that_may_is_waited_for(
-    reporter: RecordingReporter,
+def test_a_gpu_that_cannot_come_is_refused(reporter: RecordingReporter) -> None:
+    here = runtime.Resources(cpus=4, gpus=1, started_here=True)
+    with pytest.raises(PreflightError, match="Ray finds 1 on this machine; check `nvidia-smi`"):
+        runtime.wait_for_gpus([1, 1], available=here, limit_min=9, report=reporter)
+    runtime.wait_for_gpus([1], available=here, limit_min=9, report=reporter)
+    runtime.wait_for_gpus([-1], available=here, limit_min=9, report=reporter)  # "as there are"
+    assert reporter.lines == []
+
+
+@pytest.mark.slow
+def test_a_gpu_that_may_come_is_waited_for_and_not_for_ever(
+    cluster: str, monkeypatch: pytest.MonkeyPatch, reporter: RecordingReporter
 ) -> None:
-    here = runtime.Resources(cpus=4, gpus=0, started_here=True)
-    with pytest.raises(PreflightError, match="Ray finds 0 on this machine; check `nvidia-smi`"):
-        runtime.check_gpus(1, found=here, report=reporter)
-    runtime.check_gpus(1, found=runtime.Resources(cpus=4, gpus=0), report=reporter)
-    assert reporter.lines == ["waiting for 1 GPU, the cluster has 0; it may start one"]
-    runtime.check_gpus(-1, found=here, report=reporter)  # "as the cluster has them"
+    """The process is connected to a cluster that it did not start in this session."""
+    monkeypatch.setattr(runtime, "FREE_GPU_S", 0.1)
+    monkeypatch.setattr(runtime, "GPU_LOOK_S", 0.1)
+    with runtime.session() as found:
+        assert not found.started_here
+        with pytest.raises(PreflightError, match="minutes for 3 GPU, the cluster has 0; free or"):
+            runtime.wait_for_gpus([2, 1], available=found, limit_min=0.01, report=reporter)
+    assert reporter.lines == ["waiting for 3 GPU, the cluster has 0; it may start one"]
+
+
+def test_auto_is_for_a_job_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would join the first Ray that it finds on the machine, whoever owns it."""
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray joins what it finds"))
+    for value in ("", "auto"):
+        monkeypatch.setenv("RAY_ADDRESS", value)
+        with (
+            pytest.raises(PreflightError, match="give --address HOST:6379, or leave it out"),
+            runtime.session("auto"),
+        ):
+            pass
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with (
+        pytest.raises(PreflightError, match=r"127\.0\.0\.1:1: no Ray cluster answers"),
+        runtime.session("auto"),
+    ):
+        pass
+
+
+def test_few_open_files_and_a_full_disk_are_refused_before_ray_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray does not start"))
+    monkeypatch.setattr(runtime, "DISK_BYTES", 1 << 60)
+    with pytest.raises(PreflightError, match="set RAY_TMPDIR to a folder on another"):
+        runtime.session().__enter__()
+    monkeypatch.setattr(embedded.resource, "getrlimit", lambda _: (64, 64))
+    with pytest.raises(PreflightError, match=r"limit of open files is 64 .* `ulimit -n 4096`"):
+        runtime.session().__enter__()
+
+
+@pytest.mark.parametrize("error", [Exception("The node timed out\nMore"), OSError("No space")])
+def test_a_ray_that_does_not_start_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(PreflightError) as caught:
+        runtime.session().__enter__()
+    assert str(caught.value).startswith(f"Ray: does not start here ({str(error).splitlines()[0]})")
+    assert "\n" not in str(caught.value)
 
 
 def test_only_kills_without_progress_count() -> None:
@@ -145,3 +210,28 @@ def test_too_little_memory_for_a_worker_ends_the_command_with_a_line() -> None:
     assert (done.returncode, done.stdout) == (4, "")
     [line] = done.stderr.splitlines()
     assert line.startswith("error: memory: there is too little for one worker")
+
+
+# A Ray whose raylet has died while its driver connects.
+STUCK = """
+import ray, time
+from cctmn import runtime
+
+runtime.START_S = 0.5
+ray.init = lambda **_: time.sleep(60)
+with runtime.session():
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_a_start_without_an_end_is_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK],
+        capture_output=True,
+        text=True,
+        preexec_fn=end_with_the_test_run,
+    )
+    assert (done.returncode, done.stdout) == (4, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: Ray: no end of its start is in sight; check memory, disk")

@@ -88,7 +88,7 @@ def _run(get: _Get) -> list[tuple[list[Row], bytes | SliceError]]:
     try:
         raw = _read(get)
     except StoreError:
-        if not store.answers(get.first["uri"]):
+        if not store.is_reachable(get.first["uri"]):
             raise
         return [(group, SliceError("storage_failed")) for group in get.members]
     except (ObjectError, SliceError) as error:

@@ -159,7 +159,7 @@ def _code(error: Exception, info: ObjectInfo) -> str:
     """
     if isinstance(error, ObjectError | SliceError):
         return error.code
-    if isinstance(error, StoreError) and store.answers(info.uri):
+    if isinstance(error, StoreError) and store.is_reachable(info.uri):
         return "storage_failed"
     if isinstance(error, CctmnError):
         raise error

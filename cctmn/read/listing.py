@@ -102,7 +102,7 @@ def _look_up(uri: str) -> ObjectInfo:
     except (OSError, ValueError):  # a name that no file can have
         pass
     except StoreError:
-        if not store.answers(uri):
+        if not store.is_reachable(uri):
             raise
         code = "storage_failed"
     return ObjectInfo(uri, 0, "", code)

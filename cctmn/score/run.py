@@ -159,8 +159,14 @@ def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silen
         report(f"{len(finished):,} slices done, {pending:,} to score")
         del finished
         if pending:
-            with runtime.session(address) as found:
-                runtime.check_gpus(job.settings.gpus, found=found, report=report)
+            with runtime.session(address) as available:
+                if job.settings.gpus > available.gpus:
+                    runtime.wait_for_gpus(
+                        [job.settings.gpus],
+                        available=available,
+                        limit_min=job.settings.gpu_wait_min,
+                        report=report,
+                    )
                 _execute(job, out=out, key=key, stamp=stamp, pending=pending, report=report)
                 if job.limit is None and (left := _put_back(out, key=key, report=report)):
                     _execute(job, out=out, key=key, stamp=stamp, pending=left, report=report)

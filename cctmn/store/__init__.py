@@ -6,10 +6,10 @@ Callers write `from cctmn import store` and `store.read_all(uri)`. `uri.py` hand
 """
 
 from cctmn.store.objects import (
-    answers,
     arrow_filesystem,
     delete,
     find_objects,
+    is_reachable,
     list_below,
     list_objects,
     look_up,
@@ -47,13 +47,13 @@ __all__ = [
     "Source",
     "Traits",
     "Version",
-    "answers",
     "arrow_filesystem",
     "below",
     "delete",
     "display",
     "find_objects",
     "is_absolute",
+    "is_reachable",
     "join",
     "list_below",
     "list_objects",

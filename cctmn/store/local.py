@@ -47,7 +47,7 @@ def look_up(uri: str) -> ObjectInfo | None:
     return _info(path) if os.path.lexists(path) else None
 
 
-def answers(uri: str) -> bool:
+def is_reachable(uri: str) -> bool:
     """Return whether the disk of a file answers, by a look at its folder."""
     try:
         to_path(uri).parent.stat()

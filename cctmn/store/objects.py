@@ -88,9 +88,9 @@ def read_range(uri: str, *, start: int, length: int | None, etag: str = "") -> b
     return _source(uri).read_range(uri, start=start, length=length, etag=etag)
 
 
-def answers(uri: str) -> bool:
+def is_reachable(uri: str) -> bool:
     """Return whether the storage of an object answers at all, if only with a refusal."""
-    return _source(uri).answers(uri)
+    return _source(uri).is_reachable(uri)
 
 
 def read_version(uri: str) -> Version | None:

@@ -71,7 +71,7 @@ class Source(Protocol):
         """Return the object of exactly this name, None where there is none."""
         ...
 
-    def answers(self, uri: str) -> bool:
+    def is_reachable(self, uri: str) -> bool:
         """Return whether the storage of an object answers at all, if only with a refusal.
 
         It is asked after a read has failed, to tell a bad object from storage that is down.

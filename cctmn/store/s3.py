@@ -115,7 +115,7 @@ def _check_bucket(bucket: str) -> None:
             raise InputError(error.text, f"s3://{bucket}") from None
 
 
-def answers(uri: str) -> bool:
+def is_reachable(uri: str) -> bool:
     """Return whether the bucket of an object answers another request, if only with a refusal."""
     try:
         _page(*_split(uri), MaxKeys=1)

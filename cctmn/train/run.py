@@ -99,9 +99,13 @@ def train(job: TrainJob, *, address: str | None = None, report: Reporter = silen
             )
             spec = Spec(job.config, train_set, valid_set, out, card)
             with runtime.session(address) as resources:
-                if job.config.hardware.device == "gpu":
-                    runtime.check_gpus(1, found=resources, report=report)
                 workers, use_gpu = _workers(job, resources)
+                runtime.wait_for_gpus(
+                    [1] * workers if use_gpu else [],
+                    available=resources,
+                    limit_min=job.config.hardware.gpu_wait_min,
+                    report=report,
+                )
                 device = "GPU" if use_gpu else "CPU"
                 report(
                     f"{steps.epochs} epochs, {steps.total:,} steps, {workers} {device} worker(s)"

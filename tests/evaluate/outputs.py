@@ -37,7 +37,8 @@ def write_output(
         dict.fromkeys(schema.INVENTORY.names)
         | {"slice_id": slice_id, "uri": (base / name).as_uri(), "member": "", "frame": 0}
         | {"container": "", "offset": 0, "frames": 1, "occurrence": 0, "flags": []}
-        | {"packed_size": _size(base / name), "size": _size(base / name), "error_code": ""}
+        | dict.fromkeys(("packed_size", "size", "object_size"), _size(base / name))
+        | {"error_code": ""}
         for slice_id, name in zip(ids, names, strict=True)
     ]
     table = pa.Table.from_pylist(inventory, schema=schema.INVENTORY)

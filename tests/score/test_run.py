@@ -297,7 +297,10 @@ def test_storage_that_dies_stops_the_job_and_loses_nothing(
 
 
 def test_each_setting_changes_something() -> None:
-    """Of the plan, but for max_error_rate (exit code above) and the lists (below)."""
+    """Of the plan, but for max_error_rate (exit code above), the lists (below) and gpu_wait_min.
+
+    tests/test_runtime.py waits for a GPU.
+    """
     resources = runtime.Resources(cpus=6, gpus=0)
 
     def plan(text: str) -> object:
@@ -309,7 +312,10 @@ def test_each_setting_changes_something() -> None:
     changed |= {"ranked_boxes=true", "masks=true", "gpus=0.5"}
     assert all(plan(text) != default for text in changed)
     known = {f.name for f in dataclasses.fields(ScoreConfig)}
-    assert known == {text.split("=")[0] for text in changed} | {"max_error_rate"}
+    assert known == {text.split("=")[0] for text in changed} | {
+        "max_error_rate",
+        "gpu_wait_min",
+    }
 
 
 def test_plans_follow_the_cluster_and_the_work() -> None:

@@ -38,7 +38,7 @@ def list_below(folder: str) -> Iterator[ObjectInfo]:
     return list_objects(folder)
 
 
-def answers(uri: str) -> bool:
+def is_reachable(uri: str) -> bool:
     return True
 
 
