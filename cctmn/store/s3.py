@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 from collections.abc import Callable, Iterator
@@ -139,7 +140,8 @@ def read_range(uri: str, *, start: int, length: int | None, etag: str = "") -> b
 
     def get() -> bytes:
         answer = client(bucket).get_object(Bucket=bucket, Key=key, **span, **read_arguments(bucket))
-        with answer["Body"] as body:
+        # As a context the body is urllib3's own, whose errors are not those of boto3.
+        with contextlib.closing(answer["Body"]) as body:
             if etag and answer["ETag"].strip('"') != etag:
                 raise ObjectError("changed", uri)
             return body.read()
