@@ -8,19 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
 
-from cctmn import folder, lease, store, tables
+from cctmn import folder, lease, store
 from cctmn.errors import InputError, ObjectError, ResumeError, StoreError
-from cctmn.phantom import layouts as phantom
 from cctmn.store import s3 as s3_module
 from cctmn.store import s3_client, s3_errors
-from tests.commands import call, one_line
 from tests.conftest import RecordingReporter, Servers
 from tests.processes import end_with_the_test_run
 from tests.servers import Server
@@ -210,43 +207,3 @@ def test_a_user_with_rights_below_a_prefix_alone_reads_and_writes_there(limited:
 def test_a_user_with_rights_below_a_prefix_alone_can_hold_the_lock(limited: str) -> None:
     with folder.only_writer(f"{limited}/out"):
         assert store.read_optional(f"{limited}/out/run.json") is None
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_a_killed_scoring_on_ceph_is_resumed(
-    servers: Servers,
-    cctmn: Callable[..., subprocess.CompletedProcess[str]],
-    fresh_model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    lead_to(servers.plain("rgw"), monkeypatch)
-    s3_client.client("").create_bucket(Bucket="scored")
-    study = tmp_path / "study.zip"
-    phantom.write_archive(study, patients=3, slices=8, seed=3)
-    store.put("s3://scored/in/study.zip", study.read_bytes())
-    out = "s3://scored/out"
-    job = ["score", "s3://scored/in", "-o", out, "-m", str(fresh_model)]
-    job += ["--set", "block_rows=2", "--set", "actors=1"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "cctmn.cli", *job],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=end_with_the_test_run,
-    ) as run:
-        while not list(store.find_objects(f"{out}/predictions/")):
-            assert run.poll() is None, "the run ended before it could be killed"
-            time.sleep(0.05)
-        refused = call(*job)
-        one_line(refused, code=2, message=f"{out}/private/lock: process {run.pid} on ")
-        os.killpg(run.pid, signal.SIGKILL)
-    before = {found.uri for found in store.find_objects(f"{out}/predictions/")}
-    done = cctmn(*job)
-    assert done.returncode == 0, done.stderr
-    after = {found.uri for found in store.find_objects(f"{out}/predictions/")}
-    assert before < after
-    rows = [row["slice_id"] for row in tables.rows(f"{out}/predictions")]
-    assert len(rows) == len(set(rows)) == 3 * 8
-    assert store.read_optional(f"{out}/private/lock") is None
