@@ -23,6 +23,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from cctmn.store import s3 as s3_module
+from cctmn.store import s3_client
 from tests.processes import end_with_the_test_run
 
 # Debian's interpreter: Swift is a package of it, and not one of the virtual environment.
@@ -76,6 +80,14 @@ class Server:
             "AWS_SECRET_ACCESS_KEY": self.secret,
             "AWS_DEFAULT_REGION": "us-east-1",
         } | ({"AWS_CA_BUNDLE": self.ca_bundle} if self.ca_bundle else {})
+
+
+def lead_to(server: Server, patch: pytest.MonkeyPatch) -> None:
+    """Lead the S3 client of this process, and those of its children, to a server."""
+    for variable, value in server.environment().items():
+        patch.setenv(variable, value)
+    s3_client.clear()
+    s3_module._check_bucket.cache_clear()
 
 
 def free_ports(count: int) -> list[int]:

@@ -13,9 +13,12 @@ import pytest
 from cctmn import folder, store, tables
 from cctmn.errors import ResumeError
 from cctmn.model import checkpoint
+from cctmn.phantom import layouts as phantom
+from cctmn.store import s3_client
 from tests.cluster_nodes.conftest import Submit
 from tests.cluster_nodes.nodes import Nodes, wait_for
-from tests.conftest import REPO, S3Server
+from tests.conftest import REPO, S3Server, Servers
+from tests.servers import lead_to
 from tests.train import small
 
 pytestmark = pytest.mark.slow
@@ -104,6 +107,28 @@ def test_a_killed_node_loses_nothing(
         f"ended at {time.monotonic() - began:.0f} s; work done twice: {twice:.1%}"
     )
     assert 0 <= twice < 0.25
+
+
+def test_a_job_that_is_sent_from_here_scores_on_ceph(
+    nodes: Nodes,
+    submit: Submit,
+    servers: Servers,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The cluster's machines know the keys, and the endpoint travels with the job."""
+    lead_to(servers.plain("rgw"), monkeypatch)
+    request.addfinalizer(s3_client.clear)
+    s3_client.client("").create_bucket(Bucket="sent")
+    study = tmp_path / "study.zip"
+    phantom.write_archive(study, patients=2, slices=6, seed=4)
+    for path in (study, *MODEL.iterdir()):
+        store.put(f"s3://sent/{path.parent.name}/{path.name}", path.read_bytes())
+    inputs, out, model = f"s3://sent/{tmp_path.name}", "s3://sent/out", f"s3://sent/{MODEL.name}"
+    output, _ = ended(submit("jobs/score.py", "--", inputs, "-o", out, "-m", model))
+    assert "12 slices = " in output
+    assert len({row["slice_id"] for row in tables.rows(f"{out}/predictions")}) == 12
 
 
 def test_without_the_token_a_job_is_refused(submit: Submit) -> None:

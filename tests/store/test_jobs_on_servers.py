@@ -19,7 +19,8 @@ from cctmn.store import s3_client
 from tests.commands import call, one_line
 from tests.conftest import Servers
 from tests.processes import end_with_the_test_run
-from tests.store.test_servers import CONDITIONAL, lead_to
+from tests.servers import lead_to
+from tests.store.test_servers import CONDITIONAL
 from tests.train import small
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]

@@ -20,7 +20,7 @@ from cctmn.store import s3 as s3_module
 from cctmn.store import s3_client, s3_errors
 from tests.conftest import RecordingReporter, Servers
 from tests.processes import end_with_the_test_run
-from tests.servers import Server
+from tests.servers import Server, lead_to
 
 # What each server does with a write on a condition; docs/score.md has the table.
 CONDITIONAL = {"moto": True, "swift": False, "rgw": True}
@@ -29,14 +29,6 @@ HOLD = (
     "from cctmn import folder\n"
     "with folder.only_writer(sys.argv[1]): print('held', flush=True); time.sleep(600)\n"
 )
-
-
-def lead_to(one: Server, patch: pytest.MonkeyPatch) -> None:
-    """Lead the S3 client of this process, and those of its children, to a server."""
-    for variable, value in one.environment().items():
-        patch.setenv(variable, value)
-    s3_client.clear()
-    s3_module._check_bucket.cache_clear()
 
 
 @pytest.fixture(autouse=True)
