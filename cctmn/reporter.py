@@ -18,6 +18,8 @@ from typing import Protocol
 
 # Set by whoever submits a job, so that its log lines and metrics can be matched to it.
 RUN_ID_VARIABLE = "CCTMN_RUN_ID"
+# Stands in a log in place of names.
+NAMES_HIDDEN = "(CCTMN_LOG=text shows the names)"
 # Unicode categories that change the terminal or the order of the text; Cs cannot be printed.
 _CONTROL = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
@@ -78,7 +80,7 @@ def log(text: str, *, level: str = "info") -> None:
 def print_error(text: str, *, named: str) -> None:
     """Print an error to stderr: `text` to a log, to a terminal `named`, which holds names too."""
     if logs_json():
-        log(text + (" (CCTMN_LOG=text shows the names)" if named != text else ""), level="error")
+        log(text + (f" {NAMES_HIDDEN}" if named != text else ""), level="error")
     else:
         _write(f"error: {printable(named)}")
 

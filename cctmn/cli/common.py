@@ -17,7 +17,7 @@ import click
 
 from cctmn.classes import JOIN_KEYS
 from cctmn.errors import EXIT_STOPPED
-from cctmn.reporter import log, logs_json, printable
+from cctmn.reporter import NAMES_HIDDEN, log, logs_json, printable
 
 # Off a terminal, transient lines cannot overwrite each other, so most of them are dropped.
 LOG_PERIOD_S = 30.0
@@ -69,6 +69,7 @@ class TerminalReporter:
 
     On a terminal a transient line is overwritten by the next one. Off a terminal each line is a
     JSON object without file names, and transient lines are rare; CCTMN_LOG=text prints plain text.
+    Names stand in parentheses, or after a text that ends with a colon.
     """
 
     def __init__(self, *, quiet: bool) -> None:
@@ -84,11 +85,12 @@ class TerminalReporter:
                 return
             self._last = time.monotonic()
         if logs_json():
-            log(text)
+            log(text + f" {NAMES_HIDDEN}" * (bool(names) and text.endswith(":")))
             return
         lead = "\r\033[K" if self._open else ""
         self._open = transient and self._terminal
-        line = printable(text + (f" ({names})" if names else ""))
+        after = f" {names}" if text.endswith(":") else f" ({names})"
+        line = printable(text + after * bool(names))
         click.echo(lead + line, err=True, nl=not self._open)
 
 
@@ -106,7 +108,7 @@ def tree_text(value: dict[str, Any], indent: str = "") -> str:
 
 
 @contextlib.contextmanager
-def resumable(out: str) -> Iterator[None]:
+def resumable() -> Iterator[None]:
     """End the block on Ctrl-C or SIGTERM with a line on how to resume, and exit code 130."""
 
     def stop(*_: object) -> NoReturn:
@@ -116,7 +118,7 @@ def resumable(out: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        stopped = f"Interrupted. Run the same command again to resume from {out}."
+        stopped = "Interrupted. Run the same command again to resume."
         if logs_json():
             log(stopped, level="warning")
         else:

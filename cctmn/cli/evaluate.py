@@ -219,7 +219,7 @@ def evaluate(
     metrics = run.evaluate(job, report=reporter)
     written = render.write(job.to)
     reporter(_headline(metrics))
-    reporter(f"report: {written}")
+    reporter("report:", names=written)
     if as_json:
         click.echo(json.dumps(metrics, indent=2))
 

@@ -126,9 +126,9 @@ def score(
         root=root,
         access=access,
     )
-    with resumable(out):
+    with resumable():
         summary = run.score(job, address=address, report=reporter)
-    reporter(_summary_text(summary, out))
+    _report(summary, out, reporter=reporter)
     if as_json:
         click.echo(json.dumps(run.manifest(job, summary), indent=2))
     sys.exit(summary.exit_code)
@@ -224,11 +224,11 @@ def demo(out: Path) -> None:
 
     reporter = TerminalReporter(quiet=False)
     job = prepare(out, report=reporter)
-    with resumable(str(out)):
+    with resumable():
         summary = run.score(job, report=reporter)
-    reporter(_summary_text(summary, job.out))
+    _report(summary, job.out, reporter=reporter)
     click.echo(comparison(out))
-    reporter(f"report: {report(out, report=reporter)}")
+    reporter("report:", names=report(out, report=reporter))
     sys.exit(summary.exit_code)
 
 
@@ -241,7 +241,14 @@ def _plan_text(plan: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _summary_text(summary: Any, out: str) -> str:
+def _report(summary: Any, out: str, *, reporter: TerminalReporter) -> None:
+    reporter(_summary_text(summary))
+    reporter("predictions:", names=f"{out.rstrip('/')}/predictions/*.parquet")
+    if reason := _exit_reason(summary):
+        reporter(reason)
+
+
+def _summary_text(summary: Any) -> str:
     counts = summary.counts
     lines = [
         f"{counts.inventory:,} slices = {counts.ok:,} ok + {counts.passed_over:,} passed over + "
@@ -257,22 +264,20 @@ def _summary_text(summary: Any, out: str) -> str:
             for code, n in counts.codes.items()
             if state_of(code) == state
         ]
-    lines += _exit_reason(summary, out)
-    lines.append(f"predictions: {out.rstrip('/')}/predictions/*.parquet")
     return "\n".join(lines)
 
 
-def _exit_reason(summary: Any, out: str) -> list[str]:
-    """Return a line that says why the exit code is not 0."""
+def _exit_reason(summary: Any) -> str:
+    """Return a line that says why the exit code is not 0, or nothing."""
     if summary.exit_code == EXIT_ERROR_RATE:
-        return [
+        return (
             f"exit code 3: {100 * summary.error_rate:.3g} % of the slices are errors, more than "
             f"{100 * summary.max_error_rate:.3g} % (--max-error-rate); "
-            f"`cctmn errors {out}` lists them"
-        ]
+            "`cctmn errors OUT` lists them"
+        )
     if summary.exit_code == EXIT_REFUSED:
-        return [
+        return (
             f"exit code 4: {summary.counts.pending:,} slices have no row; "
             "run the same command again, and report it if they stay"
-        ]
-    return []
+        )
+    return ""

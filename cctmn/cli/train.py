@@ -152,9 +152,10 @@ def _train(cls: type[Any], options: TrainOptions) -> None:
         valid=valid,
         model=options["model"],
     )
-    with resumable(options["out"]):
+    with resumable():
         outcome = run.train(job, address=options["address"], report=reporter)
     reporter(_outcome_text(outcome))
+    reporter("model:", names=outcome.model)
     if options["as_json"]:
         click.echo(json.dumps(dataclasses.asdict(outcome), indent=2))
 
@@ -163,10 +164,8 @@ def _outcome_text(outcome: Any) -> str:
     metrics = "  ".join(
         f"{name} {value:.3f}" for name, value in outcome.metrics.items() if value is not None
     )
-    return (
-        f"best epoch {outcome.best_epoch} of {outcome.epochs}: {metrics}\n"
-        f"model: {outcome.model} ({outcome.elapsed_s:.0f} s)"
-    )
+    seconds = f"{outcome.elapsed_s:.0f} s"
+    return f"{seconds}, best epoch {outcome.best_epoch} of {outcome.epochs}: {metrics}"
 
 
 @click.command(
