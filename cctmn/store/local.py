@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import stat
@@ -102,7 +103,9 @@ def put(uri: str, data: bytes, *, private: bool) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise StoreError(f"cannot be written ({error.strerror}); check OUT", path) from None
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "free some space and run the same command again" if full else "check OUT"
+        raise StoreError(f"cannot be written ({error.strerror}); {remedy}", path) from None
 
 
 def put_if_absent(uri: str, data: bytes) -> str | None:

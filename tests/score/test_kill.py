@@ -166,3 +166,29 @@ def test_ended_in_six_ways_then_run_again(
     assert manifest(out)["counts"] == manifest(whole)["counts"]
     assert manifest(out)["last_run"]["slices"] < PATIENTS * SLICES
     equal_rows(out, whole)
+
+
+def test_a_full_disk_ends_the_job_and_room_lets_it_go_on(
+    start: Callable[[Path], subprocess.Popen[str]], whole: Path, tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(small)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small disk, and not in every container")
+    try:
+        out = small / "out"
+        run = start(out)
+        output, _ = run.communicate(timeout=TIMEOUT_S)
+        assert run.returncode == 4, output
+        last = output.splitlines()[-1]
+        assert last.startswith(f"error: {out}")
+        assert "No space left on device); free some space" in last
+        assert 0 < files(out) < files(whole)
+        subprocess.run(["mount", "-o", "remount,size=8m", str(small)], check=True)
+        run = start(out)
+        output, _ = run.communicate(timeout=TIMEOUT_S)
+        assert run.returncode == 0, output
+        equal_rows(out, whole)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
