@@ -7,6 +7,8 @@ from typing import Final
 
 # Image classes of COVIDx-CT, in the order of the logits.
 COVIDX_CLASSES: Final = ("control", "pneumonia", "covid")
+# The class without a disease; all other classes are diseases.
+CONTROL: Final = "control"
 
 # Lesion classes (label 1 and up) for each way to read the masks (method.md, stage 1).
 LESION_MODES: Final[Mapping[str, tuple[str, ...]]] = {

@@ -11,12 +11,13 @@ import click
 from cctmn.cli.common import NearestGroup, TerminalReporter, join_options, tree_text
 from cctmn.errors import ConfigError
 
-# Metrics that the command prints, by the beginning of their ids.
+# Metrics that the command prints, in this order, by the beginning of their ids.
 HEADLINE = (
+    "patient.accuracy",
+    "patient.sensitivity.",
     "slice.accuracy",
     "slice.f1_weighted",
     "slice.sensitivity.",
-    "patient.accuracy",
     "detection.mask.",
     "detection.box.",
 )
@@ -246,9 +247,10 @@ def _headline(metrics: dict[str, Any]) -> str:
     counts = metrics["accounting"]
     steps = ("indexed", "scored", "labelled", "evaluated")
     lines = [", ".join(f"{counts[step]:,} {step}" for step in steps if step in counts)]
-    for id_, metric in metrics["metrics"].items():
-        if id_.startswith(HEADLINE) and metric["value"] is not None:
-            lines.append(f"  {_percent(metric):<28}  {metric['description']}")
+    for prefix in HEADLINE:
+        for id_, metric in metrics["metrics"].items():
+            if id_.startswith(prefix) and metric["value"] is not None:
+                lines.append(f"  {_percent(metric):<28}  {metric['description']}")
     return "\n".join([*lines, *(f"note: {text}" for text in metrics["warnings"])])
 
 

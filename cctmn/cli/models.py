@@ -119,8 +119,8 @@ def models_calibrate(
     """Fit the temperature and patient rule of MODEL.
 
     SCORED holds the predictions of MODEL for validation slices. The result goes into the card of
-    MODEL: later runs of `score` divide the logits by the temperature, and `evaluate` takes the mean
-    of a patient's top_m slices.
+    MODEL: later runs of `score` divide the logits by the temperature, and `evaluate` judges
+    patients by the rule.
     """
     from cctmn.evaluate.fit_calibration import calibrate
 

@@ -4,7 +4,7 @@ Test labels must not be used here. The card keeps the hash of the labels, and an
 same labels warns.
 
 Reads: a model folder, its predictions of validation slices, and their labels.
-Writes: the card, with temperature, top_m, and the loss before and after.
+Writes: the card, with temperature, patient rule, and the loss before and after.
 """
 
 from __future__ import annotations
@@ -65,8 +65,10 @@ def calibrate(
         p_NC = probabilities(
             logits_NC[known_N], activation=card.activation, temperature=temperature
         )
-        m = patients.choose_m(p_NC, truth_N[known_N], group_N, groups=groups)
-        calibration |= {"patients": groups} | ({} if m is None else {"top_m": m})
+        rule = patients.fit_rule(
+            p_NC, truth_N[known_N], group_N, groups=groups, classes=scored.classes
+        )
+        calibration |= {"patients": groups} | ({} if rule is None else rule.as_calibration())
     return dict(calibrated(model, calibration=calibration).calibration)
 
 

@@ -118,6 +118,11 @@ class Joined:
         columns = [self.scored.table[f"logit_{name}"].take(rows) for name in self.scored.classes]
         return np.stack([c.to_numpy().astype(np.float64) for c in columns], axis=1)
 
+    def abstained(self) -> NDArray[np.bool_]:
+        """Return whether each scored slice is outside what the model is made for, M."""
+        column = self.scored.table["abstained"].take(pa.array(self.row_N[self.scored_N]))
+        return np.asarray(column.fill_null(False).to_numpy(), np.bool_)
+
     @cached_property
     def patient_ids(self) -> list[str]:
         """The patient id of each labelled slice: from the labels, else the keyed id of the header.
@@ -166,15 +171,14 @@ class Joined:
     def accounting(self) -> dict[str, Any]:
         """Count the slices from indexed to evaluated, and those that drop out at each step."""
         codes = Counter(code for code in self.code_N if code)
-        table = self.scored.table
-        abstained = table["abstained"].take(pa.array(self.row_N[self.scored_N]))
+        abstained = self.abstained()
         return self.scored.accounting() | {
             "labelled": len(self.code_N),
             "evaluated": int(self.scored_N.sum()),
             "labels_without_prediction": codes.pop(NO_PREDICTION, 0),
             "predictions_without_label": len(self.unlabelled),
             "labelled_errors": dict(sorted(codes.items())),
-            "abstained": int(pc.sum(abstained).as_py() or 0),
+            "abstained": int(abstained.sum()),
         }
 
 

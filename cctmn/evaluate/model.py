@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from cctmn.evaluate.join import Scored
 from cctmn.identity import RunIdentity
-from cctmn.metrics import patients
+from cctmn.metrics.patients import PatientRule
 from cctmn.model.card import read_card
 
 # Entries of the description that metrics.json repeats as they are.
@@ -36,8 +36,8 @@ class EvaluatedModel:
     name: str
     activation: str  # "sigmoid" or "softmax"
     temperature: float = 1.0  # the logits are divided by it
-    top_m: int = patients.TOP_M  # slices whose mean gives a patient's probability
-    top_m_validated: bool = False  # whether a calibration chose top_m
+    patient_rule: PatientRule = field(default_factory=PatientRule)
+    rule_is_fitted: bool = False  # whether a calibration fitted the patient rule
     calibrated_on: str | None = None  # file name of the labels of the calibration
     calibration_sha256: str | None = None  # hash of those labels
     lesion_classes: tuple[str, ...] = ()
@@ -56,8 +56,8 @@ class EvaluatedModel:
             name=described.get("name") or described["model_id"],
             activation=described.get("activation") or "sigmoid",
             temperature=float(calibration.get("temperature", 1.0)),
-            top_m=int(calibration.get("top_m", patients.TOP_M)),
-            top_m_validated="top_m" in calibration,
+            patient_rule=PatientRule.from_calibration(calibration),
+            rule_is_fitted="top_m" in calibration,
             calibrated_on=calibration.get("labels"),
             calibration_sha256=calibration.get("labels_sha256"),
             lesion_classes=tuple(described.get("lesion_classes") or ()),
@@ -76,7 +76,7 @@ class EvaluatedModel:
             "name": self.name,
             "activation": self.activation,
             "temperature": self.temperature,
-            "top_m": self.top_m,
+            **self.patient_rule.as_calibration(),
             "calibrated_on": self.calibrated_on,
         }
 

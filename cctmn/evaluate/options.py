@@ -32,7 +32,7 @@ class EvaluationOptions:
     mask_split: str | None = None  # list of names that selects from it
     key: str = "name"  # one of config.JOIN_KEYS
     root: str | None = None  # base folder or prefix for relative URIs in the labels
-    model: str | None = None  # the model that scored `out`; its card gives temperature and top_m
+    model: str | None = None  # the model that scored `out`; its card has its calibration
     against: str | None = None  # output folder of another model on the same slices
     training: str | None = None  # labels or split file of the training set
     by: tuple[tuple[str, ...], ...] = ()  # columns of each table of cohorts

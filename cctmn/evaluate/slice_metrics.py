@@ -63,7 +63,7 @@ def evaluate(
     of_patients, mixed = _patients(joined, model)
     sections: dict[str, Any] = {
         "labels": _label_counts(joined, known),
-        "accounting": joined.accounting() | {"mixed_patients": mixed},
+        "accounting": joined.accounting() | {"several_diseases": mixed},
         "confusion": {"slice": _confusion(sample)},
         "curves": _curves(sample, "slice") | {"reliability": binned.reliability()},
     }
@@ -138,35 +138,39 @@ def _name_column(joined: Joined) -> str:
 
 
 def _patients(joined: Joined, model: EvaluatedModel) -> tuple[ClassifiedSample | None, int]:
-    """Return the known patients by their top slices, and the number of mixed patients.
+    """Return the known patients, and how many of them have slices of several diseases.
 
-    A mixed patient has slices of several classes and is left out. The sample is None if no known
-    patient remains.
+    Abstained slices say nothing about a patient. The sample is None if no patient has others.
     """
     names = joined.patient_ids
     known_N = np.array([name != "" for name in names], np.bool_)
     group_N, groups = bootstrap.group_patients([name for name in names if name])
-    truth_G = patients.class_of(joined.labels.truth_N[known_N], group_N, groups=groups)
+    classes = joined.scored.classes
+    truth_G, mixed = patients.true_classes(
+        joined.labels.truth_N[known_N], group_N, groups=groups, classes=classes
+    )
     sample = joined.sample(
         activation=model.activation, temperature=model.temperature, kept_N=known_N
     )
-    of_scored = group_N[joined.scored_N[known_N]]
-    pure_G = truth_G >= 0
-    scored_G = pure_G & (np.bincount(of_scored, minlength=groups) > 0)
-    mixed = int((~pure_G).sum())
+    counted_N = ~joined.abstained()[known_N[joined.scored_N]]
+    of_scored = group_N[joined.scored_N[known_N]][counted_N]
+    scored_G = np.bincount(of_scored, minlength=groups) > 0
     if not scored_G.any():
         return None, mixed
-    p_GC = patients.top_mean(sample.score_NC, of_scored, groups=groups, m=model.top_m)
-    unscored_G = pure_G & ~scored_G
+    p_GC = model.patient_rule.probabilities(
+        sample.score_NC[counted_N], of_scored, groups=groups, classes=classes
+    )[scored_G]
+    unscored_G = ~scored_G
     num_scored, num_unscored = int(scored_G.sum()), int(unscored_G.sum())
     of_patients = ClassifiedSample(
         classes=sample.classes,
         truth_N=truth_G[scored_G],
-        score_NC=p_GC[scored_G],
+        score_NC=p_GC,
         group_N=np.arange(num_scored),
         groups=num_scored + num_unscored,
         unscored_truth=truth_G[unscored_G],
         unscored_group=np.arange(num_scored, num_scored + num_unscored),
+        decided_N=patients.classes_of(p_GC, classes=classes),
     )
     return of_patients, mixed
 
@@ -281,9 +285,9 @@ def _warnings(joined: Joined, model: EvaluatedModel, known: KnownSet | None) -> 
             "made for; they are still included here.",
         ),
         (
-            num_known > 0 and not model.top_m_validated,
-            f"A patient's probability is the mean of the {model.top_m} highest slices. That number "
-            "was not chosen by validation.",
+            num_known > 0 and not model.rule_is_fitted,
+            f"A patient is judged by the {model.patient_rule.top_m} slices with the strongest "
+            "evidence of disease. That rule was not fitted on validation patients.",
         ),
         (
             model.calibration_sha256 == joined.labels.sha256,

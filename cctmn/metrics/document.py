@@ -106,6 +106,8 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
             "activation": {"enum": ["sigmoid", "softmax"]},
             "temperature": {"type": "number", "exclusiveMinimum": 0},
             "top_m": {"type": "integer", "minimum": 1},
+            "patient_intercept": {"type": "number"},
+            "patient_slope": {"type": "number", "minimum": 0},
             "calibrated_on": _TEXT_OR_NULL,
         },
         "required": ["model_id", "name", "activation", "temperature", "top_m", "calibrated_on"],
@@ -129,9 +131,14 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
             "predictions_without_label": _COUNT,
             "labelled_errors": {"description": "By error code, or `pending`.", **_COUNTS},
             "abstained": _COUNT,
+            "several_diseases": {
+                "description": "Patients with labelled slices of several diseases; each counts "
+                "by the disease of most slices.",
+                **_COUNT,
+            },
             "mixed_patients": {
-                "description": "Patients whose slices have several classes; they are excluded "
-                "from patient-level metrics.",
+                "description": "In files of older versions: patients with slices of several "
+                "classes, which were excluded from patient-level metrics.",
                 **_COUNT,
             },
         },
@@ -143,6 +150,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
             "predictions_without_label",
             "labelled_errors",
             "abstained",
+            "several_diseases",
             "mixed_patients",
         ),
     ),

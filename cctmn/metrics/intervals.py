@@ -53,16 +53,17 @@ class ClassifiedSample:
 
     classes: tuple[str, ...]
     truth_N: Indices
-    score_NC: Floats  # probabilities; the class of the largest is the predicted one
+    score_NC: Floats  # probabilities
     group_N: Indices  # the patient of each
     groups: int
     unscored_truth: Indices
     unscored_group: Indices
+    decided_N: Indices | None = None  # the predicted class, where it is not that of the largest
 
     @property
     def predicted_N(self) -> Indices:  # noqa: N802 - a shape suffix
-        """The class of the largest score."""
-        return self.score_NC.argmax(axis=1)
+        """The predicted class: that of the largest score, unless a rule has decided."""
+        return self.score_NC.argmax(axis=1) if self.decided_N is None else self.decided_N
 
     def ungrouped(self) -> ClassifiedSample:
         """Return the sample with every slice as a group of its own, for the naive bootstrap."""

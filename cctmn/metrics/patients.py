@@ -1,76 +1,183 @@
-"""From slices to patients: the mean of a patient's m highest probabilities of each class.
+"""From slices to patients: a patient is sick if some slices are, however many others are clean.
 
-Most slices of a patient show no lesion, and such slices are not in the training data. A mean over
-all slices would therefore hide the few that show lesions.
+Most slices of a sick patient's whole scan show no lesion. So the rule is asymmetric: the slices
+with the strongest evidence of disease decide whether the patient is sick, and clean slices never
+outvote them. Among the diseases, the same slices decide.
 
 Reads: probabilities of slices, and the patient of each.
-Writes: probabilities of patients, and the m that suits validation patients best.
+Writes: probabilities and classes of patients, and the rule that suits validation patients best.
 
 Shape suffixes: N slices, G patients, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import optimize, special
+
+from cctmn.classes import CONTROL
 
 Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
 
-# Used where no validation has chosen another.
-TOP_M: Final = 10
+# Used where no validation has chosen others: five sure slices make a patient sick, of any number.
+TOP_M: Final = 5
 CANDIDATES: Final = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
+# The evidence is kept off 0 and 1, where its logit has no end.
+_LEAST: Final = 1e-6
+# Draws a fit of few patients towards the default; worth about one patient.
+_PRIOR: Final = 0.5
 
 
-def top_mean(p_NC: Floats, group_N: NDArray[np.int64], *, groups: int, m: int) -> Floats:
-    """Return the mean of each patient's m highest probabilities of each class, G x C.
+@dataclass(frozen=True)
+class PatientRule:
+    """How the slices of a patient give the patient's probabilities.
 
-    A patient with fewer than m slices has the mean of all; one without a slice has 0.
+    The evidence of a slice is the probability that it is not clean. A patient's evidence is the
+    mean of the `top_m` slices of most evidence, and P(sick) = sigmoid(intercept + slope *
+    logit(evidence)). The slope is at least 0, so more evidence never makes a patient less sick.
     """
-    count_G = np.bincount(group_N, minlength=groups)
-    first_G = np.concatenate([[0], np.cumsum(count_G)[:-1]])
-    means_GC = np.empty((groups, p_NC.shape[1]))
-    for c in range(p_NC.shape[1]):
-        order_N = np.lexsort((-p_NC[:, c], group_N))  # by patient, then by falling probability
-        ranked_N = p_NC[order_N, c]
-        rank_N = np.arange(len(ranked_N)) - first_G[group_N[order_N]]
-        kept_N = np.where(rank_N < m, ranked_N, 0)
-        means_GC[:, c] = np.bincount(group_N[order_N], kept_N, minlength=groups)
-    return means_GC / np.clip(count_G, 1, m)[:, None]
+
+    top_m: int = TOP_M
+    intercept: float = 0.0
+    slope: float = 1.0
+
+    @classmethod
+    def from_calibration(cls, calibration: Mapping[str, Any]) -> PatientRule:
+        """Read the rule from the calibration of a model's card; the default without one."""
+        return cls(
+            int(calibration.get("top_m", TOP_M)),
+            float(calibration.get("patient_intercept", 0.0)),
+            float(calibration.get("patient_slope", 1.0)),
+        )
+
+    def as_calibration(self) -> dict[str, Any]:
+        """Return the rule as a card keeps it."""
+        return {
+            "top_m": self.top_m,
+            "patient_intercept": self.intercept,
+            "patient_slope": self.slope,
+        }
+
+    def probabilities(
+        self, p_NC: Floats, group_N: Indices, *, groups: int, classes: Sequence[str]
+    ) -> Floats:
+        """Return the probabilities of each patient, G x C; a row sums to 1.
+
+        The row of a patient without a slice is NaN. Without a class "control" every patient is
+        sick, and only the diseases are told apart.
+        """
+        sick_G, share_GC = _evidence(p_NC, group_N, groups=groups, classes=classes, m=self.top_m)
+        if CONTROL not in classes:
+            return share_GC
+        p_sick_G = special.expit(self.intercept + self.slope * special.logit(sick_G))
+        p_GC = share_GC * p_sick_G[:, None]
+        p_GC[:, classes.index(CONTROL)] = 1 - p_sick_G
+        return p_GC
 
 
-def class_of(
-    truth_N: NDArray[np.int64], group_N: NDArray[np.int64], *, groups: int
-) -> NDArray[np.int64]:
-    """Return the class of each patient, -1 for one whose slices have several classes."""
-    low_G = np.full(groups, np.iinfo(np.int64).max)
-    high_G = np.full(groups, -1)
-    np.minimum.at(low_G, group_N, truth_N)
-    np.maximum.at(high_G, group_N, truth_N)
-    return np.where(low_G == high_G, low_G, -1)
+def classes_of(p_GC: Floats, *, classes: Sequence[str]) -> Indices:
+    """Return the class of each patient: the likeliest disease if P(sick) is at least 0.5.
+
+    So the diseases win together over "control", although none of them may be likelier alone.
+    """
+    if CONTROL not in classes:
+        return p_GC.argmax(axis=1)
+    healthy = classes.index(CONTROL)
+    diseases_GC = p_GC.copy()
+    diseases_GC[:, healthy] = -1
+    return np.where(p_GC[:, healthy] > 0.5, healthy, diseases_GC.argmax(axis=1))
 
 
-def choose_m(
+def true_classes(
+    truth_N: Indices, group_N: Indices, *, groups: int, classes: Sequence[str]
+) -> tuple[Indices, int]:
+    """Return the class of each patient by the labels of slices, and how many have two diseases.
+
+    A patient with one sick slice is sick. Of several diseases the one with more slices counts, of
+    equally many the later one in `classes`.
+    """
+    counts_GC = np.zeros((groups, len(classes)), np.int64)
+    np.add.at(counts_GC, (group_N, truth_N), 1)
+    sick_GC = counts_GC.copy()
+    if CONTROL in classes:
+        sick_GC[:, classes.index(CONTROL)] = 0
+    last = len(classes) - 1
+    disease_G = last - sick_GC[:, ::-1].argmax(axis=1)
+    healthy = classes.index(CONTROL) if CONTROL in classes else -1
+    truth_G = np.where(sick_GC.any(axis=1), disease_G, healthy)
+    return truth_G, int(((sick_GC > 0).sum(axis=1) > 1).sum())
+
+
+def fit_rule(
     p_NC: Floats,
-    truth_N: NDArray[np.int64],
-    group_N: NDArray[np.int64],
+    truth_N: Indices,
+    group_N: Indices,
     *,
     groups: int,
+    classes: Sequence[str],
     candidates: Sequence[int] = CANDIDATES,
-) -> int | None:
-    """Return the m of the highest patient accuracy; a tie goes to the lowest Brier score.
+) -> PatientRule | None:
+    """Return the rule under which validation patients are likeliest; ties go to the smaller m.
 
-    The result is None if every patient has slices of several classes.
+    The result is None unless some patients are sick and some are not.
     """
-    truth_G = class_of(truth_N, group_N, groups=groups)
-    known_G = truth_G >= 0
-    hot_GC = np.eye(p_NC.shape[1])[truth_G[known_G]]
+    truth_G, _ = true_classes(truth_N, group_N, groups=groups, classes=classes)
+    has_slices_G = np.bincount(group_N, minlength=groups) > 0
+    if CONTROL not in classes:
+        return None
+    sick_G = (truth_G != classes.index(CONTROL))[has_slices_G]
+    if sick_G.all() or not sick_G.any():
+        return None
 
-    def merit(m: int) -> tuple[float, float, int]:
-        p_GC = top_mean(p_NC, group_N, groups=groups, m=m)[known_G]
-        right = float((p_GC.argmax(axis=1) == truth_G[known_G]).mean())
-        return right, -float(((p_GC - hot_GC) ** 2).sum(axis=1).mean()), -m
+    def fitted(m: int) -> tuple[float, PatientRule]:
+        evidence_G, _ = _evidence(p_NC, group_N, groups=groups, classes=classes, m=m)
+        x_G = special.logit(evidence_G[has_slices_G])
 
-    return max(candidates, key=merit) if known_G.any() else None
+        def loss(ab: Floats) -> float:
+            z_G = np.where(sick_G, 1, -1) * (ab[0] + ab[1] * x_G)
+            return float(np.logaddexp(0, -z_G).sum() + _PRIOR * (ab[0] ** 2 + (ab[1] - 1) ** 2))
+
+        best = optimize.minimize(loss, [0.0, 1.0], bounds=[(None, None), (0, None)])
+        intercept, slope = (round(float(value), 4) for value in best.x)
+        return round(float(best.fun), 6), PatientRule(m, intercept, slope)
+
+    return min((fitted(m) for m in candidates), key=lambda pair: (pair[0], pair[1].top_m))[1]
+
+
+def _evidence(
+    p_NC: Floats, group_N: Indices, *, groups: int, classes: Sequence[str], m: int
+) -> tuple[Floats, Floats]:
+    """Return the evidence of each patient, G, and how the diseases share it, G x C.
+
+    A patient with fewer than m slices has the mean of all; one without a slice has NaN.
+    """
+    # The sigmoid probabilities of a slice need not sum to 1.
+    share_NC = p_NC / np.maximum(p_NC.sum(axis=1, keepdims=True), _LEAST)
+    sick_N = np.ones(len(p_NC))
+    if CONTROL in classes:
+        healthy = classes.index(CONTROL)
+        sick_N = 1 - share_NC[:, healthy]
+        share_NC[:, healthy] = 0
+    count_G = np.bincount(group_N, minlength=groups)
+    first_G = np.concatenate([[0], np.cumsum(count_G)[:-1]])
+    order_N = np.lexsort((-sick_N, group_N))  # by patient, then by falling evidence
+    rank_N = np.arange(len(order_N)) - first_G[group_N[order_N]]
+    kept_N = order_N[rank_N < m]
+    # Without a control all slices of a patient are equally sick, so the mean of all is as good.
+    kept_N = kept_N if CONTROL in classes else np.arange(len(p_NC))
+    kept_G = np.bincount(group_N[kept_N], minlength=groups)
+    total_GC = np.stack(
+        [np.bincount(group_N[kept_N], column[kept_N], minlength=groups) for column in share_NC.T],
+        axis=1,
+    )
+    with np.errstate(invalid="ignore"):  # 0 / 0 of a patient without a slice
+        sick_G = np.bincount(group_N[kept_N], sick_N[kept_N], minlength=groups) / kept_G
+        share_GC = total_GC / np.maximum(total_GC.sum(axis=1, keepdims=True), _LEAST)
+    share_GC[kept_G == 0] = np.nan
+    return np.clip(sick_G, _LEAST, 1 - _LEAST), share_GC

@@ -34,7 +34,12 @@ ACTIVATIONS: Final = ("sigmoid", "softmax")
 NAME: Final = re.compile("[a-z][a-z0-9_]*")  # of a class that becomes a column
 
 ADDED: Final = frozenset({"calibration"})  # keys that cards of older versions lack
-CALIBRATION: Final[Mapping[str, tuple[type, ...]]] = {"temperature": (float, int), "top_m": (int,)}
+CALIBRATION: Final[Mapping[str, tuple[type, ...]]] = {
+    "temperature": (float, int),
+    "top_m": (int,),
+    "patient_intercept": (float, int),
+    "patient_slope": (float, int),
+}
 
 RANKED: Final[Mapping[str, int]] = {"resnet18": 128, "resnet34": 128, "resnet50": 256}  # N
 HIDDEN: Final[Mapping[str, int]] = {"resnet18": 512, "resnet34": 512, "resnet50": 1024}  # F
@@ -160,6 +165,8 @@ class Card:
             raise ModelError(
                 "calibration: temperature or top_m is 0 or less; calibrate the model again"
             )
+        if not 0 <= self.calibration.get("patient_slope", 1) < math.inf:
+            raise ModelError("calibration: patient_slope is below 0; calibrate the model again")
 
     @property
     def temperature(self) -> float:
@@ -253,7 +260,7 @@ def parameter_count(weights: bytes) -> int:
 
 
 def calibrated(folder: Path | str, *, calibration: Mapping[str, Any]) -> Card:
-    """Write `temperature`, `top_m` and how they were found into the card of a model folder."""
+    """Write the temperature, the patient rule and their fit into the card of a model folder."""
     card = replace(read_card(folder), calibration=dict(calibration))
     write_card(folder, card=card)
     return card

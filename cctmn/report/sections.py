@@ -111,6 +111,9 @@ def headline(evaluation: Evaluation) -> Scale:
     wanted = [("Accuracy", "slice.accuracy"), ("F1, weighted", "slice.f1_weighted")]
     wanted += [(f"Sensitivity, {c}", f"slice.sensitivity.{c}") for c in evaluation.classes]
     wanted += [("Accuracy, patients", "patient.accuracy")]
+    wanted += [
+        (f"Sensitivity, {c}, patients", f"patient.sensitivity.{c}") for c in evaluation.classes
+    ]
     metrics = evaluation.metrics
     rows = [(name, metrics[id_]) for name, id_ in wanted if id_ in metrics]
     ends = [v for _, m in rows for v in (m.low, m.naive_low, m.value) if v is not None]

@@ -62,7 +62,7 @@ def test_calibrate_writes_the_card_and_evaluation_uses_it(tmp_path, model):
     raw = run.evaluate(EvaluationOptions(**(vars(options) | {"model": None, "overwrite": True})))
     ece = [m["metrics"]["calibration.ece"]["value"] for m in (metrics, raw)]
     assert ece[0] < ece[1]
-    assert any("was not chosen by validation" in text for text in raw["warnings"])
+    assert any("was not fitted on validation patients" in text for text in raw["warnings"])
 
 
 def test_scoring_divides_by_the_temperature_and_the_fingerprint_changes(tmp_path, model):
@@ -93,7 +93,13 @@ def test_cards_without_calibration_are_read(model):
     del card["calibration"]
     (model / CARD).write_text(json.dumps(card))
     assert read_card(model).temperature == 1.0
-    for wrong in ({"temperature": 0}, {"temperature": "2"}, {"top_m": 0}, {"top_m": 1.5}):
+    for wrong in (
+        {"temperature": 0},
+        {"temperature": "2"},
+        {"top_m": 0},
+        {"top_m": 1.5},
+        {"patient_slope": -1},
+    ):
         (model / CARD).write_text(json.dumps(card | {"calibration": wrong}))
         with pytest.raises(ModelError, match="calibration"):
             read_card(model)

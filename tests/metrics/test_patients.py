@@ -1,51 +1,138 @@
-"""Probabilities of patients from their slices, and the choice of m."""
+"""Patients from their slices: the rule, the classes by the labels, and the fit."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import special
 
-from cctmn.metrics.patients import choose_m, class_of, top_mean
+from cctmn.classes import COVIDX_CLASSES
+from cctmn.metrics.patients import CANDIDATES, PatientRule, classes_of, fit_rule, true_classes
 
-
-def test_top_mean_by_hand():
-    p_NC = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.3, 0.3]])
-    group_N = np.array([0, 1, 0, 0])
-    assert top_mean(p_NC, group_N, groups=2, m=2).tolist() == [
-        [pytest.approx(0.65), pytest.approx(0.45)],
-        [pytest.approx(0.2), pytest.approx(0.8)],
-    ]
+TWO = ("control", "covid")
 
 
-def test_top_mean_equals_a_loop():
-    rng = np.random.default_rng(0)
-    p_NC, group_N = rng.uniform(size=(500, 3)), rng.integers(0, 40, 500)
-    for m in (1, 4, 1000):
-        ours = top_mean(p_NC, group_N, groups=40, m=m)
-        loop = [np.sort(p_NC[group_N == g], axis=0)[::-1][:m].mean(axis=0) for g in range(40)]
-        np.testing.assert_allclose(ours, loop)
+def scans(
+    *, patients: int, slices: int, sick_slices: int, seed: int, classes: tuple[str, ...] = TWO
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Whole scans: of every sick patient a few slices show it; a classifier that errs on 1 %."""
+    rng = np.random.default_rng(seed)
+    group_N = np.repeat(np.arange(patients), slices)
+    truth_N = np.zeros(patients * slices, np.int64)
+    for g in range(patients):
+        first = g * slices + int(rng.integers(0, slices - sick_slices + 1))
+        truth_N[first : first + sick_slices] = g % len(classes)
+    seen_N = np.where(rng.random(len(truth_N)) < 0.01, (truth_N + 1) % len(classes), truth_N)
+    logits_NC = 5.0 * np.eye(len(classes))[seen_N] + rng.normal(0, 1, (len(seen_N), len(classes)))
+    return special.softmax(logits_NC, axis=1), truth_N, group_N
 
 
-def test_class_of_patients_with_one_or_several_classes():
-    truth_N, group_N = np.array([1, 1, 0, 2, 2]), np.array([0, 0, 1, 1, 2])
-    assert class_of(truth_N, group_N, groups=3).tolist() == [1, -1, 2]
+def test_the_rule_by_hand() -> None:
+    p_NC = np.array([[0.1, 0.6, 0.3], [0.5, 0.1, 0.4], [0.9, 0.1, 0.0], [0.8, 0.1, 0.1]])
+    group_N = np.array([0, 0, 0, 1])
+    p_GC = PatientRule(top_m=2).probabilities(p_NC, group_N, groups=3, classes=COVIDX_CLASSES)
+    # Of patient 0 the two slices of most evidence, 0.9 and 0.5, are both in equal parts of each.
+    assert p_GC[0] == pytest.approx([0.3, 0.35, 0.35])
+    assert p_GC[1] == pytest.approx([0.8, 0.1, 0.1])
+    assert np.isnan(p_GC[2]).all()
+    half = PatientRule(top_m=2, intercept=special.logit(0.7), slope=0.0)
+    p_GC = half.probabilities(p_NC, group_N, groups=2, classes=COVIDX_CLASSES)
+    assert 1 - p_GC[:, 0] == pytest.approx([0.7, 0.7])
 
 
-def test_choose_m_maximises_patient_accuracy():
-    """Sick patients have lesions in 3 of 20 slices, and healthy ones have one misleading slice.
+def test_sigmoid_probabilities_are_taken_relative_to_each_other() -> None:
+    p_NC = np.array([[0.05, 0.02, 0.03]])
+    p_GC = PatientRule().probabilities(p_NC, np.array([0]), groups=1, classes=COVIDX_CLASSES)
+    assert p_GC[0] == pytest.approx([0.5, 0.2, 0.3])
 
-    With m = 1 the misleading slice decides, and with m = 20 the lesions are averaged away.
-    """
-    rng = np.random.default_rng(3)
-    group_N = np.repeat(np.arange(60), 20)
-    truth_N = np.repeat(np.arange(60) % 2, 20)
-    sick_N = rng.uniform(0, 0.3, 1200)
-    for g in range(60):
-        first = g * 20
-        if g % 2:
-            sick_N[first : first + 3] = rng.uniform(0.9, 0.95, 3)
-        else:
-            sick_N[first] = 1.0
-    p_NC = np.stack([np.full(1200, 0.6), sick_N], axis=1)
-    assert choose_m(p_NC, truth_N, group_N, groups=60) in (2, 3)
-    assert choose_m(p_NC, truth_N, group_N, groups=60, candidates=(20, 1)) in (1, 20)
+
+def test_diseases_win_together_over_control() -> None:
+    p_GC = np.array([[0.45, 0.25, 0.3], [0.55, 0.45, 0.0], [0.5, 0.5, 0.0]])
+    assert classes_of(p_GC, classes=COVIDX_CLASSES).tolist() == [2, 0, 1]
+
+
+def test_clean_slices_never_make_a_patient_less_sick() -> None:
+    p_NC, _, group_N = scans(patients=30, slices=40, sick_slices=10, seed=1)
+    few = PatientRule().probabilities(p_NC, group_N, groups=30, classes=TWO)
+    clean_NC = np.tile([0.999, 0.001], (30 * 200, 1))
+    p_NC = np.concatenate([p_NC, clean_NC])
+    group_N = np.concatenate([group_N, np.repeat(np.arange(30), 200)])
+    many = PatientRule().probabilities(p_NC, group_N, groups=30, classes=TWO)
+    np.testing.assert_allclose(few, many)
+
+
+def test_without_a_control_the_diseases_are_told_apart() -> None:
+    classes = ("pneumonia", "covid")
+    p_NC, group_N = np.array([[0.2, 0.8], [0.4, 0.6], [0.9, 0.1]]), np.array([0, 0, 1])
+    p_GC = PatientRule().probabilities(p_NC, group_N, groups=2, classes=classes)
+    np.testing.assert_allclose(p_GC, [[0.3, 0.7], [0.9, 0.1]])
+    assert classes_of(p_GC, classes=classes).tolist() == [1, 0]
+    assert fit_rule(p_NC, np.array([1, 1, 0]), group_N, groups=2, classes=classes) is None
+
+
+def test_a_patient_with_one_sick_slice_is_sick() -> None:
+    truth_N, group_N = np.array([0, 2, 0, 0, 1, 1, 2, 1, 2]), np.array([0, 0, 1, 1, 2, 2, 2, 3, 3])
+    truth_G, several = true_classes(truth_N, group_N, groups=4, classes=COVIDX_CLASSES)
+    assert truth_G.tolist() == [2, 0, 1, 2]
+    assert several == 2
+
+
+@pytest.mark.parametrize("sick_slices", [6, 15])
+@pytest.mark.parametrize("rule", ["default", "fitted"])
+def test_whole_scans_of_sick_patients_are_called_sick(sick_slices: int, rule: str) -> None:
+    """Most of their slices are clean, and a few clean ones of healthy patients look sick."""
+    of = {"patients": 120, "slices": 60, "sick_slices": sick_slices, "classes": COVIDX_CLASSES}
+    used = PatientRule()
+    if rule == "fitted":
+        p_NC, truth_N, group_N = scans(**of, seed=2)
+        found = fit_rule(p_NC, truth_N, group_N, groups=120, classes=COVIDX_CLASSES)
+        assert found is not None
+        used = found
+    p_NC, truth_N, group_N = scans(**of, seed=3)
+    p_GC = used.probabilities(p_NC, group_N, groups=120, classes=COVIDX_CLASSES)
+    truth_G, _ = true_classes(truth_N, group_N, groups=120, classes=COVIDX_CLASSES)
+    called_G = classes_of(p_GC, classes=COVIDX_CLASSES)
+    least = 0.95 if rule == "fitted" else 0.9
+    assert (called_G[truth_G > 0] > 0).mean() >= least
+    assert (called_G[truth_G == 0] == 0).mean() >= least
+    assert (called_G[truth_G > 0] == truth_G[truth_G > 0]).mean() >= least
+
+
+def test_the_fit_is_monotone_and_close_to_calibrated() -> None:
+    rng = np.random.default_rng(5)
+    sick_G = rng.random(400) < 0.5
+    # The evidence is a noisy logit, twice too sure of itself.
+    x_G = rng.normal(np.where(sick_G, 1.0, -1.0), 1.4)
+    p_NC = special.expit(2 * np.stack([-x_G, x_G], axis=1))
+    p_NC /= p_NC.sum(axis=1, keepdims=True)
+    group_N, truth_N = np.arange(400), sick_G.astype(np.int64)
+    rule = fit_rule(p_NC, truth_N, group_N, groups=400, classes=TWO)
+    assert rule is not None
+    assert rule.top_m == min(CANDIDATES)  # a tie
+    p_G = rule.probabilities(p_NC, group_N, groups=400, classes=TWO)[:, 1]
+    assert (np.diff(p_G[np.argsort(x_G)]) >= 0).all()
+    assert p_G.mean() == pytest.approx(sick_G.mean(), abs=0.02)
+    surest_G = p_G > 0.8
+    assert sick_G[surest_G].mean() == pytest.approx(p_G[surest_G].mean(), abs=0.05)
+
+
+def test_a_rule_that_would_fall_with_the_evidence_is_flat() -> None:
+    p_NC = np.array([[0.9, 0.1], [0.1, 0.9]] * 20)
+    truth_N = np.array([1, 0] * 20)
+    rule = fit_rule(p_NC, truth_N, np.arange(40), groups=40, classes=TWO)
+    assert rule is not None
+    assert rule.slope == 0
+
+
+def test_patients_of_one_class_fit_no_rule() -> None:
+    p_NC = np.array([[0.9, 0.1], [0.2, 0.8]])
+    for truth in (0, 1):
+        truth_N = np.full(2, truth)
+        assert fit_rule(p_NC, truth_N, np.arange(2), groups=2, classes=TWO) is None
+
+
+def test_a_card_of_an_older_version_gives_the_rule_its_m() -> None:
+    assert PatientRule.from_calibration({}) == PatientRule()
+    assert PatientRule.from_calibration({"top_m": 10, "temperature": 2.0}) == PatientRule(10)
+    rule = PatientRule(3, -0.5, 1.25)
+    assert PatientRule.from_calibration(rule.as_calibration()) == rule
