@@ -8,9 +8,12 @@ was trained on.
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cctmn import tables
+from cctmn.classes import CONTROL
 from cctmn.evaluate import run as evaluation
 from cctmn.evaluate.options import EvaluationOptions
 from cctmn.metrics.intervals import Resampling
@@ -70,7 +73,33 @@ def comparison(folder: Path) -> str:
             f"{row['p_covid']:>7.3f}  {row['num_lesions']:>7}"
         )
     lines.append(f"{right} of {len(truth)} slices are classified correctly. {HARD}")
+    lines += ["", *_studies(out, rows, truth={m: t["finding"] for m, t in truth.items()})]
     return "\n".join([*lines, WARNING])
+
+
+def _studies(
+    out: str, rows: Mapping[str, Mapping[str, Any]], *, truth: Mapping[str, str]
+) -> list[str]:
+    """Return the studies beside the truth, those that are likeliest sick first.
+
+    `rows` are the predictions by member, and `truth` the class of each member.
+    """
+    sick: dict[str, str] = {}  # a study with one sick slice is sick
+    members: dict[str, str] = {}
+    for member, row in rows.items():
+        members[row["slice_id"]] = member
+        if truth[member] != CONTROL or row["study_key"] not in sick:
+            sick[row["study_key"]] = truth[member]
+    studies = sorted(tables.rows(f"{out}/studies"), key=lambda study: study["p_control"])
+    lines = ["truth      predicted  p_control  p_pneumonia  p_covid  the slice that says most"]
+    lines += [
+        f"{sick[study['study_key']]:<9}  {study['pred_class']:<9}  {study['p_control']:>9.3f}  "
+        f"{study['p_pneumonia']:>11.3f}  {study['p_covid']:>7.3f}  "
+        f"{members[study['deciding_slices'][0]]}"
+        for study in studies
+    ]
+    right = sum(study["pred_class"] == sick[study["study_key"]] for study in studies)
+    return [*lines, f"{right} of {len(studies)} studies are classified correctly."]
 
 
 def report(folder: Path, *, report: Reporter) -> str:

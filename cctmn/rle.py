@@ -5,6 +5,7 @@ The scores of a slice, the training data and the metrics all keep masks in this 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,3 +22,12 @@ def encode(masks_MHW: NDArray[np.uint8] | NDArray[np.bool_]) -> list[dict[str, A
     return [
         coco_mask.encode(np.asfortranarray(mask_HW != 0).view(np.uint8)) for mask_HW in masks_MHW
     ]
+
+
+def union_px(counts: Sequence[bytes], *, size: tuple[int, int]) -> int:
+    """Return the area in px that several masks of one image cover together.
+
+    `counts` are compressed run lengths, and `size` is (height, width).
+    """
+    masks = [{"size": list(size), "counts": one} for one in counts]
+    return int(coco_mask.area(coco_mask.merge(masks))) if masks else 0

@@ -177,6 +177,68 @@ def predictions(
     return _schema(columns).with_metadata({CLASSES_KEY: json.dumps(list(classes)).encode()})
 
 
+# Why a series was chosen for its study: the first of these rules that set it apart.
+SERIES_REASONS: Final[dict[str, str]] = {
+    "only_series": "No other series of the study has a slice with usable scores.",
+    "original": "The others were derived from other images.",
+    "whole_scan": "The others cover less of the body.",
+    "thinnest": "Its slices are closest together; below 1 mm no difference is made.",
+    "most_slices": "It has the most slices with usable scores.",
+    "first_key": "The series are equal; its key comes first.",
+}
+
+
+def study_columns(classes: Sequence[str]) -> list[Column]:
+    """Return the columns of OUT/studies for a model with these image classes."""
+    return [
+        Column("study_key", pa.string(), "Keyed pseudonym of the study."),
+        Column("patient_key", pa.string(), "Keyed pseudonym of the patient; null if unknown."),
+        Column("patient_studies", pa.int32(), "Studies of the patient in OUT; null if unknown."),
+        Column("num_series", pa.int32(), "Series of the study, without passed-over ones."),
+        Column("series_key", pa.string(), "The chosen series; null without a usable slice."),
+        Column("series_reason", pa.string(), "Why this series; null without a usable slice."),
+        Column("num_slices", pa.int32(), "Slices of the study, all series together."),
+        Column("num_errors", pa.int32(), "Slices of the study that are errors."),
+        Column("num_passed_over", pa.int32(), "Objects of the study that are rightly not scored."),
+        Column("num_abstained", pa.int32(), "Scored slices of the study that abstain."),
+        Column("num_used", pa.int32(), "Slices of the chosen series that the answer rests on."),
+        *(
+            Column(f"p_{name}", pa.float64(), f"Probability of {name}; null without an answer.")
+            for name in classes
+        ),
+        Column("pred_class", pa.string(), "Class of the study; null without an answer."),
+        Column(
+            "deciding_slices",
+            pa.list_(pa.string()),
+            "slice_id of the slices that decide, by falling evidence of disease.",
+        ),
+        Column("slice_distance_mm", pa.float32(), "Median distance of the used slices; or null."),
+        Column(
+            "num_lesions",
+            pa.int32(),
+            "Lesions in the used slices; one that is on three slices counts three times.",
+        ),
+        Column(
+            "lesion_area_mm2",
+            pa.float64(),
+            "Largest area of lesions on one used slice in mm2; null without masks or spacing.",
+        ),
+        Column(
+            "lesion_volume_ml",
+            pa.float64(),
+            "Volume of lesions in the used slices in mL; null without masks, spacing or positions.",
+        ),
+        Column("flags", pa.list_(pa.string()), "Flags of the scored slices of the study, sorted."),
+        Column("model_id", pa.string(), "First 12 hex digits of the SHA-256 of the weights."),
+    ]
+
+
+def studies(classes: Sequence[str]) -> pa.Schema:
+    """Return the schema of OUT/studies; its metadata holds the image classes."""
+    metadata = {CLASSES_KEY: json.dumps(list(classes)).encode()}
+    return _schema(study_columns(classes)).with_metadata(metadata)
+
+
 def classes_of(schema: pa.Schema) -> tuple[str, ...]:
     """Return the image classes of a predictions table, in the order of the logits.
 

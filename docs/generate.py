@@ -147,6 +147,8 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "settings-classifier": lambda: config.markdown("classifier"),
     "predictions": _predictions,
     "lesions": lambda: columns(schema.LESION_COLUMNS),
+    "studies": lambda: columns(schema.study_columns(["CLASS"])),
+    "series-reasons": lambda: texts("reason", schema.SERIES_REASONS),
     "inventory": lambda: columns(schema.INVENTORY_COLUMNS),
     "labels": lambda: columns(schema.LABELS_COLUMNS),
     "flags": lambda: texts("flag", schema.FLAGS),

@@ -23,6 +23,7 @@ LEVELS = {
     "metrics": 4,
     "data": 4,
     "phantom": 3,
+    "studies": 4,
     "runtime": 4,
     "upload": 5,
     "embedded": 5,
@@ -48,6 +49,7 @@ LEVELS = {
 }
 SIBLINGS_ALLOWED = {
     ("jobs", "cli"),
+    ("studies", "metrics"),
     ("config", "settings"),
     ("folder", "lease"),
     ("user_table", "store"),

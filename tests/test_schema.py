@@ -13,6 +13,7 @@ EVERY_COLUMN = [
     *schema.LESION_COLUMNS,
     *schema.LABELS_COLUMNS,
     *schema.prediction_columns(CLASSES, ranked_boxes=True, masks=True),
+    *schema.study_columns(CLASSES),
 ]
 
 

@@ -243,6 +243,8 @@ def _plan_text(plan: dict[str, Any]) -> str:
 
 def _report(summary: Any, out: str, *, reporter: TerminalReporter) -> None:
     reporter(_summary_text(summary))
+    if summary.studies:
+        reporter("studies:", names=f"{out.rstrip('/')}/studies/studies.parquet")
     reporter("predictions:", names=f"{out.rstrip('/')}/predictions/*.parquet")
     if reason := _exit_reason(summary):
         reporter(reason)
@@ -256,6 +258,8 @@ def _summary_text(summary: Any) -> str:
         f"{summary.elapsed_s:.0f} s"
     ]
     lines += [f"  {n:>9,}  {name}" for name, n in counts.classes.items()]
+    if counts.abstained:
+        lines.append(f"  {counts.abstained:>9,}  abstained: outside what the model is made for")
     lines += [f"  {n:>9,}  flag {name}" for name, n in counts.flags.items()]
     for state in ("passed_over", "error"):
         named = state.replace("_", " ")
@@ -263,6 +267,11 @@ def _summary_text(summary: Any) -> str:
             f"  {n:>9,}  {named} {code}"
             for code, n in counts.codes.items()
             if state_of(code) == state
+        ]
+    if summary.studies:
+        lines.append(f"{sum(summary.studies.values()):,} studies")
+        lines += [
+            f"  {n:>9,}  {name or 'without a usable slice'}" for name, n in summary.studies.items()
         ]
     return "\n".join(lines)
 

@@ -80,6 +80,13 @@ class PatientRule:
         p_GC[:, classes.index(CONTROL)] = 1 - p_sick_G
         return p_GC
 
+    def deciding(
+        self, p_NC: Floats, group_N: Indices, *, groups: int, classes: Sequence[str]
+    ) -> Indices:
+        """Return the rows that decide about their patients, by patient and falling evidence."""
+        sick_N, _ = _of_slices(p_NC, classes=classes)
+        return _strongest(sick_N, group_N, groups=groups, m=self.top_m)
+
 
 def classes_of(p_GC: Floats, *, classes: Sequence[str]) -> Indices:
     """Return the class of each patient: the likeliest disease if P(sick) is at least 0.5.
@@ -157,18 +164,8 @@ def _evidence(
 
     A patient with fewer than m slices has the mean of all; one without a slice has NaN.
     """
-    # The sigmoid probabilities of a slice need not sum to 1.
-    share_NC = p_NC / np.maximum(p_NC.sum(axis=1, keepdims=True), _LEAST)
-    sick_N = np.ones(len(p_NC))
-    if CONTROL in classes:
-        healthy = classes.index(CONTROL)
-        sick_N = 1 - share_NC[:, healthy]
-        share_NC[:, healthy] = 0
-    count_G = np.bincount(group_N, minlength=groups)
-    first_G = np.concatenate([[0], np.cumsum(count_G)[:-1]])
-    order_N = np.lexsort((-sick_N, group_N))  # by patient, then by falling evidence
-    rank_N = np.arange(len(order_N)) - first_G[group_N[order_N]]
-    kept_N = order_N[rank_N < m]
+    sick_N, share_NC = _of_slices(p_NC, classes=classes)
+    kept_N = _strongest(sick_N, group_N, groups=groups, m=m)
     # Without a control all slices of a patient are equally sick, so the mean of all is as good.
     kept_N = kept_N if CONTROL in classes else np.arange(len(p_NC))
     kept_G = np.bincount(group_N[kept_N], minlength=groups)
@@ -181,3 +178,24 @@ def _evidence(
         share_GC = total_GC / np.maximum(total_GC.sum(axis=1, keepdims=True), _LEAST)
     share_GC[kept_G == 0] = np.nan
     return np.clip(sick_G, _LEAST, 1 - _LEAST), share_GC
+
+
+def _of_slices(p_NC: Floats, *, classes: Sequence[str]) -> tuple[Floats, Floats]:
+    """Return the evidence of each slice, N, and what each disease has of it, N x C."""
+    # The sigmoid probabilities of a slice need not sum to 1.
+    share_NC = p_NC / np.maximum(p_NC.sum(axis=1, keepdims=True), _LEAST)
+    if CONTROL not in classes:
+        return np.ones(len(p_NC)), share_NC
+    healthy = classes.index(CONTROL)
+    sick_N = 1 - share_NC[:, healthy]
+    share_NC[:, healthy] = 0
+    return sick_N, share_NC
+
+
+def _strongest(sick_N: Floats, group_N: Indices, *, groups: int, m: int) -> Indices:
+    """Return the m rows of most evidence of each patient, by patient and falling evidence."""
+    count_G = np.bincount(group_N, minlength=groups)
+    first_G = np.concatenate([[0], np.cumsum(count_G)[:-1]])
+    order_N = np.lexsort((-sick_N, group_N))
+    rank_N = np.arange(len(order_N)) - first_G[group_N[order_N]]
+    return order_N[rank_N < m]

@@ -33,7 +33,8 @@ class Counts:
     pending: int
     codes: dict[str, int]  # rows with a code, passed over or errors
     flags: dict[str, int]  # scored rows by flag
-    classes: dict[str, int]  # scored rows by predicted class
+    abstained: int  # scored rows outside what the model is made for
+    classes: dict[str, int]  # scored rows by predicted class, without the abstained ones
 
 
 def remove_damaged(folder: str, *, stamp: commit.Stamp) -> int:
@@ -188,13 +189,16 @@ def count(folder: str, *, indexed: Iterator[pa.Table]) -> Counts:
     flags: Counter[str] = Counter()
     classes: Counter[str] = Counter()
     ids: list[pa.Array] = []
+    abstained = 0
     for uri in tables.parquet_files(folder):
-        table = tables.read(uri, ["slice_id", "error_code", "flags", "pred_class"])
+        table = tables.read(uri, ["slice_id", "error_code", "flags", "abstained", "pred_class"])
         ids += table["slice_id"].chunks
         codes.update(table["error_code"].to_pylist())
         scored = table.filter(pc.equal(table["error_code"], ""))
         flags.update(pc.list_flatten(scored["flags"]).to_pylist())
-        classes.update(name for name in scored["pred_class"].to_pylist() if name is not None)
+        counted = scored.filter(pc.invert(scored["abstained"].fill_null(False)))
+        abstained += len(scored) - len(counted)
+        classes.update(name for name in counted["pred_class"].to_pylist() if name is not None)
     states: Counter[str] = Counter()
     for code, rows in codes.items():
         states[state_of(code)] += rows
@@ -218,5 +222,6 @@ def count(folder: str, *, indexed: Iterator[pa.Table]) -> Counts:
         pending=pending,
         codes=dict(sorted(codes.items())),
         flags=dict(sorted(flags.items())),
+        abstained=abstained,
         classes=dict(sorted(classes.items())),
     )

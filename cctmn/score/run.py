@@ -3,7 +3,7 @@
 The same command on the same OUT resumes where it stopped. A run of another identity is refused.
 
 Reads: INPUT, the model, and OUT if it exists.
-Writes: OUT/predictions, OUT/private, OUT/manifest.json.
+Writes: OUT/predictions, OUT/studies, OUT/private, OUT/manifest.json.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cctmn import folder, runtime, store, tables, versions
+from cctmn import folder, runtime, store, studies, tables, versions
 from cctmn.config import ScoreConfig
 from cctmn.errors import (
     EXIT_ERROR_RATE,
@@ -86,6 +86,7 @@ class ScoreSummary:
     """The result of a scoring run."""
 
     counts: resume.Counts
+    studies: dict[str, int]  # studies by predicted class; "" for those without an answer
     scored_now: int  # slices of this run
     elapsed_s: float
     max_error_rate: float
@@ -171,12 +172,15 @@ def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silen
                 if job.limit is None and (left := _put_back(out, key=key, report=report)):
                     _execute(job, out=out, key=key, stamp=stamp, pending=left, report=report)
             resume.clear(todo)
-        # 4. Reconcile the rows with the inventory, and write the manifest.
+        # 4. Reconcile the rows with the inventory, and write the studies and the manifest.
         if doubled := resume.remove_doubles(predictions):
             report(f"removed {doubled:,} duplicate rows of a second writer")
         counts = resume.count(predictions, indexed=tables.inventory(known))
+        by_study = studies.write(out, rule=job.source.study_rule)
+        classes = Counter(name or "" for name in by_study["pred_class"].to_pylist())
         summary = ScoreSummary(
             counts=counts,
+            studies=dict(sorted(classes.items())),
             scored_now=pending,
             elapsed_s=time.monotonic() - began,
             max_error_rate=job.settings.max_error_rate,
@@ -364,7 +368,9 @@ def manifest(job: ScoreJob, summary: ScoreSummary) -> dict[str, Any]:
         "passed_over": of_state("passed_over"),
         "errors": of_state("error"),
         "flags": counts["flags"],
+        "abstained": counts["abstained"],
         "classes": counts["classes"],
+        "studies": {name or "none": n for name, n in summary.studies.items()},
         "error_rate": round(summary.error_rate, 6),
         "exit_code": summary.exit_code,
         "last_run": {

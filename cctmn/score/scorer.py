@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from cctmn import schema
 from cctmn.errors import SLICE_CODES
+from cctmn.metrics.patients import PatientRule
 from cctmn.model.probabilities import probabilities
 from cctmn.read.geometry import Affine
+from cctmn.studies import StudyRule
 
 if TYPE_CHECKING:
     from cctmn.model.inference import Prediction
@@ -52,6 +54,14 @@ class ModelSource:
     mask_head: bool = False  # lesions have masks, not boxes alone
     temperature: float = 1.0  # the logits are divided by it before the activation
     described: dict[str, Any] = field(default_factory=dict)  # of the card, for the manifest
+
+    @property
+    def study_rule(self) -> StudyRule:
+        """The way from logits to the class of a study."""
+        calibration = self.described.get("calibration") or {}
+        return StudyRule(
+            self.activation, self.temperature, PatientRule.from_calibration(calibration)
+        )
 
 
 def score(

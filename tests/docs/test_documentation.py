@@ -47,6 +47,7 @@ def test_generated_parts_are_current(generate: ModuleType) -> None:
 def test_every_setting_preset_column_flag_and_code_is_documented() -> None:
     output, settings = text("output.md"), text("settings.md")
     names = [c.name for c in schema.prediction_columns(["CLASS"], ranked_boxes=True, masks=True)]
+    names += [c.name for c in schema.study_columns(["CLASS"])]
     names += [c.name for c in (*schema.INVENTORY_COLUMNS, *schema.LESION_COLUMNS)]
     names += [c.name for c in schema.LABELS_COLUMNS]
     missing = [name for name in [*names, *schema.FLAGS, *SLICE_CODES] if f"`{name}`" not in output]

@@ -63,9 +63,11 @@ def session() -> Iterator[Path]:
 def written_so_far(session: Path) -> dict[str, bytes]:
     """The files of Ray in this folder, which it removes at its end."""
     contents = {}
-    for path in session.rglob("*"):
-        with contextlib.suppress(OSError):  # it has just been removed, or is a socket
-            contents[str(path.relative_to(session))] = path.read_bytes()
+    # os.walk passes over folders that have just been removed; Path.rglob fails there.
+    for folder, _, names in os.walk(session):
+        for path in (Path(folder, name) for name in names):
+            with contextlib.suppress(OSError):  # it has just been removed, or is a socket
+                contents[str(path.relative_to(session))] = path.read_bytes()
     return contents
 
 

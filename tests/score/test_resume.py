@@ -215,14 +215,17 @@ def ids(*names: str) -> pa.ChunkedArray:
 
 def test_counts_balance(tmp_path: Path) -> None:
     scored = {"pred_class": "covid", "flags": ["hu_guessed"]}
-    write_predictions(tmp_path, "a.parquet", predicted("1", **scored), predicted("2", **scored))
+    outside = predicted("5", pred_class="covid", abstained=True)
+    rows = predicted("1", **scored), predicted("2", **scored), outside
+    write_predictions(tmp_path, "a.parquet", *rows)
     refused = predicted("3", error_code="truncated", flags=["hu_guessed"])
     write_predictions(tmp_path, "b.parquet", predicted("4", pred_class="control"), refused)
     write_predictions(tmp_path, "c.parquet", predicted("8", error_code="localizer"))
     counts = resume.count(
         tmp_path.as_uri(), indexed=indexed(dict.fromkeys("123", ""), dict.fromkeys("45678", ""))
     )
-    assert (counts.inventory, counts.ok, counts.error, counts.pending) == (8, 3, 1, 3)
+    assert (counts.inventory, counts.ok, counts.error, counts.pending) == (8, 4, 1, 2)
+    assert counts.abstained == 1  # and in no class
     assert counts.passed_over == 1
     assert counts.codes == {"localizer": 1, "truncated": 1}
     assert counts.flags == {"hu_guessed": 2}  # of scored rows only

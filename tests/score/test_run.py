@@ -92,11 +92,23 @@ def test_the_manifest_balances_and_names_nothing(done: Path, archive: Path) -> N
     }
     assert output["complete"]
     assert output["exit_code"] == 3
-    assert sum(output["classes"].values()) == 13
+    assert sum(output["classes"].values()) == 13 - output["abstained"]
     assert str(archive) not in json.dumps(output)
     assert not list(done.glob("private/todo/*"))
     assert (done / "private").stat().st_mode & 0o077 == 0
     assert (done / "private" / "key").stat().st_mode & 0o777 == 0o600
+
+
+def test_each_study_has_one_row_and_the_manifest_counts_them(done: Path) -> None:
+    table = pq.read_table(done / "studies")
+    assert table.schema.equals(schema.studies(SOURCE.image_classes))
+    [study] = table.to_pylist()  # the four members of one study; pictures have none
+    rows = [row for row in predictions(done).values() if row["study_key"]]
+    assert study["study_key"] == rows[0]["study_key"]
+    assert study["num_slices"] == len(rows)
+    assert study["num_used"] == sum(not (r["error_code"] or r["abstained"]) for r in rows)
+    assert set(study["deciding_slices"]) <= {row["slice_id"] for row in rows}
+    assert manifest(done)["studies"] == {study["pred_class"] or "none": 1}
 
 
 def test_a_finished_job_scores_nothing_and_needs_no_ray(
