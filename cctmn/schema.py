@@ -96,6 +96,18 @@ FLAGS: Final[dict[str, str]] = {
     "not_square": "Pixels are not square in mm; the image was resampled to square ones.",
 }
 
+# Of the DICOM header; null without one. Texts are known words only, else OTHER.
+ACQUISITION_COLUMNS: Final = (
+    Column("manufacturer", pa.string(), "Manufacturer of the scanner."),
+    Column("scanner_model", pa.string(), "Model of the scanner."),
+    Column("kernel", pa.string(), "Reconstruction kernel."),
+    Column("slice_thickness_mm", pa.float32(), "Nominal thickness of the slice in mm."),
+    Column("tube_voltage_kv", pa.float32(), "Peak tube voltage in kV."),
+    Column("image_type", pa.string(), "Image type, its values separated by `\\`."),
+    Column("transfer_syntax", pa.string(), "UID of the transfer syntax."),
+    Column("instance_number", pa.int32(), "Number of the image in its series."),
+)
+
 # With one of these flags the scores are written, but the slice is outside what a model is made for.
 ABSTAIN_FLAGS: Final = frozenset({"no_lung", "window", "inverted", "not_ct_like", "partly_blank"})
 
@@ -133,6 +145,7 @@ def prediction_columns(
         Column("cols", pa.int32(), "Width of the stored image in px."),
         Column("spacing_row_mm", pa.float32(), "Distance between rows in mm; null if unknown."),
         Column("spacing_col_mm", pa.float32(), "Distance between columns in mm; null if unknown."),
+        *ACQUISITION_COLUMNS,
         *(
             Column(f"p_{name}", pa.float32(), f"Score of the class {name}, 0 to 1.")
             for name in classes
@@ -182,7 +195,8 @@ SERIES_REASONS: Final[dict[str, str]] = {
     "only_series": "No other series of the study has a slice with usable scores.",
     "original": "The others were derived from other images.",
     "whole_scan": "The others cover less of the body.",
-    "thinnest": "Its slices are closest together; below 1 mm no difference is made.",
+    "thinnest": "Its slices are closest together; below 1.5 mm no difference is made.",
+    "lung_kernel": "The others were reconstructed with a softer kernel.",
     "most_slices": "It has the most slices with usable scores.",
     "first_key": "The series are equal; its key comes first.",
 }

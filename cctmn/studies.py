@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cctmn import rle, schema, store, tables
+from cctmn.acquisition import is_lung_kernel
 from cctmn.errors import state_of
 from cctmn.metrics.patients import PatientRule, classes_of
 from cctmn.model.probabilities import probabilities
@@ -32,8 +33,9 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-# Series whose slices are closer than this are equally thin.
-THIN_MM: Final = 1.0
+# Series whose slices are closer than this are equally thin: thin-section CT of the lung ends at
+# 1.5 mm (Fleischner Society, Radiology 2017;284:228).
+THIN_MM: Final = 1.5
 # A series covers a scan if it has this fraction of the longest one's length.
 WHOLE: Final = 0.8
 # Beyond a gap of this size, or of three usual distances, nothing is said about what lies between.
@@ -52,11 +54,15 @@ _COLUMNS: Final = (
     "spacing_row_mm",
     "spacing_col_mm",
     "num_lesions",
+    "kernel",
+    "image_type",
     "flags",
     "abstained",
     "error_code",
     "model_id",
 )
+# Predictions of older versions lack these.
+_NEWER_COLUMNS: Final = {"kernel": pa.string(), "image_type": pa.string()}
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,9 @@ class _StudySlices:
             classes = schema.classes_of(table.schema)
             table = table.filter(pc.is_valid(table["study_key"]))
             areas.append(_areas_px(table))
+            for name, kind in _NEWER_COLUMNS.items():
+                if name not in table.column_names:
+                    table = table.append_column(name, pa.nulls(len(table), kind))
             parts.append(table.select([*_COLUMNS, *(f"logit_{name}" for name in classes)]))
         table = pa.concat_tables(parts) if parts else schema.predictions(()).empty_table()
         studies = table["study_key"].to_numpy()
@@ -205,7 +214,8 @@ class _SeriesChoice:
 def _choose_series(slices: _StudySlices) -> _SeriesChoice:
     """Choose the series of each study, and say which rule of SERIES_REASONS decided."""
     number_S = np.bincount(slices.series_N[slices.usable_N], minlength=len(slices.series_keys))
-    derived_N = np.array(["derived" in (f or ()) for f in slices.table["flags"].to_pylist()], bool)
+    derived_N = _derived(slices.table)
+    soft_N = ~np.array([is_lung_kernel(name) for name in slices.table["kernel"].to_pylist()], bool)
     z_N = slices.numbers("slice_z_mm")
     ranks: list[list[tuple[tuple[float, ...], str, int]]] = [[] for _ in slices.study_keys]
     longest_G = np.zeros(len(slices.study_keys))
@@ -221,10 +231,12 @@ def _choose_series(slices: _StudySlices) -> _SeriesChoice:
             longest_G[study] = max(longest_G[study], length_S[series])
     for series in np.flatnonzero(number_S).tolist():
         study, rows = slices.study_S[series], rows_S[series]
+        rows = rows[slices.usable_N[rows]]
         key = (
-            float(derived_N[rows[slices.usable_N[rows]]].mean() > 0.5),
+            float(derived_N[rows].mean() > 0.5),
             float(length_S[series] < WHOLE * longest_G[study]),
             max(float(round(distance_S[series], 2)), THIN_MM),
+            float(soft_N[rows].mean() > 0.5),
             -float(number_S[series]),
         )
         ranks[study].append((key, slices.series_keys[series], series))
@@ -234,6 +246,18 @@ def _choose_series(slices: _StudySlices) -> _SeriesChoice:
         np.array([-1 if one is None else one[2] for one in chosen], np.int64),
         [None if one is None else one[1] or None for one in chosen],
         reasons,
+    )
+
+
+def _derived(table: pa.Table) -> Bools:
+    """Return which slices were computed from other images, by flag or image type."""
+    columns = (table[name].to_pylist() for name in ("flags", "image_type"))
+    return np.array(
+        [
+            "derived" in (flags or ()) or (image_type or "").startswith("DERIVED")
+            for flags, image_type in zip(*columns, strict=True)
+        ],
+        np.bool_,
     )
 
 

@@ -33,6 +33,7 @@ LEVELS = {
     "store": 6,
     "contract": 6,
     "pseudonym": 7,
+    "acquisition": 7,
     "rle": 7,
     "config": 6,
     "settings": 6,

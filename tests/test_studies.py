@@ -89,6 +89,17 @@ def test_two_reconstructions_give_one_answer_of_one_of_them(tmp_path: Path) -> N
         ({"distance": 5.0, "n": 40}, {"distance": 1.0, "n": 10}, "whole_scan"),
         ({"distance": 0.9, "n": 90}, {"distance": 0.7, "n": 110}, "most_slices"),
         ({"distance": 5.0, "n": 40}, {"distance": 1.0, "n": 200, "flags": ["derived"]}, "original"),
+        (
+            {"distance": 5.0, "n": 40, "image_type": "ORIGINAL\\PRIMARY\\AXIAL"},
+            {"distance": 1.0, "n": 200, "image_type": "DERIVED\\PRIMARY\\AXIAL"},
+            "original",
+        ),
+        ({"distance": 1.0, "n": 40}, {"distance": 2.0, "n": 20, "kernel": "B70F"}, "thinnest"),
+        (
+            {"distance": 1.0, "n": 80, "kernel": "FC52"},
+            {"distance": 0.7, "n": 120, "kernel": "FC18"},
+            "lung_kernel",
+        ),
         ({"distance": 5.0, "n": 40}, {"distance": 1.0, "n": 9, "abstained": True}, "only_series"),
         ({"distance": 5.0, "n": 40}, {"distance": 5.0, "n": 40}, "first_key"),
     ],
@@ -100,6 +111,17 @@ def test_the_reason_for_a_series_is_the_rule_that_decided(
     (made,) = table_of(tmp_path, rows).values()
     expected = "second" if reason == "most_slices" else "first"
     assert (made["series_key"], made["series_reason"]) == (expected, reason)
+
+
+def test_predictions_of_an_older_version_have_studies(tmp_path: Path) -> None:
+    columns = schema.predictions(CLASSES)
+    old = [n for n in columns.names if n not in {c.name for c in schema.ACQUISITION_COLUMNS}]
+    (tmp_path / "predictions").mkdir()
+    for number, names in enumerate((old, columns.names)):
+        rows = [row | {"slice_id": f"{number}{i}"} for i, row in enumerate(scan("a", "s", 5.0, 9))]
+        table = pa.Table.from_pylist(rows, columns).select(names)
+        pq.write_table(table, tmp_path / f"predictions/{number}.parquet")
+    assert studies.write(store.to_uri(str(tmp_path)), rule=RULE)["num_used"].to_pylist() == [18]
 
 
 def test_errors_and_abstained_slices_decide_nothing_and_are_counted(tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
+from pydicom.uid import AllTransferSyntaxes
 
+from cctmn import acquisition
+from cctmn.acquisition import Acquisition
 from cctmn.errors import SliceError
 from cctmn.read import codestream, image_type
 from cctmn.read.geometry import Turn
@@ -51,6 +54,9 @@ _MIN_AXIAL_NZ: Final = 0.9  # 25 degrees, more than any gantry tilts
 _MIN_STRAIGHT_NZ: Final = math.cos(math.radians(5))
 _MAX_SLOPE: Final = 1e5
 _MAX_INTERCEPT: Final = 1e5  # the same bound; 16 bits and a slope of 1 need 65536
+# Beyond these the header is wrong: slabs are up to some 100 mm, tubes have up to 150 kV.
+_MAX_THICKNESS_MM: Final = 500.0
+_MAX_KV: Final = 500.0
 # Up to (0028,0008), once cheaply; enhanced objects may list their sources before it.
 _HEAD_BYTES: Final = (64 << 10, 1 << 20)
 # No frame with its functional groups and fragment takes fewer bytes, so a larger claim is a lie.
@@ -119,7 +125,26 @@ class DicomImage:
             study_uid=text_of(dataset, "StudyInstanceUID") or None,
             series_uid=text_of(dataset, "SeriesInstanceUID") or None,
             patient_id=text_of(dataset, "PatientID") or None,
+            acquisition=self._acquisition(groups, frame_type),
             flags=self.flags | type_flags | flags | bit_flags | rescale_flags | value_flags,
+        )
+
+    def _acquisition(self, groups: list[Dataset], frame_type: Dataset) -> Acquisition:
+        dataset = self.header.dataset
+        measures = find_macro(groups, "PixelMeasuresSequence", dataset)
+        beam = find_macro(groups, "CTXRayDetailsSequence", dataset)
+        number = integer_of(dataset, "InstanceNumber")
+        reconstruction = find_macro(groups, "CTReconstructionSequence", dataset)
+        syntax = self.header.syntax
+        return Acquisition(
+            manufacturer=acquisition.manufacturer(text_of(dataset, "Manufacturer")),
+            scanner_model=acquisition.scanner_model(text_of(dataset, "ManufacturerModelName")),
+            kernel=acquisition.kernel(text_of(reconstruction, "ConvolutionKernel")),
+            slice_thickness_mm=_positive(measures, "SliceThickness", at_most=_MAX_THICKNESS_MM),
+            tube_voltage_kv=_positive(beam, "KVP", at_most=_MAX_KV),
+            image_type=image_type.known_words(frame_type, dataset),
+            transfer_syntax=syntax if syntax in AllTransferSyntaxes else acquisition.OTHER,
+            instance_number=number if number is not None and abs(number) < 1 << 31 else None,
         )
 
     def _stored(
@@ -264,6 +289,12 @@ def _orientation(plane: Dataset) -> tuple[Turn, frozenset[str]]:
     if tilt_nz < _MIN_STRAIGHT_NZ:
         flags.add("oblique")
     return turn, frozenset(flags)
+
+
+def _positive(dataset: Dataset, keyword: str, *, at_most: float) -> float | None:
+    """Return a positive number up to a limit, None for anything else."""
+    numbers = numbers_of(dataset, keyword, 1)
+    return numbers[0] if numbers and 0 < numbers[0] <= at_most else None
 
 
 def _bits(dataset: Dataset) -> tuple[int, int, bool]:

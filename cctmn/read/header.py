@@ -1,8 +1,8 @@
 """From the bytes of a DICOM object, or its first bytes, to the elements that scoring needs.
 
 Only the elements that are named here are parsed, so names, dates and private elements never become
-text in memory. The pixel element is located without pydicom, which drops a truncated one with no
-more than a warning.
+text in memory. Of free text, `acquisition` keeps known words only. The pixel element is located
+without pydicom, which drops a truncated one with no more than a warning.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ _TAGS: Final = [
         "PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit RescaleSlope "
         "RescaleIntercept RescaleType LossyImageCompression ModalityLUTSequence "
         "LargestImagePixelValue VolumeBasedCalculationTechnique "
+        "Manufacturer ManufacturerModelName ConvolutionKernel SliceThickness KVP InstanceNumber "
         "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence "
         "ExtendedOffsetTable ExtendedOffsetTableLengths".split(),
     )

@@ -13,6 +13,7 @@ from typing import Final
 
 from pydicom.dataset import Dataset
 
+from cctmn.acquisition import OTHER
 from cctmn.errors import SliceError
 from cctmn.read.header import values_of
 
@@ -39,8 +40,10 @@ _PLAIN_WORDS: Final = frozenset(
     "ORIGINAL DERIVED PRIMARY SECONDARY AXIAL NONE VOLUME RESAMPLED OTHER CT CTSOM "  # noqa: SIM905
     "SPI SEQ HELIX HELICAL SPIRAL SEQUENCE STANDARD MONO MONOE".split()
 )
+_KNOWN_WORDS: Final = LOCALIZER_WORDS | MAP_WORDS | _PLAIN_WORDS | {"MPR", "REFORMATTED", "AVERAGE"}
+_MOST_VALUES: Final = 8  # PS3.3 defines four; scanners write up to six
 _SEPARATORS: Final = re.compile(r"[^A-Z0-9]+")
-_NUMBERED: Final = re.compile(r"(?:SOM|MONOE?|ED|KEV|KV|E)?\d+(?:KEV|KV)?")
+_NUMBERED: Final = re.compile(r"(?:SOM|MONOE?|ED|KEV|KV|E)?\d{1,3}(?:KEV|KV)?")
 
 
 def words_of(values: list[object]) -> list[str]:
@@ -73,6 +76,19 @@ def check_frame(frame_type: Dataset, dataset: Dataset) -> frozenset[str]:
     """Check the words of one frame: its own frame type, else those of the object."""
     own = values_of(frame_type, "FrameType") + _technique(frame_type)
     return check_words(own or values_of(dataset, "ImageType") + _technique(dataset))
+
+
+def known_words(frame_type: Dataset, dataset: Dataset) -> str | None:
+    """Return the known words of an image type, its values joined by backslashes as in a header.
+
+    A value without a known word is OTHER. None if there is no image type.
+    """
+    values = values_of(frame_type, "FrameType") or values_of(dataset, "ImageType")
+    names = [
+        " ".join(w for w in words_of([value]) if w in _KNOWN_WORDS or _NUMBERED.fullmatch(w))
+        for value in values[:_MOST_VALUES]
+    ]
+    return "\\".join(name or OTHER for name in names) or None
 
 
 def _technique(dataset: Dataset) -> list[object]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from cctmn.acquisition import Acquisition
 from cctmn.read.geometry import Turn
 
 
@@ -32,6 +33,7 @@ class Slice:
     study_uid: str | None = None
     series_uid: str | None = None
     patient_id: str | None = None
+    acquisition: Acquisition = field(default_factory=Acquisition)
 
     def __post_init__(self) -> None:
         assert self.pixels.dtype == (np.float32 if self.unit == "hu" else np.uint8)

@@ -86,6 +86,7 @@ def _ok(row: Row, slice_: Slice, ready: ModelInput, key: bytes) -> Row:
         "cols": slice_.cols,
         "spacing_row_mm": slice_.spacing_row_mm,
         "spacing_col_mm": slice_.spacing_col_mm,
+        **vars(slice_.acquisition),
         "flags": sorted({*row["flags"], *ready.flags}),
         "error_code": "",
         "pixels": ready.pixels.tobytes(),

@@ -13,6 +13,7 @@ import pyarrow as pa
 from cctmn.contract import InputContract
 from cctmn.errors import SliceError
 from cctmn.read.fetch import fetch
+from cctmn.schema import ACQUISITION_COLUMNS
 from cctmn.score import decoder as decoder_module
 from cctmn.score.decode_rows import error_row
 
@@ -30,6 +31,7 @@ PREPARED: Final = pa.schema(
         ("cols", pa.int32()),
         ("spacing_row_mm", pa.float32()),
         ("spacing_col_mm", pa.float32()),
+        *((column.name, column.type) for column in ACQUISITION_COLUMNS),
         ("flags", pa.list_(pa.string())),
         ("error_code", pa.string()),
         ("t_decode_ms", pa.float32()),

@@ -17,6 +17,7 @@ from pydicom.filewriter import dcmwrite
 from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.uid import UID
 
+from cctmn.acquisition import Acquisition
 from cctmn.errors import SliceError
 from cctmn.read.decode import ImageFile, Turn, frame_count, open_image, sniff
 
@@ -319,6 +320,45 @@ def test_enhanced_frames_have_their_own_groups() -> None:
         assert slice_.slice_z_mm == index
         assert (slice_.spacing_row_mm, slice_.spacing_col_mm) == (0.5, 0.6)
     assert code_of(data, 3) == "truncated"
+
+
+def test_scanner_and_reconstruction_are_read() -> None:
+    header = {
+        "Manufacturer": "SIEMENS",
+        "ManufacturerModelName": "SOMATOM Definition AS+",
+        "ConvolutionKernel": ["Br38f", "3"],
+        "ImageType": ["DERIVED", "PRIMARY", "AXIAL", "CT_SOM5 SPI"],
+        "SliceThickness": 1.25,
+        "KVP": 120,
+        "InstanceNumber": 17,
+    }
+    assert read(make_dicom(phantom_hu(), **header)).acquisition == Acquisition(
+        manufacturer="SIEMENS",
+        scanner_model="SOMATOM DEFINITION AS",
+        kernel="BR38F\\3",
+        slice_thickness_mm=1.25,
+        tube_voltage_kv=120,
+        image_type="DERIVED\\PRIMARY\\AXIAL\\CT SOM5 SPI",
+        transfer_syntax=EXPLICIT,
+        instance_number=17,
+    )
+
+
+def test_damaged_elements_of_the_scanner_are_left_out() -> None:
+    header = {"SliceThickness": 1e30, "KVP": -120, "InstanceNumber": 99999999999}
+    header |= {"ImageType": ["", "Roe^Jane"], "Manufacturer": ""}
+    acquired = read(make_dicom(phantom_hu(), **header)).acquisition
+    assert acquired == Acquisition(image_type="OTHER\\OTHER", transfer_syntax=EXPLICIT)
+
+
+def test_frames_share_a_kernel() -> None:
+    reconstruction, beam, shared = (Dataset() for _ in range(3))
+    reconstruction.ConvolutionKernel = "LUNG"
+    beam.KVP = 100
+    shared.CTReconstructionSequence, shared.CTXRayDetailsSequence = [reconstruction], [beam]
+    data = make_enhanced([-1024, -1100], SharedFunctionalGroupsSequence=[shared])
+    acquired = open_image(data).frame(1).acquisition
+    assert (acquired.kernel, acquired.tube_voltage_kv) == ("LUNG", 100)
 
 
 def test_a_lie_about_frames_is_one_row() -> None:

@@ -34,6 +34,10 @@ def planted(seed: int) -> bytes:
     """A DICOM slice whose header names a patient."""
     dataset = pydicom.dcmread(io.BytesIO(dicom(seed)))
     dataset.PatientName = f"{NAME}^Erika"
+    dataset.Manufacturer = f"SIEMENS {NAME}"
+    dataset.ManufacturerModelName = f"Sensation {NAME}"
+    dataset.ConvolutionKernel = NAME
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", NAME]
     buffer = io.BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
