@@ -19,5 +19,5 @@ LESION_MODES: Final[Mapping[str, tuple[str, ...]]] = {
 
 BACKBONES: Final = ("resnet18", "resnet34", "resnet50")
 
-# The columns by which labels are joined with predictions.
-JOIN_KEYS: Final = ("name", "uri", "slice_id")
+# The columns by which labels are joined with predictions: of slices, or the Patient ID of a header.
+JOIN_KEYS: Final = ("name", "uri", "slice_id", "patient")

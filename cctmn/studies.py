@@ -97,6 +97,17 @@ def tabulate(predictions: str, *, rule: StudyRule) -> pa.Table:
     return pa.table(columns, schema=schema.studies(slices.classes))
 
 
+def chosen_series(predictions: str) -> dict[str, str | None]:
+    """Return the key of the series that stands for each study in a folder of predictions.
+
+    It is "" where the slices of the study have no series, and None without a usable slice.
+    """
+    slices = _StudySlices.read(predictions, masks=False)
+    chosen = _choose_series(slices).series_G
+    keys = [None if series < 0 else slices.series_keys[series] for series in chosen]
+    return dict(zip(slices.study_keys, keys, strict=True))
+
+
 @dataclass(frozen=True, eq=False)
 class _StudySlices:
     """The rows of all studies; rows without a study are left out."""
@@ -112,13 +123,13 @@ class _StudySlices:
     area_px_N: Floats  # of all lesions of a slice together; NaN without masks
 
     @classmethod
-    def read(cls, folder: str) -> _StudySlices:
+    def read(cls, folder: str, *, masks: bool = True) -> _StudySlices:
         parts: list[pa.Table] = []
         areas: list[Floats] = []
         classes: tuple[str, ...] = ()
         for uri in tables.parquet_files(folder):
-            table = tables.read(uri, None)
-            classes = schema.classes_of(table.schema)
+            table = tables.read(uri, None if masks else list(_COLUMNS))
+            classes = schema.classes_of(table.schema) if masks else ()
             table = table.filter(pc.is_valid(table["study_key"]))
             areas.append(_areas_px(table))
             for name, kind in _NEWER_COLUMNS.items():

@@ -25,7 +25,7 @@ from cctmn.errors import DataError
 SUFFIXES: Final = (".csv", ".parquet")
 # The columns that can name a slice; the first one present is used.
 SLICE_COLUMNS: Final = ("uri", "path", "name")
-TEXT_COLUMNS: Final = (*SLICE_COLUMNS, "slice_id", "label", "patient", "scan")
+TEXT_COLUMNS: Final = (*SLICE_COLUMNS, "slice_id", "label", "patient", "patient_label", "scan")
 # A text that begins like this is a formula to a spreadsheet.
 _FORMULA: Final = r"^('*[=+\-@\t\r])"
 _GUARDED: Final = r"^'('*[=+\-@\t\r])"

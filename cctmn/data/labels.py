@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
@@ -27,6 +28,9 @@ from cctmn.errors import DataError
 from cctmn.schema import LABELS
 from cctmn.user_table import is_table, read_user_table, without_formulas
 
+# The class of the patient of a slice, which may differ from the class of the slice.
+PATIENT_LABEL = "patient_label"
+
 
 @dataclass(frozen=True, eq=False)
 class Labels:
@@ -37,6 +41,8 @@ class Labels:
     table: pa.Table  # every column; `label patient scan uri name slice_id` are text where present
     truth_N: npt.NDArray[np.int64]  # index into the classes
     patient: list[str]  # "" if unknown
+    patient_truth_N: npt.NDArray[np.int64] | None = None  # of patient_label; -1 where it is empty
+    of_patients: bool = False  # there is no label of slices; each has its patient's
 
 
 def covidx_ct(split: str, *, exclude: str | None = None) -> tuple[pa.Table, list[str]]:
@@ -101,19 +107,49 @@ def read_table(place: str) -> tuple[pa.Table, str]:
 def read_labels(place: str, *, classes: tuple[str, ...]) -> Labels:
     """Read labels of these classes.
 
+    Without a column label, each slice gets the patient_label of its patient.
+
     Raises ObjectError if the file cannot be read, and DataError if a column is missing, a label is
     not one of the classes, or there is no row.
     """
     table, sha256 = read_table(place)
+    of_patients = "label" not in table.column_names and PATIENT_LABEL in table.column_names
+    if of_patients:
+        table = table.append_column("label", table[PATIENT_LABEL])
     if "label" not in table.column_names:
         raise DataError(
             f"no column label (present: {', '.join(table.column_names)}); add it", place
         )
     if not set(JOIN_KEYS) & set(table.column_names):
-        raise DataError("no column to find the slices by; add uri, name or slice_id", place)
+        raise DataError(
+            "no column to find the slices by; add uri, name, slice_id or patient", place
+        )
     if not len(table):
         raise DataError("holds no row; write one per labelled slice", place)
-    encoded = table["label"].combine_chunks().dictionary_encode()
+    patient_truth_N = None
+    if PATIENT_LABEL in table.column_names:
+        patient_truth_N = np.full(len(table), -1)
+        filled = pc.not_equal(table[PATIENT_LABEL], "")
+        patient_truth_N[filled.to_numpy()] = _indices(
+            table[PATIENT_LABEL].filter(filled), place=place, classes=classes
+        )
+    has_patient = "patient" in table.column_names
+    return Labels(
+        place,
+        sha256,
+        table,
+        _indices(table["label"], place=place, classes=classes),
+        table["patient"].to_pylist() if has_patient else [""] * len(table),
+        patient_truth_N,
+        of_patients,
+    )
+
+
+def _indices(
+    column: pa.ChunkedArray, *, place: str, classes: tuple[str, ...]
+) -> npt.NDArray[np.int64]:
+    """Return the class of each row."""
+    encoded = column.combine_chunks().dictionary_encode()
     index = np.array(
         [
             class_index(label, where=place, classes=classes, numbers=True)
@@ -121,9 +157,7 @@ def read_labels(place: str, *, classes: tuple[str, ...]) -> Labels:
         ],
         np.int64,
     )
-    has_patient = "patient" in table.column_names
-    patient = table["patient"].to_pylist() if has_patient else [""] * len(table)
-    return Labels(place, sha256, table, index[encoded.indices.to_numpy()], patient)
+    return index[encoded.indices.to_numpy()]
 
 
 def keys_of(table: pa.Table, *, key: str, place: str) -> list[str]:

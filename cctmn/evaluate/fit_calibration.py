@@ -18,10 +18,9 @@ from cctmn.data.labels import read_labels
 from cctmn.errors import DataError, ModelError
 from cctmn.evaluate.join import join, read_scored
 from cctmn.evaluate.options import file_name
-from cctmn.metrics import bootstrap, patients
+from cctmn.evaluate.patient_sample import patient_slices
 from cctmn.metrics.calibration import fit_temperature, losses
 from cctmn.model.card import calibrated, read_card
-from cctmn.model.probabilities import probabilities
 
 
 def calibrate(
@@ -58,17 +57,11 @@ def calibrate(
         "loss_before": _loss(logits_NC, truth_N, card.activation),
         "loss_after": _loss(logits_NC / temperature, truth_N, card.activation),
     }
-    names = [name for name, ok in zip(joined.patient_ids, joined.scored_N, strict=True) if ok]
-    known_N = np.array([name != "" for name in names], np.bool_)
-    if known_N.any():
-        group_N, groups = bootstrap.group_patients([name for name in names if name])
-        p_NC = probabilities(
-            logits_NC[known_N], activation=card.activation, temperature=temperature
-        )
-        rule = patients.fit_rule(
-            p_NC, truth_N[known_N], group_N, groups=groups, classes=scored.classes
-        )
-        calibration |= {"patients": groups} | ({} if rule is None else rule.as_calibration())
+    patients = patient_slices(joined)
+    if patients.names:
+        rule = patients.fit(activation=card.activation, temperature=temperature)
+        calibration |= {"patients": len(patients.names)}
+        calibration |= {} if rule is None else rule.as_calibration()
     return dict(calibrated(model, calibration=calibration).calibration)
 
 

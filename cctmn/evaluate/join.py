@@ -28,6 +28,7 @@ from cctmn import store, tables
 from cctmn.data.issues import first_few
 from cctmn.data.labels import Labels, base_name, keys_of
 from cctmn.errors import ConfigError, DataError, state_of
+from cctmn.evaluate import labels_by_patient
 from cctmn.metrics import bootstrap
 from cctmn.metrics.intervals import ClassifiedSample
 from cctmn.model.card import Card
@@ -221,32 +222,54 @@ def read_scored(out: str) -> Scored:
 def join(labels: Labels, scored: Scored, *, key: str = "name", root: str | None = None) -> Joined:
     """Find the prediction of each label by file name, URI (relative ones below `root`) or slice_id.
 
+    By "patient", a label holds for every slice of the patient.
+
     Raises DataError if a name means two slices, or no label has a prediction.
     """
+    if key == "patient":
+        of_predictions = (scored.table[name] for name in ("slice_id", "patient_key"))
+        slice_ids, patient_keys = (column.combine_chunks() for column in of_predictions)
+        labels = labels_by_patient.of_slices(
+            labels, out=scored.out, slice_ids=slice_ids, patient_keys=patient_keys
+        )
+        return _joined(labels, scored, labels.table["slice_id"].to_pylist(), key=key)
     wanted = keys_of(labels.table, key=key, place=labels.place)
     if key == "uri":
         base = root or store.parent(labels.place)
         wanted = [_absolute(uri, base) for uri in wanted]
     has_frame = "frame" in labels.table.column_names and key != "slice_id"
     frames = labels.table["frame"].to_pylist() if has_frame else None
-    ids = _slice_ids(wanted, scored, key=key, frames=frames)
+    return _joined(labels, scored, _slice_ids(wanted, scored, key=key, frames=frames), key=key)
+
+
+def _joined(labels: Labels, scored: Scored, ids: list[str], *, key: str) -> Joined:
     rows = {slice_id: i for i, slice_id in enumerate(scored.table["slice_id"].to_pylist())}
     row_N = np.array([rows.get(slice_id, -1) for slice_id in ids], np.int64)
     if not (row_N >= 0).any():
         raise DataError(
             f"no label has a prediction by {key}; choose another --key, or another OUT",
             labels.place,
-            f"the first is {wanted[0]}, OUT is {scored.out}",
+            f"the first is {labels.table[_column(labels, key)][0]}, OUT is {scored.out}",
         )
     codes = scored.table["error_code"].to_pylist()
     code_N = [
-        codes[row] if row >= 0 else PENDING if key != "slice_id" and slice_id else NO_PREDICTION
+        codes[row]
+        if row >= 0
+        else PENDING
+        if key in ("name", "uri") and slice_id
+        else NO_PREDICTION
         for slice_id, row in zip(ids, row_N, strict=True)
     ]
     known = set(ids)
     unlabelled = [slice_id for slice_id in rows if slice_id not in known]
     scored_N = np.array([not code for code in code_N], np.bool_)
     return Joined(labels, scored, row_N, code_N, scored_N, unlabelled, key)
+
+
+def _column(labels: Labels, key: str) -> str:
+    """Return the column of the labels that names a slice, or its patient."""
+    columns = labels.table.column_names
+    return key if key in columns else "uri"
 
 
 def _slice_ids(

@@ -23,7 +23,8 @@ from cctmn.evaluate.join import NO_PREDICTION, Joined, Scored, join, read_scored
 from cctmn.evaluate.known_sets import KnownSet, known_set
 from cctmn.evaluate.model import EvaluatedModel, evaluated_model
 from cctmn.evaluate.options import EvaluationOptions, Part, few_patients, file_name, put_names
-from cctmn.metrics import bootstrap, classification, intervals, patients
+from cctmn.evaluate.patient_sample import patient_slices
+from cctmn.metrics import classification, intervals
 from cctmn.metrics.calibration import Binned
 from cctmn.metrics.intervals import ClassifiedSample
 from cctmn.reporter import Reporter
@@ -45,6 +46,7 @@ def evaluate(
     # 1. Read and join everything first, so that an error leaves nothing behind.
     labels = read_labels(options.labels, classes=scored.classes)
     joined = join(labels, scored, key=options.key, root=options.root)
+    labels = joined.labels
     cohort_values = {columns: _values(joined, columns) for columns in options.by}
     pair, compared = (None, None) if options.against is None else _pair(options, joined, model)
     audited, training = (None, None) if options.training is None else _audit(options, labels)
@@ -60,10 +62,11 @@ def evaluate(
         temperature=model.temperature,
     )
     metrics = intervals.measure(sample, by=options.resampling, level="slice", binned=binned)
-    of_patients, mixed = _patients(joined, model)
+    patients = patient_slices(joined)
+    of_patients = patients.sample(model)
     sections: dict[str, Any] = {
         "labels": _label_counts(joined, known),
-        "accounting": joined.accounting() | {"several_diseases": mixed},
+        "accounting": joined.accounting() | {"several_diseases": patients.several},
         "confusion": {"slice": _confusion(sample)},
         "curves": _curves(sample, "slice") | {"reliability": binned.reliability()},
     }
@@ -71,6 +74,7 @@ def evaluate(
         metrics |= intervals.measure(of_patients, by=options.resampling, level="patient")
         sections["confusion"]["patient"] = _confusion(of_patients)
         sections["curves"] |= _curves(of_patients, "patient")
+        put_names(patients.table(model), folder=to, name="patients.csv")
     # 3. Add what the options ask for: another model, cohorts, an audit, a gallery.
     if pair is not None:
         sections["comparison"] = compared
@@ -137,49 +141,13 @@ def _name_column(joined: Joined) -> str:
     return next(c for c in (joined.key, "uri", "name", "slice_id") if c in columns)
 
 
-def _patients(joined: Joined, model: EvaluatedModel) -> tuple[ClassifiedSample | None, int]:
-    """Return the known patients, and how many of them have slices of several diseases.
-
-    Abstained slices say nothing about a patient. The sample is None if no patient has others.
-    """
-    names = joined.patient_ids
-    known_N = np.array([name != "" for name in names], np.bool_)
-    group_N, groups = bootstrap.group_patients([name for name in names if name])
-    classes = joined.scored.classes
-    truth_G, mixed = patients.true_classes(
-        joined.labels.truth_N[known_N], group_N, groups=groups, classes=classes
-    )
-    sample = joined.sample(
-        activation=model.activation, temperature=model.temperature, kept_N=known_N
-    )
-    counted_N = ~joined.abstained()[known_N[joined.scored_N]]
-    of_scored = group_N[joined.scored_N[known_N]][counted_N]
-    scored_G = np.bincount(of_scored, minlength=groups) > 0
-    if not scored_G.any():
-        return None, mixed
-    p_GC = model.patient_rule.probabilities(
-        sample.score_NC[counted_N], of_scored, groups=groups, classes=classes
-    )[scored_G]
-    unscored_G = ~scored_G
-    num_scored, num_unscored = int(scored_G.sum()), int(unscored_G.sum())
-    of_patients = ClassifiedSample(
-        classes=sample.classes,
-        truth_N=truth_G[scored_G],
-        score_NC=p_GC,
-        group_N=np.arange(num_scored),
-        groups=num_scored + num_unscored,
-        unscored_truth=truth_G[unscored_G],
-        unscored_group=np.arange(num_scored, num_scored + num_unscored),
-        decided_N=patients.classes_of(p_GC, classes=classes),
-    )
-    return of_patients, mixed
-
-
 def _pair(
     options: EvaluationOptions, joined: Joined, model: EvaluatedModel
 ) -> tuple[tuple[ClassifiedSample, ClassifiedSample], dict[str, Any]]:
     """Return both models on the slices that both scored, and the section `comparison`."""
     assert options.against is not None
+    if options.key == "patient":
+        raise ConfigError("two outputs are compared by slice; give labels with uri or name")
     scored = read_scored(options.against)
     if scored.classes != joined.scored.classes:
         raise ConfigError(
@@ -278,6 +246,11 @@ def _warnings(joined: Joined, model: EvaluatedModel, known: KnownSet | None) -> 
             num_unknown > 0,
             f"The patient of {num_unknown:,} labelled slices is unknown: each counts as a patient "
             "of its own, so the intervals are too narrow.",
+        ),
+        (
+            joined.labels.of_patients,
+            "The labels are of patients: each slice has the label of its patient. Most slices of a "
+            "sick patient may be clean, so the metrics of slices mean little.",
         ),
         (
             counts["abstained"] > 0,

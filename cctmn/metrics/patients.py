@@ -101,6 +101,22 @@ def classes_of(p_GC: Floats, *, classes: Sequence[str]) -> Indices:
     return np.where(p_GC[:, healthy] > 0.5, healthy, diseases_GC.argmax(axis=1))
 
 
+def of_sickest(p_SC: Floats, patient_S: Indices, *, groups: int, classes: Sequence[str]) -> Floats:
+    """Return the probabilities of each patient's sickest study, G x C.
+
+    Without a class "control" it is the study with the highest probability of any class. Rows of NaN
+    are passed over; a patient without another row has NaN.
+    """
+    healthy = classes.index(CONTROL) if CONTROL in classes else None
+    evidence_S = p_SC.max(axis=1) if healthy is None else 1 - p_SC[:, healthy]
+    p_GC = np.full((groups, p_SC.shape[1]), np.nan)
+    known = np.flatnonzero(np.isfinite(evidence_S))
+    # The last assignment of a patient counts, so the sickest study comes last.
+    order = known[np.argsort(evidence_S[known], kind="stable")]
+    p_GC[patient_S[order]] = p_SC[order]
+    return p_GC
+
+
 def true_classes(
     truth_N: Indices, group_N: Indices, *, groups: int, classes: Sequence[str]
 ) -> tuple[Indices, int]:
@@ -123,18 +139,18 @@ def true_classes(
 
 def fit_rule(
     p_NC: Floats,
-    truth_N: Indices,
     group_N: Indices,
     *,
-    groups: int,
+    truth_G: Indices,
     classes: Sequence[str],
     candidates: Sequence[int] = CANDIDATES,
 ) -> PatientRule | None:
     """Return the rule under which validation patients are likeliest; ties go to the smaller m.
 
-    The result is None unless some patients are sick and some are not.
+    `truth_G` has the class of each patient. The result is None unless some patients with slices are
+    sick and some are not.
     """
-    truth_G, _ = true_classes(truth_N, group_N, groups=groups, classes=classes)
+    groups = len(truth_G)
     has_slices_G = np.bincount(group_N, minlength=groups) > 0
     if CONTROL not in classes:
         return None

@@ -282,7 +282,7 @@ def test_a_known_set_is_named_and_gives_a_warning(tmp_path, monkeypatch):
     [
         ("uri,label\na.png,lymphoma\n", DataError, "label 'lymphoma' is none of the classes"),
         ("uri,class\na.png,covid\n", DataError, "no column label"),
-        ("file,label\na.png,covid\n", DataError, "add uri, name or slice_id"),
+        ("file,label\na.png,covid\n", DataError, "add uri, name, slice_id or patient"),
         ("uri,label\n", DataError, "holds no row"),
         ("uri,label\nnowhere.png,covid\n", DataError, "no label has a prediction"),
         ("uri,label\na.png,covid\na.png,covid\n", DataError, "listed more than once"),

@@ -7,7 +7,14 @@ import pytest
 from scipy import special
 
 from cctmn.classes import COVIDX_CLASSES
-from cctmn.metrics.patients import CANDIDATES, PatientRule, classes_of, fit_rule, true_classes
+from cctmn.metrics.patients import (
+    CANDIDATES,
+    PatientRule,
+    classes_of,
+    fit_rule,
+    of_sickest,
+    true_classes,
+)
 
 TWO = ("control", "covid")
 
@@ -67,7 +74,13 @@ def test_without_a_control_the_diseases_are_told_apart() -> None:
     p_GC = PatientRule().probabilities(p_NC, group_N, groups=2, classes=classes)
     np.testing.assert_allclose(p_GC, [[0.3, 0.7], [0.9, 0.1]])
     assert classes_of(p_GC, classes=classes).tolist() == [1, 0]
-    assert fit_rule(p_NC, np.array([1, 1, 0]), group_N, groups=2, classes=classes) is None
+    assert fit_rule(p_NC, group_N, truth_G=np.array([1, 0]), classes=classes) is None
+
+
+def test_a_patient_is_as_sick_as_the_sickest_study() -> None:
+    p_SC = np.array([[0.1, 0.9], [0.8, 0.2], [np.nan, np.nan], [0.7, 0.3]])
+    p_GC = of_sickest(p_SC, np.array([0, 0, 0, 1]), groups=3, classes=TWO)
+    np.testing.assert_array_equal(p_GC, [[0.1, 0.9], [0.7, 0.3], [np.nan, np.nan]])
 
 
 def test_a_patient_with_one_sick_slice_is_sick() -> None:
@@ -85,7 +98,8 @@ def test_whole_scans_of_sick_patients_are_called_sick(sick_slices: int, rule: st
     used = PatientRule()
     if rule == "fitted":
         p_NC, truth_N, group_N = scans(**of, seed=2)
-        found = fit_rule(p_NC, truth_N, group_N, groups=120, classes=COVIDX_CLASSES)
+        truth_G, _ = true_classes(truth_N, group_N, groups=120, classes=COVIDX_CLASSES)
+        found = fit_rule(p_NC, group_N, truth_G=truth_G, classes=COVIDX_CLASSES)
         assert found is not None
         used = found
     p_NC, truth_N, group_N = scans(**of, seed=3)
@@ -105,8 +119,8 @@ def test_the_fit_is_monotone_and_close_to_calibrated() -> None:
     x_G = rng.normal(np.where(sick_G, 1.0, -1.0), 1.4)
     p_NC = special.expit(2 * np.stack([-x_G, x_G], axis=1))
     p_NC /= p_NC.sum(axis=1, keepdims=True)
-    group_N, truth_N = np.arange(400), sick_G.astype(np.int64)
-    rule = fit_rule(p_NC, truth_N, group_N, groups=400, classes=TWO)
+    group_N = np.arange(400)
+    rule = fit_rule(p_NC, group_N, truth_G=sick_G.astype(np.int64), classes=TWO)
     assert rule is not None
     assert rule.top_m == min(CANDIDATES)  # a tie
     p_G = rule.probabilities(p_NC, group_N, groups=400, classes=TWO)[:, 1]
@@ -118,8 +132,7 @@ def test_the_fit_is_monotone_and_close_to_calibrated() -> None:
 
 def test_a_rule_that_would_fall_with_the_evidence_is_flat() -> None:
     p_NC = np.array([[0.9, 0.1], [0.1, 0.9]] * 20)
-    truth_N = np.array([1, 0] * 20)
-    rule = fit_rule(p_NC, truth_N, np.arange(40), groups=40, classes=TWO)
+    rule = fit_rule(p_NC, np.arange(40), truth_G=np.array([1, 0] * 20), classes=TWO)
     assert rule is not None
     assert rule.slope == 0
 
@@ -127,8 +140,7 @@ def test_a_rule_that_would_fall_with_the_evidence_is_flat() -> None:
 def test_patients_of_one_class_fit_no_rule() -> None:
     p_NC = np.array([[0.9, 0.1], [0.2, 0.8]])
     for truth in (0, 1):
-        truth_N = np.full(2, truth)
-        assert fit_rule(p_NC, truth_N, np.arange(2), groups=2, classes=TWO) is None
+        assert fit_rule(p_NC, np.arange(2), truth_G=np.full(2, truth), classes=TWO) is None
 
 
 def test_a_card_of_an_older_version_gives_the_rule_its_m() -> None:
