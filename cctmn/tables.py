@@ -5,7 +5,7 @@ Scoring resumes from them and evaluation joins them with labels, so both read th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from cctmn import store
-from cctmn.errors import ResumeError
+from cctmn.errors import DataError, ResumeError
 
 
 def parquet_files(folder: str) -> list[str]:
@@ -32,6 +32,21 @@ def read(uri: str, columns: list[str] | None) -> pa.Table:
         return pq.read_table(path, filesystem=filesystem, columns=columns)
     except (KeyError, pa.ArrowInvalid):
         raise ResumeError("not a file written by cctmn; remove it from OUT", uri) from None
+
+
+def read_present(uri: str, columns: Sequence[str]) -> pa.Table:
+    """Return those of the columns that the file has. Raises DataError if it has another form.
+
+    Files of one folder can differ: an older version of cctmn wrote fewer columns.
+    """
+    filesystem, path = store.arrow_filesystem(uri)
+    try:
+        with filesystem.open_input_file(path) as file:
+            parquet = pq.ParquetFile(file)
+            present = set(parquet.schema_arrow.names)
+            return parquet.read(columns=[name for name in columns if name in present])
+    except pa.ArrowInvalid:
+        raise DataError("not a file written by cctmn; remove it from OUT", uri) from None
 
 
 def rows(folder: str) -> list[dict[str, Any]]:

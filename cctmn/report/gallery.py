@@ -1,17 +1,18 @@
 """Slices with their lesions: the picture is embedded, and the page draws the boxes over it.
 
 Each case is one inline SVG in px of the original image, so that the picture may be smaller than
-its slice. Pictures are embedded unchanged: `evaluate/cases.py`, which writes them, makes them grey,
+its slice. If the distances of rows and columns are known, rows are stretched so that the picture is
+square in mm. Pictures are embedded unchanged: `read/preview.py`, which makes them, keeps them grey,
 small and free of text from a header.
 
-Reads: the section `cases` of metrics.json, and PNGs from `private/cases/<slice_id>.png`.
+Reads: the section `cases` of metrics.json, or the deciding slices of a study; and their PNGs.
 """
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -37,7 +38,7 @@ KINDS: Final = (
 
 @dataclass(frozen=True)
 class Box:
-    """A lesion, px of the original image."""
+    """A lesion, px of the original image; y and height in the unit of `Case.height`."""
 
     tag: int
     x: float
@@ -51,18 +52,23 @@ class Box:
 
 @dataclass(frozen=True)
 class Case:
-    """One slice. `picture` is a data URI; if it is "", `no_picture` gives the reason."""
+    """One slice. `picture` is a data URI; if it is "", `no_picture` gives the reason.
+
+    `height` is the height of the picture in widths of a pixel: the rows, if pixels are square.
+    `truth` is "" where it is not known, and `place` says where in the body the slice lies.
+    """
 
     slice_id: str
     truth: str
     predicted: str
     p: tuple[tuple[str, float | None], ...]
-    rows: int
+    height: float
     cols: int
     boxes: tuple[Box, ...]
     more: int
     picture: str
     no_picture: str
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,13 +94,7 @@ def build(
     cases: Mapping[str, Any], *, classes: Sequence[str], read: Callable[[str], bytes | None]
 ) -> Gallery:
     """Build the gallery; `read` returns the PNG of a file name, or None if there is none."""
-    lesion_labels = [
-        lesion["label"]
-        for kind, _, _ in KINDS
-        for case in cases.get(kind) or ()
-        for lesion in case.get("lesions") or ()
-    ]
-    labels = sorted({str(label) for label in lesion_labels})
+    labels = _labels(case for kind, _, _ in KINDS for case in cases.get(kind) or ())
     pictures = _Pictures(read)
     groups = []
     for kind, title, description in KINDS:
@@ -104,6 +104,31 @@ def build(
                 _case(e, classes=classes, labels=labels, pictures=pictures) for e in entries
             )
             groups.append(CaseGroup(title, description, shown))
+    return _gallery(groups, labels)
+
+
+def of_study(
+    slices: Sequence[Mapping[str, Any]],
+    *,
+    classes: Sequence[str],
+    read: Callable[[str], bytes | None],
+) -> Gallery:
+    """Build the gallery of a study's deciding slices; `read` is as for `build`.
+
+    A slice has the entries of a case but `truth`, and may have `place` and the distances of rows
+    and columns in mm.
+    """
+    labels = _labels(slices)
+    pictures = _Pictures(read, reason="the image is no longer where it was scored")
+    shown = tuple(_case(e, classes=classes, labels=labels, pictures=pictures) for e in slices)
+    return _gallery([CaseGroup("", "", shown)], labels)
+
+
+def _labels(cases: Iterable[Mapping[str, Any]]) -> list[str]:
+    return sorted({str(one["label"]) for case in cases for one in case.get("lesions") or ()})
+
+
+def _gallery(groups: Sequence[CaseGroup], labels: Sequence[str]) -> Gallery:
     all_cases = [case for group in groups for case in group.cases]
     with_picture = sum(bool(case.picture) for case in all_cases)
     return Gallery(
@@ -117,15 +142,20 @@ def build(
 class _Pictures:
     """Pictures as data URIs, until their total size reaches the budget."""
 
-    def __init__(self, read: Callable[[str], bytes | None]) -> None:
-        self._read = read
+    def __init__(
+        self,
+        read: Callable[[str], bytes | None],
+        *,
+        reason: str = "no picture in private/cases",
+    ) -> None:
+        self._read, self._reason = read, reason
         self._left = BUDGET_BYTES
 
     def get(self, slice_id: str) -> tuple[str, str]:
         """Return the data URI and "", or "" and the reason why there is no picture."""
         data = self._read(f"{slice_id}.png") if NAME.fullmatch(slice_id) else None
         if data is None:
-            return "", "no picture in private/cases"
+            return "", self._reason
         if not data.startswith(PNG):
             return "", "the file in private/cases is not a PNG"
         if len(data) > self._left:
@@ -145,6 +175,8 @@ def _case(
     rows, cols = int(entry["rows"]), int(entry["cols"])
     if rows < 1 or cols < 1:
         raise ValueError("rows and cols must be at least 1")
+    spacing = [number(entry.get(f"spacing_{axis}_mm")) for axis in ("row", "col")]
+    stretch = spacing[0] / spacing[1] if spacing[0] and spacing[1] else 1.0
     lesions = entry.get("lesions") or []
     boxes = []
     for tag, lesion in enumerate(lesions[:BOXES], 1):
@@ -152,18 +184,20 @@ def _case(
         label = str(lesion["label"])
         score = number(lesion.get("score"))
         width, height = max(0.0, x1 - x0), max(0.0, y1 - y0)
-        boxes.append(Box(tag, x0, y0, width, height, score, label, labels.index(label)))
+        y, height = y0 * stretch, height * stretch
+        boxes.append(Box(tag, x0, y, width, height, score, label, labels.index(label)))
     picture, no_picture = pictures.get(slice_id)
     p = entry.get("p") or {}
     return Case(
         slice_id=slice_id,
-        truth=str(entry["truth"]),
+        truth=str(entry.get("truth") or ""),
         predicted=str(entry["predicted"]),
         p=tuple((name, number(p.get(name))) for name in classes if name in p),
-        rows=rows,
+        height=rows * stretch,
         cols=cols,
         boxes=tuple(boxes),
         more=max(0, len(lesions) - BOXES),
         picture=picture,
         no_picture=no_picture,
+        place=str(entry.get("place") or ""),
     )

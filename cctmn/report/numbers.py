@@ -1,11 +1,12 @@
-"""Metrics as text: value, interval, and the anchor of the row in the appendix that holds both.
+"""Numbers as text: a metric with its interval and the anchor of its row, counts, probabilities.
 
-Every number on the page goes through here, so that each can be a link to the row that holds it in
+Every metric on the page goes through here, so that each can be a link to the row that holds it in
 full.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Final
 
@@ -14,6 +15,7 @@ from cctmn.metrics.metric import Metric
 DASH: Final = "–"  # stands for a metric that is not defined
 # Losses are not proportions, so they are not shown in per cent.
 LOSSES: Final = ("calibration.brier", "calibration.nll")
+SHORT: Final = 8  # digits of a keyed pseudonym that a table shows
 _SIGNED: Final = "difference."
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
 
@@ -56,6 +58,33 @@ def anchor(metric_id: str) -> str:
 def count_text(value: int | None) -> str:
     """Return a count with separators of thousands, or a dash."""
     return DASH if value is None else f"{value:,}"
+
+
+def decimal_text(value: float | None, digits: int = 1) -> str:
+    """Return a number with separators of thousands, or a dash."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    return f"{value + 0.0:,.{digits}f}".replace("-", "−")
+
+
+def length_text(value_px: float) -> str:
+    """Return a length of a drawing, without decimals if it is whole."""
+    return f"{value_px:.1f}".removesuffix(".0")
+
+
+def percent_text(probability: float | None) -> str:
+    """Return a probability in per cent; only 0 and 1 themselves are shown as 0 and 100."""
+    if probability is None or not math.isfinite(probability):
+        return DASH
+    text = f"{100 * probability:.1f}"
+    if text == "100.0" and probability < 1:
+        return ">99.9"
+    return "<0.1" if text == "0.0" and probability > 0 else text
+
+
+def short_key(key: str | None) -> str:
+    """Return the beginning of a keyed pseudonym, which is enough to tell studies apart by eye."""
+    return DASH if not key else key if len(key) <= SHORT else f"{key[:SHORT]}…"
 
 
 def _range_text(metric: Metric, low: float | None, high: float | None, *, digits: int) -> str:

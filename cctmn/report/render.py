@@ -11,53 +11,31 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from cctmn import store
 from cctmn.metrics import document
 from cctmn.metrics.metric import Metric, number
-from cctmn.report import gallery, numbers, papers, plots, published, sections
+from cctmn.report import gallery, papers, plots, published, sections, templates
 from cctmn.report.evaluation import Evaluation, read
 from cctmn.report.plots import Line
 
 REPORT: Final = "report.html"
 TEMPLATE: Final = "report.html.j2"
-STYLE: Final = "report.css"
+STYLES: Final = ("base.css", "report.css")
 PICTURES: Final = "private/cases"
 # Sections that the template reads by key, without a type of their own.
 SECTIONS: Final = ("made", "model", "labels", "accounting", "comparison", "audit", "detection")
 LISTS: Final = {"audit": ("sets", "pairs")}  # keys of these sections that hold lists of tables
-HERE: Final = Path(__file__).parent
 
 
 def render(folder: str) -> str:
     """Return the report of an evaluation folder as HTML. Raises DataError if there is none."""
     evaluation = read(folder)
     context = _context(evaluation, folder=store.to_uri(folder))
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(
-        soft=soft,
-        count=numbers.count_text,
-        value=numbers.value_text,
-        interval=numbers.interval_text,
-        naive=numbers.naive_text,
-        anchor=lambda metric: numbers.anchor(metric.id),
-        is_proportion=numbers.is_proportion,
-        times_narrower=numbers.times_narrower,
-    )
-    style = Markup((HERE / STYLE).read_text(encoding="utf-8"))  # noqa: S704  our own file
-    return environment.get_template(TEMPLATE).render(context, style=style)
+    return templates.render(TEMPLATE, context, styles=STYLES)
 
 
 def write(folder: str) -> str:
@@ -69,14 +47,6 @@ def write(folder: str) -> str:
     uri = store.join(store.to_uri(folder), REPORT)
     store.put(uri, text.encode(), private="data:image/png" in text)
     return uri
-
-
-def soft(text: object) -> Markup:
-    """Return text that may break after _ . + and /, so that a long name does not widen a column."""
-    escaped = str(escape(text))
-    for sign in "_+./":
-        escaped = escaped.replace(sign, f"{sign}<wbr>")
-    return Markup(escaped)  # noqa: S704  escaped above
 
 
 def _lenient(value: Any) -> Any:
