@@ -228,19 +228,59 @@ def evaluate(
 @click.command(
     epilog="""\b
 Example:
+  cctmn report out --open
+  cctmn report out --studies all --pictures
   cctmn report out/evaluation --open
 """
 )
 @click.argument("folder", metavar="DIR")
+@click.option(
+    "--studies",
+    metavar="N",
+    help="Number of studies with a page of their own, or all [500].",
+)
+@click.option(
+    "--pictures",
+    is_flag=True,
+    help="Show the deciding slices; the report is then OUT/private/report.",
+)
 @click.option("--open", "show", is_flag=True, help="Open the report in the browser.")
-def report(folder: str, *, show: bool) -> None:
-    """Draw DIR/report.html from DIR/metrics.json."""
-    from cctmn.report import render
+@click.option("-q", "--quiet", is_flag=True, help="Suppress progress messages.")
+def report(folder: str, *, studies: str | None, pictures: bool, show: bool, quiet: bool) -> None:
+    """Draw the report of an evaluation or of scored slices.
 
-    written = render.write(folder)
-    click.echo(written)
+    In a folder of `cctmn evaluate`, DIR/report.html is drawn from DIR/metrics.json. In an output
+    folder of `cctmn score`, DIR/report gets the archive at a glance, a worklist of the studies,
+    those that are likeliest sick first, and a page per study. No labels are needed.
+    """
+    from cctmn.report import archive_report, evaluation, render
+
+    wanted = _studies(studies) if studies is not None else archive_report.STUDY_PAGES
+    if evaluation.is_evaluation(folder):
+        if studies is not None or pictures:
+            raise ConfigError(
+                "--studies and --pictures are for an output folder of `cctmn score`; "
+                "leave them out, or give that folder",
+                folder,
+            )
+        uri = render.write(folder)
+    else:
+        reporter = TerminalReporter(quiet=quiet)
+        written = archive_report.write(folder, studies=wanted, pictures=pictures, report=reporter)
+        reporter(f"{len(written.rows):,} studies, {written.num_pages:,} with a page of their own")
+        uri = written.uri
+    click.echo(uri)
     if show:
-        webbrowser.open(written)
+        webbrowser.open(uri)
+
+
+def _studies(text: str) -> int | None:
+    """Return the number of studies with a page, None for all of them."""
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise ConfigError("not a number of studies; give a number or all", f"--studies {text}")
+    return int(text)
 
 
 def _headline(metrics: dict[str, Any]) -> str:

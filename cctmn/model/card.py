@@ -191,6 +191,7 @@ class Card:
             "lesion_classes": list(self.arch.lesion_classes),
             "training_slices": self.provenance.get("slices"),
             "calibration": dict(self.calibration),
+            "notes": list(self.notes),
             "intended_use": self.intended_use,
         }
 

@@ -93,17 +93,16 @@ class Census:
         return [row for _, _, row in sorted(self.listed, key=lambda one: (-one[0], one[1]))]
 
 
-def is_archive(out: str) -> bool:
-    """Return whether the folder, given by URI, is an output folder of `cctmn score`."""
-    return bool(tables.parquet_files(store.join(out, "predictions")))
-
-
 def read(folder: str) -> ScoredArchive:
     """Read manifest and studies of an output folder. Raises DataError if it is not one."""
     out = store.to_uri(folder)
     files = tables.parquet_files(store.join(out, "predictions"))
     if not files:
-        raise DataError("no predictions in this folder; run `cctmn score` first", folder)
+        raise DataError(
+            "neither predictions nor metrics.json in this folder; give a folder that `cctmn score` "
+            "or `cctmn evaluate` has written",
+            folder,
+        )
     found = store.read_version(store.join(out, MANIFEST))
     try:
         manifest = json.loads(found.data) if found else {}
@@ -188,9 +187,7 @@ def _add(
     keys = values(table, "study_key")
     abstained = [bool(value) for value in values(table, "abstained")]
     census.abstained += sum(abstained)
-    rows = zip(
-        codes, abstained, values(table, "pred_class"), values(table, "flags"), strict=True
-    )
+    rows = zip(codes, abstained, values(table, "pred_class"), values(table, "flags"), strict=True)
     for code, abstains, name, flags in rows:
         if code:
             continue

@@ -49,6 +49,11 @@ class Evaluation:
             raise DataError(f"`{sections}` is malformed ({error!r}); {RERUN}", self.uri) from error
 
 
+def is_evaluation(folder: str) -> bool:
+    """Return whether the folder holds an evaluation, of any format."""
+    return store.look_up(store.join(store.to_uri(folder), document.FILE)) is not None
+
+
 def read(folder: str) -> Evaluation:
     """Read the evaluation in a folder. Raises DataError if there is none, or it cannot be read."""
     uri = store.join(store.to_uri(folder), document.FILE)

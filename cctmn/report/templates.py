@@ -13,6 +13,7 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from cctmn import schema
 from cctmn.report import numbers
 
 HERE: Final = Path(__file__).parent
@@ -41,6 +42,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.globals.update(sentences=schema.FLAGS, reasons=schema.SERIES_REASONS)
     environment.filters.update(
         soft=soft,
         short=numbers.short_key,
