@@ -267,7 +267,7 @@ def report(folder: str, *, studies: str | None, pictures: bool, show: bool, quie
     else:
         reporter = TerminalReporter(quiet=quiet)
         written = archive_report.write(folder, studies=wanted, pictures=pictures, report=reporter)
-        reporter(f"{len(written.rows):,} studies, {written.num_pages:,} with a page of their own")
+        reporter(f"studies: {len(written.rows):,}, with a page of their own: {written.num_pages:,}")
         uri = written.uri
     click.echo(uri)
     if show:

@@ -105,7 +105,7 @@ def cautions(archive: ScoredArchive) -> list[str]:
         pending = count_text(whole(counts.get("pending")))
         texts.append(
             f"The job is not complete: {pending} slices are still to be scored, and the answer of "
-            "a study may change. Run the same `cctmn score` again to resume."
+            "a study may change. Run the same command again to resume."
         )
     if manifest.get("exit_code") == EXIT_ERROR_RATE:
         rate = decimal_text(100 * (number(manifest.get("error_rate")) or 0.0))

@@ -27,7 +27,7 @@ TEMPLATE: Final = "study.html.j2"
 # Deciding slices with a line or a picture; a fitted rule may ask for more.
 SHOWN_SLICES: Final = 12
 # Lesions described per slice, those of the highest scores.
-SHOWN_LESIONS: Final = 4
+SHOWN_LESIONS: Final = 3
 
 
 @dataclass(frozen=True)

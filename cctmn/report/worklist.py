@@ -110,13 +110,13 @@ def notes(study: Mapping[str, Any], classes: Sequence[str], *, top_m: int) -> It
             yield f"no answer: {_of_slices(errors, 'not scored')}, {abstained:,} abstained"
         return
     if classes and used < top_m:
-        yield f"only {used:,} usable of the {top_m:,} slices that should decide"
+        yield f"decided by {used:,} {'slice' if used == 1 else 'slices'} where {top_m:,} should"
     if errors:
         yield _of_slices(errors, "not scored")
     if abstained:
         yield _of_slices(abstained, "abstained")
     if (number := _whole(study, "patient_studies")) > 1:
-        yield f"one of {number:,} studies of this patient"
+        yield f"the patient has {number:,} studies"
 
 
 def page_name(number: int) -> str:
