@@ -1,6 +1,6 @@
 """The demo: the main job on a synthetic DICOM archive, with the model that comes with cctmn.
 
-It writes DIR/archive.zip with its truth, DIR/out and the report, and compares the predictions with
+It writes DIR/archive.zip with its truth, DIR/out and the reports, and compares the predictions with
 the truth. Every step is the real one. The patients are phantoms, and so were those that the model
 was trained on.
 """
@@ -19,7 +19,7 @@ from cctmn.evaluate.options import EvaluationOptions
 from cctmn.metrics.intervals import Resampling
 from cctmn.model.card import SHIPPED
 from cctmn.phantom import layouts
-from cctmn.report import render
+from cctmn.report import archive_report, render, worklist
 from cctmn.reporter import Reporter
 from cctmn.score import models
 from cctmn.score.run import ScoreJob
@@ -28,6 +28,8 @@ MODEL = f"{SHIPPED}demo"
 PATIENTS, SLICES = 4, 8
 # Four patients allow few different resamples.
 RESAMPLES = 500
+# Lines of the worklist that the demo prints.
+WORKLIST_LINES = 10
 # Patients that training did not see.
 SEED = 7
 HARD = "The hard slices are the ends of a lesion, where little of it is visible."
@@ -102,8 +104,17 @@ def _studies(
     return [*lines, f"{right} of {len(studies)} studies are classified correctly."]
 
 
+def first_of_worklist(folder: Path) -> tuple[str, str]:
+    """Draw the report that needs no labels; the first lines of its worklist, and its URI.
+
+    The deciding slices are shown, for phantoms have no privacy.
+    """
+    written = archive_report.write(str(folder / "out"), pictures=True)
+    return worklist.to_text(written.rows, limit=WORKLIST_LINES), written.uri
+
+
 def report(folder: Path, *, report: Reporter) -> str:
-    """Evaluate by the truth and draw the report; its URI."""
+    """Evaluate by the truth and draw the report of the evaluation; its URI."""
     labels = folder / "labels.csv"
     with layouts.truth_path(folder / "archive.zip").open(encoding="utf-8") as file:
         truth = list(csv.DictReader(file))

@@ -231,6 +231,9 @@ def test_demo_runs_twice_and_compares_predictions_with_the_truth(
     assert right
     assert int(right[1]) >= 25
     assert "not a medical device" in done.stdout
+    assert "The worklist, the likeliest sick first:" in done.stdout
+    assert len(done.stdout.split("notes\n")[-1].splitlines()) == 4
+    assert list((tmp_path / "demo/out/private/report/studies").glob("*.html"))
     report = (tmp_path / "demo/evaluation/report.html").read_text()
     assert "data:image/png" in report
     assert "Only 4 patients" in report

@@ -25,7 +25,7 @@ OPTIONS = {
     "errors": "OUT --passed-over",
     "evaluate": "SCORED --against --by --json --key --labels --mask-split --masks --no-gallery "
     "--overwrite --resamples --root --seed --to --training -m/--model -o/--out/--output -q/--quiet",
-    "report": "FOLDER --open",
+    "report": "FOLDER --open --pictures --studies -q/--quiet",
     "labels covidx-ct": "SPLIT --exclude -o/--out/--output",
     "labels audit": "SETS --hash --json --names --root",
     "train detector": "--address --config --data --device --json --preset --root --set --split "

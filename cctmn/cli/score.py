@@ -219,7 +219,7 @@ Example:
 )
 def demo(out: Path) -> None:
     """Score and report a synthetic archive with the demo model."""
-    from cctmn.demo import comparison, prepare, report
+    from cctmn.demo import comparison, first_of_worklist, prepare, report
     from cctmn.score import run
 
     reporter = TerminalReporter(quiet=False)
@@ -228,7 +228,10 @@ def demo(out: Path) -> None:
         summary = run.score(job, report=reporter)
     _report(summary, job.out, reporter=reporter)
     click.echo(comparison(out))
-    reporter("report:", names=report(out, report=reporter))
+    reporter("evaluation by the truth:", names=report(out, report=reporter))
+    lines, page = first_of_worklist(out)
+    click.echo(f"\nThe worklist, the likeliest sick first:\n{lines}")
+    reporter("open the worklist in a browser:", names=page)
     sys.exit(summary.exit_code)
 
 

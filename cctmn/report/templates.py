@@ -6,6 +6,7 @@ A page holds its style, so that it needs no other file and no network.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ from cctmn import schema
 from cctmn.report import numbers
 
 HERE: Final = Path(__file__).parent
+_BREAK: Final = re.compile(r"([_+/]|(?<!\d)\.|\.(?!\d))")
 
 
 def render(name: str, context: Mapping[str, Any], *, styles: Sequence[str]) -> str:
@@ -25,11 +27,11 @@ def render(name: str, context: Mapping[str, Any], *, styles: Sequence[str]) -> s
 
 
 def soft(text: object) -> Markup:
-    """Return text that may break after _ . + and /, so that a long name does not widen a column."""
-    escaped = str(escape(text))
-    for sign in "_+./":
-        escaped = escaped.replace(sign, f"{sign}<wbr>")
-    return Markup(escaped)  # noqa: S704  escaped above
+    """Return text that may break after _ . + and /, so that a long name does not widen a column.
+
+    It does not break after the point of a number.
+    """
+    return Markup(_BREAK.sub(r"\1<wbr>", str(escape(text))))  # noqa: S704  escaped
 
 
 @functools.cache

@@ -20,9 +20,11 @@ RULE = studies.StudyRule("softmax")
 FILE_ROWS = 128  # as a GPU run commits
 
 
-def a_slice(study: str | None, z: float | None, *, sick: float = 0.0, **values: Any) -> dict[str, Any]:
-    """A scored slice; `sick` is the logit of covid beside 0 for the other classes."""
-    logits = np.array([0.0, 0.0, sick])
+def a_slice(
+    study: str | None, z: float | None, *, sick: float = 0.0, **values: Any
+) -> dict[str, Any]:
+    """A scored slice; `sick` is the logit of covid, and that of control is 0."""
+    logits = np.array([0.0, -6.0, sick])
     row: dict[str, Any] = {"study_key": study, "series_key": study and f"{study}-1"}
     row |= {"patient_key": study and f"p-{study}", "slice_z_mm": z, "frame": 0}
     row |= {"rows": 64, "cols": 64, "spacing_row_mm": 0.7, "spacing_col_mm": 0.7}

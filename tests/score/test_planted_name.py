@@ -18,6 +18,7 @@ import psutil
 import pydicom
 import pytest
 
+from tests.commands import call
 from tests.conftest import S3Server
 from tests.makers import dicom, png, zipped
 from tests.processes import end_with_the_test_run
@@ -119,3 +120,44 @@ def test_a_planted_name_is_in_no_line_even_if_a_worker_dies(
         if path.is_file() and "private" not in path.parts
     }
     assert [name for name, content in shown.items() if NAME.encode() in content] == []
+
+
+def test_a_planted_name_is_in_no_page_of_the_report(fresh_model: Path, tmp_path: Path) -> None:
+    """Not in the pages with pictures either, which lie in OUT/private."""
+    folder, out = tmp_path / NAME, tmp_path / "out"
+    folder.mkdir()
+    planted_values = {
+        "PatientName": f"{NAME}^Erika",
+        "PatientID": f"{NAME}-1",
+        "PatientBirthDate": "19640812",
+        "StudyDate": "20210317",
+        "AccessionNumber": f"{NAME}-2",
+        "InstitutionName": f"Clinic {NAME}",
+        "StudyDescription": f"Thorax {NAME}",
+        "SeriesDescription": f"Lung {NAME}",
+    }
+    uids = []
+    for n in range(4):
+        dataset = pydicom.dcmread(io.BytesIO(dicom(n)))
+        for name, value in planted_values.items():
+            setattr(dataset, name, value)
+        uids += [dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID]
+        dataset.save_as(folder / f"{NAME}_{n}.dcm", enforce_file_format=True)
+    assert call("score", folder, "-o", out, "-m", fresh_model).returncode == 0
+    assert call("report", out).returncode == 0
+    assert call("report", out, "--pictures").returncode == 0
+    files = [path for path in out.rglob("*") if path.is_file() and "private" not in path.parts]
+    pages = [*files, *(out / "private/report").rglob("*.html")]
+    assert len([path for path in pages if path.suffix == ".html"]) >= 6
+    planted_texts = [NAME, "19640812", "20210317", *uids]
+    leaks = [
+        (path.name, text)
+        for path in pages
+        for text in planted_texts
+        if text.encode() in path.read_bytes()
+    ]
+    assert leaks == []
+    drawn = [
+        p for p in (out / "private/report/studies").iterdir() if b"image/png" in p.read_bytes()
+    ]
+    assert drawn
