@@ -86,7 +86,7 @@ def test_evaluate_writes_metrics_and_a_report(folder: Path) -> None:
         (["evaluate", "out", "--labels", "labels.csv", "-m", "cctmn:demo"], "give the model that"),
         (["evaluate", "out", "--labels", "labels.csv", "--by", "age"], "no such column"),
         (["evaluate", "out", "--labels", "labels.csv", "--against", "split.txt"], "no predictions"),
-        (["report", "out"], "metrics.json"),
+        (["report", "nowhere"], "metrics.json"),
         (
             ["models", "calibrate", "cctmn:demo", "out", "--labels", "labels.csv"],
             "of model standin",

@@ -143,7 +143,7 @@ def count(archive: ScoredArchive) -> Census:
     return census
 
 
-def evidence_of_disease(p_NC: Floats, classes: Sequence[str]) -> Floats:
+def probability_of_disease(p_NC: Floats, classes: Sequence[str]) -> Floats:
     """Return the probability of any disease of each row of class probabilities; NaN for unknown.
 
     It is 1 minus the share of "control", for the sigmoid probabilities of a slice need not sum to
@@ -228,7 +228,7 @@ def _list_slices(
     if not lone.any():
         return
     part = table.filter(pa.array(lone))
-    evidence = evidence_of_disease(probabilities_of(part, classes), classes)
+    evidence = probability_of_disease(probabilities_of(part, classes), classes)
     # A detector has no classes: there the number of lesions decides.
     ranked = np.nan_to_num(evidence if classes else floats(part, "num_lesions"), nan=-1.0)
     best = np.argsort(-ranked, kind="stable")[:LISTED_SLICES]

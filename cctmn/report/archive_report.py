@@ -134,7 +134,7 @@ def _write_studies(
     of_patient: dict[str, list[WorklistRow]] = {}
     for row in rows:
         of_patient.setdefault(row.study.get("patient_key") or "", []).append(row)
-    pictures = _Pictures(archive, with_page) if writer.pictures else None
+    pictures = _SlicePictures(archive, with_page) if writer.pictures else None
     most = PICTURE_STUDIES if pictures else len(with_page)
     written = 0
     for batch in batches(archive, census, [row.study for row in with_page], most=most):
@@ -159,7 +159,7 @@ def _neighbour(rows: Sequence[WorklistRow], rank: int) -> WorklistRow | None:
     return rows[rank - 1] if 1 <= rank <= len(rows) and rows[rank - 1].has_page else None
 
 
-class _Pictures:
+class _SlicePictures:
     """The pictures of deciding slices, made from the images where they were scored."""
 
     def __init__(self, archive: ScoredArchive, rows: Iterable[WorklistRow]) -> None:

@@ -22,9 +22,9 @@ from cctmn.report.archive import (
     SCANNER,
     Census,
     ScoredArchive,
-    evidence_of_disease,
     floats,
     probabilities_of,
+    probability_of_disease,
     values,
 )
 
@@ -110,7 +110,7 @@ def _read(
 def _add(
     known: dict[str, StudyRows], table: pa.Table, *, classes: Sequence[str], deciding: set[str]
 ) -> None:
-    p_disease = evidence_of_disease(probabilities_of(table, classes), classes)
+    p_disease = probability_of_disease(probabilities_of(table, classes), classes)
     columns = zip(
         values(table, "study_key"),
         values(table, "slice_id"),

@@ -19,7 +19,7 @@ from PIL import Image
 from cctmn import schema, store, tables
 from cctmn.errors import SLICE_CODES, DataError
 from cctmn.report import archive_report, gallery, profile, study_page, study_slices, worklist
-from cctmn.report.archive import count, evidence_of_disease, read
+from cctmn.report.archive import count, probability_of_disease, read
 from cctmn.report.numbers import percent_text
 from tests.commands import call, one_line
 from tests.conftest import S3Server
@@ -265,10 +265,10 @@ def a_slice_of_detector(study: str, lesions: int) -> dict[str, Any]:
 
 def test_evidence_is_one_minus_the_share_of_control() -> None:
     p_NC = np.array([[0.2, 0.2, 0.4], [0.0, 0.0, 0.0]])
-    first, none = evidence_of_disease(p_NC, scored.CLASSES)
+    first, none = probability_of_disease(p_NC, scored.CLASSES)
     assert first == pytest.approx(0.75)
     assert np.isnan(none)
-    assert evidence_of_disease(p_NC, ("a", "b", "c"))[0] == pytest.approx(0.4)
+    assert probability_of_disease(p_NC, ("a", "b", "c"))[0] == pytest.approx(0.4)
 
 
 def test_only_certainty_is_shown_as_0_or_100_per_cent() -> None:
