@@ -11,6 +11,7 @@ Writes: OUT/report, or OUT/private/report with pictures.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,13 +26,14 @@ from cctmn.metrics.patients import PatientRule
 from cctmn.read.preview import previews
 from cctmn.report import archive_page, study_page, templates, worklist
 from cctmn.report.archive import Census, ScoredArchive, count, read
-from cctmn.report.gallery import NAME
 from cctmn.report.study_slices import batches
 from cctmn.report.worklist import WorklistRow
 from cctmn.reporter import Reporter, silent
 
 INDEX: Final = "index.html"
 CSV: Final = "worklist.csv"
+# Pages that an earlier report may have had and a later one has not.
+_OWN: Final = re.compile(r"studies/[A-Za-z0-9_-]+\.html|worklist-\d+\.html")
 STYLES: Final = ("base.css", "archive.css")
 # Studies with a page of their own unless more are asked for: more than anybody reads in a day.
 STUDY_PAGES: Final = 500
@@ -115,7 +117,8 @@ class _Writer:
     def remove_older(self) -> None:
         """Remove the pages of an earlier report that this one does not have."""
         for found in store.list_below(self._out):
-            if found.uri.endswith(".html") and found.uri not in self._written:
+            name = store.relative(found.uri, self._out)
+            if _OWN.fullmatch(name) and found.uri not in self._written:
                 store.delete(found.uri)
 
 
@@ -129,7 +132,7 @@ def _write_studies(
     report: Reporter,
 ) -> int:
     """Write the pages of studies and return their number."""
-    with_page = [row for row in rows if row.has_page and NAME.fullmatch(row.key)]
+    with_page = [row for row in rows if row.has_page]
     by_key = {row.key: row for row in with_page}
     of_patient: dict[str, list[WorklistRow]] = {}
     for row in rows:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from cctmn.classes import CONTROL
 from cctmn.data.labels import to_bytes
+from cctmn.report.gallery import NAME
 from cctmn.report.numbers import DASH, percent_text, short_key
 
 # Lines of the worklist on one page: a browser shows them at once, also on a phone.
@@ -89,7 +90,7 @@ def build(
             p_disease=_disease(study, classes),
             p=tuple((name, study.get(f"p_{name}")) for name in classes),
             notes=tuple(notes(study, classes, top_m=top_m)),
-            has_page=pages is None or rank <= pages,
+            has_page=(pages is None or rank <= pages) and bool(NAME.fullmatch(study["study_key"])),
         )
         for rank, study in enumerate(ranked, 1)
     ]

@@ -177,8 +177,10 @@ def test_only_the_first_studies_get_a_page(three: Path) -> None:
 def test_pages_of_an_earlier_report_are_removed(three: Path) -> None:
     folder = written(three, studies=None)
     assert len(list(folder.glob("studies/*"))) == 3
+    (folder / "notes.html").write_text("of a user")
     written(three, studies=1)
     assert len(list(folder.glob("studies/*"))) == 1
+    assert (folder / "notes.html").exists()
 
 
 def test_the_same_folder_gives_the_same_pages(three: Path) -> None:
