@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cctmn import lease, store
-from cctmn.errors import ResumeError, StoreError
+from cctmn.errors import ConfigError, ResumeError, StoreError
 from cctmn.identity import RunIdentity
 from cctmn.reporter import Reporter, silent
 
@@ -60,6 +60,25 @@ def check_same(uri: str, *, identity: RunIdentity, name: str) -> None:
     if differences := identity.differences(RunIdentity.read(json.loads(run))):
         raise ResumeError(
             f"holds another job's results ({'; '.join(differences)}); use a new OUT", name
+        )
+
+
+def check_target(out: str, target: str, *, private: bool) -> None:
+    """Raise ConfigError if a file that was asked for must not be written into this OUT.
+
+    Beside the results it would be read as one of them. `private` says that it names or shows
+    patients, so in OUT it may stand in private/ alone.
+    """
+    inside = store.to_uri(target).removeprefix(store.to_uri(out).rstrip("/") + "/")
+    if inside == store.to_uri(target):
+        return
+    if inside.startswith(("predictions/", "studies/", "private/inventory/")):
+        raise ConfigError("is for what `cctmn score` writes; write to another folder", target)
+    if private and not inside.startswith("private/"):
+        raise ConfigError(
+            "would identify patients in a folder that may be handed on; "
+            "write to OUT/private or outside OUT",
+            target,
         )
 
 

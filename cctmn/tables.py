@@ -72,6 +72,23 @@ def inventory(folder: str) -> Iterator[pa.Table]:
             seen = pa.concat_arrays([seen, *(chunk for c in ids for chunk in c.chunks)])
 
 
+def named_inventory(out: str) -> Iterator[pa.Table]:
+    """Yield the inventory of an output folder, which names the slices.
+
+    Raises ResumeError if OUT, a path or URI, has no inventory.
+    """
+    folder = store.join(store.to_uri(out), "private", "inventory")
+    if not parquet_files(folder):
+        raise ResumeError("no private/inventory, which has the names; restore private/", out)
+    yield from inventory(folder)
+
+
+def place(uri: str, *, member: str, frame: int) -> str:
+    """Return a slice's name for a person: path or URI, ::member in an archive, #frame above 0."""
+    inside = f"::{member}" if member else ""
+    return f"{store.display(uri)}{inside}" + (f"#{frame}" if frame else "")
+
+
 def without(table: pa.Table, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
     """Return the rows whose slice_id is not among the ids."""
     if not len(ids):

@@ -24,6 +24,7 @@ LEVELS = {
     "data": 4,
     "phantom": 3,
     "studies": 4,
+    "spreadsheet": 4,
     "runtime": 4,
     "upload": 5,
     "embedded": 5,
@@ -85,6 +86,7 @@ HOMES = {
     "pycocotools": ("cctmn/metrics/", "cctmn/rle.py"),
     "matplotlib": ("cctmn/report/",),
     "jinja2": ("cctmn/report/",),
+    "openpyxl": ("cctmn/spreadsheet.py",),
 }
 SOURCES = sorted([*ROOT.glob("cctmn/**/*.py"), *ROOT.glob("jobs/*.py")])
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from cctmn import store, tables
-from cctmn.errors import ResumeError, state_of
+from cctmn.errors import state_of
 
 
 class Refused(NamedTuple):
@@ -24,19 +24,14 @@ def refused(out: str, *, state: str) -> Iterator[Refused]:
 
     Raises ResumeError if OUT has no inventory.
     """
-    folder = store.to_uri(out)
-    inventory = store.join(folder, "private", "inventory")
-    if not tables.parquet_files(inventory):
-        raise ResumeError("no private/inventory, which has the names; restore private/", out)
     codes: dict[str, str] = {}
-    for uri in tables.parquet_files(store.join(folder, "predictions")):
+    for uri in tables.parquet_files(store.join(store.to_uri(out), "predictions")):
         table = tables.read(uri, ["slice_id", "error_code"])
         pairs = zip(table["slice_id"].to_pylist(), table["error_code"].to_pylist(), strict=True)
         codes |= {slice_id: code for slice_id, code in pairs if state_of(code) == state}
-    for table in tables.inventory(inventory):
+    for table in tables.named_inventory(out):
         columns = (table[name].to_pylist() for name in ("slice_id", "uri", "member", "frame"))
         for slice_id, uri, member, frame in zip(*columns, strict=True):
             if slice_id in codes:
-                inside = f"::{member}" if member else ""
-                number = f"#{frame}" if frame else ""
-                yield Refused(codes[slice_id], f"{store.display(uri)}{inside}{number}")
+                place = tables.place(uri, member=member, frame=frame)
+                yield Refused(codes[slice_id], place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import os
@@ -9,7 +10,7 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import BinaryIO, Final, NoReturn
 
 from cctmn.errors import ObjectError, StoreError
 from cctmn.store.protocols import ObjectInfo, Traits, Version
@@ -85,6 +86,16 @@ def read_version(uri: str) -> Version:
 
 def put(uri: str, data: bytes, *, private: bool) -> None:
     """Write a whole file under another name and rename it; private gives it mode 0600."""
+    with new_file(uri, private=private) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def new_file(uri: str, *, private: bool) -> Iterator[BinaryIO]:
+    """Yield a file to write, which gets its name when the block ends; private: mode 0600.
+
+    If the block fails, nothing is left of it, and what had the name before stays.
+    """
     path = to_path(uri)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -93,7 +104,7 @@ def put(uri: str, data: bytes, *, private: bool) -> None:
             temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o666
         )
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -103,9 +114,19 @@ def put(uri: str, data: bytes, *, private: bool) -> None:
         finally:
             os.close(folder)
     except OSError as error:
+        _remove(temporary)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "free some space and run the same command again" if full else "check OUT"
         raise StoreError(f"cannot be written ({error.strerror}); {remedy}", path) from None
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _remove(path: Path) -> None:
+    """Remove a file where that is possible, after another error."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def put_if_absent(uri: str, data: bytes) -> str | None:

@@ -7,8 +7,10 @@ which the job can be resumed.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO
 
 from cctmn.errors import InputError, ObjectError, StoreError
 from cctmn.store import local, s3
@@ -116,6 +118,22 @@ def read_optional(uri: str) -> bytes | None:
 def put(uri: str, data: bytes, *, private: bool = False) -> None:
     """Write a whole object; others see all of it or nothing. private: for its owner alone."""
     _sink(uri).put(uri, data, private=private)
+
+
+@contextmanager
+def new_file(uri: str, *, private: bool = False) -> Iterator[BinaryIO]:
+    """Yield a file to write, which becomes the whole object when the block ends.
+
+    If the block fails, nothing is written. A local file is written as it grows; for every other
+    storage it is held in memory until then.
+    """
+    if traits(uri).file_locks:
+        with local.new_file(uri, private=private) as file:
+            yield file
+        return
+    buffer = io.BytesIO()
+    yield buffer
+    put(uri, buffer.getvalue(), private=private)
 
 
 def put_if_absent(uri: str, data: bytes) -> str | None:

@@ -122,3 +122,18 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match="check OUT"):
         store.put((tmp_path / "file" / "x").as_uri(), b"")
+
+
+@pytest.mark.parametrize("place", ["{tmp}/x", "s3://new-file/x"])
+def test_a_new_file_that_fails_half_way_leaves_the_old_one(
+    place: str, tmp_path: Path, s3: S3Server
+) -> None:
+    s3.bucket("new-file")
+    uri = store.to_uri(place.format(tmp=tmp_path))
+    with store.new_file(uri) as file:
+        file.write(b"old")
+    with pytest.raises(RuntimeError), store.new_file(uri, private=True) as file:
+        file.write(b"new")
+        raise RuntimeError
+    assert store.read_all(uri) == b"old"
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["x"])

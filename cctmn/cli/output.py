@@ -1,0 +1,53 @@
+"""Commands that show what a job has written: `table` for a spreadsheet, `view` as a picture."""
+
+from __future__ import annotations
+
+import click
+
+from cctmn.cli.common import TerminalReporter
+
+_UNITS = {"patient": "patients", "study": "studies", "slice": "slices"}
+
+
+@click.command(
+    epilog="""\b
+Example:
+  cctmn table out -o studies.xlsx
+  cctmn table out --by slice --names -o slices.csv
+"""
+)
+@click.argument("out", metavar="OUT")
+@click.option(
+    "--by",
+    type=click.Choice(list(_UNITS)),
+    default="study",
+    show_default=True,
+    help="What a row stands for.",
+)
+@click.option(
+    "-o",
+    "--out",
+    "--output",
+    "to",
+    required=True,
+    metavar="FILE",
+    help=".csv, .xlsx or .parquet, local or s3://; a file of this name is replaced.",
+)
+@click.option(
+    "--names",
+    is_flag=True,
+    help="Add uri and member of the slice, or of the one that decides most. They may name the "
+    "patient, so FILE is for its owner alone (mode 0600).",
+)
+def table(out: str, *, by: str, to: str, names: bool) -> None:
+    """Write the results in OUT as one table for a spreadsheet.
+
+    Without --names, FILE identifies nobody and may be handed on. Flags and lists of ids are joined
+    by semicolons; an empty cell is a value that is not known. A patient gets the class and the
+    probabilities of the study with the highest probability of any disease. A study without patient
+    key is a patient of its own. Slices without a DICOM header belong to no study and no patient.
+    """
+    from cctmn import spreadsheet
+
+    rows = spreadsheet.write(out, by=by, to=to, names=names)
+    TerminalReporter(quiet=False)(f"{rows:,} {by if rows == 1 else _UNITS[by]}:", names=to)
