@@ -5,6 +5,7 @@ The scores of a slice, the training data and the metrics all keep masks in this 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,15 @@ def encode(masks_MHW: NDArray[np.uint8] | NDArray[np.bool_]) -> list[dict[str, A
     return [
         coco_mask.encode(np.asfortranarray(mask_HW != 0).view(np.uint8)) for mask_HW in masks_MHW
     ]
+
+
+def decode(counts: bytes, *, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the mask of compressed run lengths; `size` is (height, width)."""
+    with warnings.catch_warnings():
+        # pycocotools' array type lacks a keyword that NumPy 2 asks for; the result is right.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        mask = coco_mask.decode({"size": list(size), "counts": counts})
+    return np.asarray(mask, np.bool_)
 
 
 def union_px(counts: Sequence[bytes], *, size: tuple[int, int]) -> int:

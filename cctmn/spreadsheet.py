@@ -236,9 +236,10 @@ def _write_xlsx(rows: Iterator[pa.Table], file: BinaryIO, to: str) -> int:
     sheet.freeze_panes = "A2"
 
     def text(value: str | None) -> Any:
-        """Return a cell that is a text whatever it looks like: no formula, no number, no error."""
-        if value is None:
-            return None
+        """Return what is a text whatever it looks like: no formula, and no name of an error."""
+        if value is None or (value.isprintable() and not value.startswith(("=", "#"))):
+            return value
+        # A cell of its own takes ten times as long as a plain text, so only these have one.
         cell = WriteOnlyCell(sheet, printable(value))
         cell.data_type = "s"
         return cell

@@ -23,6 +23,7 @@ OPTIONS = {
     "--max-error-rate --requester-pays --retry-errors --root --set -i/--input "
     "-m/--model -o/--out/--output -q/--quiet",
     "errors": "OUT --passed-over",
+    "view": "OUT WHAT --full -o/--out/--output",
     "table": "OUT --by --names -o/--out/--output",
     "evaluate": "SCORED --against --by --json --key --labels --mask-split --masks --no-gallery "
     "--overwrite --resamples --root --seed --to --training -m/--model -o/--out/--output -q/--quiet",

@@ -17,7 +17,7 @@ from cctmn import __version__
 from cctmn.cli.common import NearestGroup
 from cctmn.cli.evaluate import evaluate, labels, report
 from cctmn.cli.models import models
-from cctmn.cli.output import table
+from cctmn.cli.output import table, view
 from cctmn.cli.score import demo, doctor, errors, score
 from cctmn.cli.settings import settings
 from cctmn.cli.submit import submit
@@ -53,6 +53,7 @@ for command in (
     score,
     errors,
     table,
+    view,
     evaluate,
     report,
     labels,

@@ -51,3 +51,36 @@ def table(out: str, *, by: str, to: str, names: bool) -> None:
 
     rows = spreadsheet.write(out, by=by, to=to, names=names)
     TerminalReporter(quiet=False)(f"{rows:,} {by if rows == 1 else _UNITS[by]}:", names=to)
+
+
+@click.command(
+    epilog="""\b
+Example:
+  cctmn view out 3f9a2c41 -o slice.png
+  cctmn view out series1/0042.dcm -o slice.png
+"""
+)
+@click.argument("out", metavar="OUT")
+@click.argument("what", metavar="SLICE|STUDY")
+@click.option(
+    "-o",
+    "--out",
+    "--output",
+    "to",
+    required=True,
+    metavar="FILE",
+    help=".png, local or s3://; a file of this name is replaced.",
+)
+@click.option("--full", is_flag=True, help="Shrink no slice: show every pixel.")
+def view(out: str, what: str, *, to: str, full: bool) -> None:
+    """Draw a slice with its lesions, or the deciding slices of a study.
+
+    SLICE is a slice_id or the name of a file, with ::MEMBER in an archive and #FRAME of several
+    frames. STUDY is a study_key. The first 6 digits of an id, or more, are enough. The slices are
+    read from their source files, so those must still be there. The picture shows a patient, and is
+    for its owner alone (mode 0600).
+    """
+    from cctmn.view import run
+
+    slices = run.view(out, what, to=to, full=full)
+    TerminalReporter(quiet=False)(f"{slices} slice{'s' * (slices != 1)}:", names=to)

@@ -38,7 +38,7 @@ def to_input(slice_: Slice, contract: InputContract) -> ModelInput:
     """Window, check and resize a slice. Raises SliceError if it cannot be scored."""
     grey = window(slice_.pixels, contract) if slice_.unit == "hu" else slice_.pixels
     flags = slice_.flags | check_content(slice_, grey)
-    stretch = _stretch(slice_)
+    stretch = stretch_of(slice_)
     if stretch != 1:
         flags |= {"not_square"}
     pixels = _resize(grey, contract, stretch=stretch)
@@ -63,7 +63,7 @@ def window(hu: npt.NDArray[np.float32], contract: InputContract) -> npt.NDArray[
     return (255 * np.clip(scaled, 0, 1)).astype(np.uint8)
 
 
-def _stretch(slice_: Slice) -> float:
+def stretch_of(slice_: Slice) -> float:
     """Return the height of a pixel over its width in the turned image; 1 if they are nearly equal.
 
     A rounded header is off by up to 1 %.

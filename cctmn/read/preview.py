@@ -27,15 +27,28 @@ def previews(
     rows: Sequence[dict[str, Any]], *, contract: InputContract
 ) -> Iterator[tuple[str, bytes]]:
     """slice_id and PNG of each row that can be read, in any order."""
+    for slice_id, slice_ in decoded(rows):
+        if not isinstance(slice_, SliceError):
+            yield slice_id, _png(slice_, contract)
+
+
+def decoded(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Slice | SliceError]]:
+    """Yield slice_id and slice, or why it cannot be read, of rows of the inventory, in any order.
+
+    An object that was replaced since it was listed is a SliceError too.
+    """
     for group, data in fetch(rows, threads=THREADS):
-        if isinstance(data, SliceError):
-            continue
         for row in group:
-            try:
-                slice_ = decode.open_image(data).frame(row["frame"])
-            except SliceError:
-                continue
-            yield row["slice_id"], _png(slice_, contract)
+            yield row["slice_id"], _frame(data, row["frame"])
+
+
+def _frame(data: bytes | SliceError, frame: int) -> Slice | SliceError:
+    if isinstance(data, SliceError):
+        return data
+    try:
+        return decode.open_image(data).frame(frame)
+    except SliceError as error:
+        return error
 
 
 def _png(slice_: Slice, contract: InputContract) -> bytes:
