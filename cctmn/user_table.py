@@ -26,6 +26,9 @@ SUFFIXES: Final = (".csv", ".parquet")
 # The columns that can name a slice; the first one present is used.
 SLICE_COLUMNS: Final = ("uri", "path", "name")
 TEXT_COLUMNS: Final = (*SLICE_COLUMNS, "slice_id", "label", "patient", "patient_label", "scan")
+_KNOWN: Final = (*TEXT_COLUMNS, "frame")
+# Spreadsheets write semicolons where the comma is the decimal sign.
+_SEPARATORS: Final = (",", ";", "\t")
 # A text that begins like this is a formula to a spreadsheet.
 _FORMULA: Final = r"^('*[=+\-@\t\r])"
 _GUARDED: Final = r"^'('*[=+\-@\t\r])"
@@ -85,6 +88,7 @@ def read_user_table(place: str, *, hint: str = "give a .csv or .parquet table") 
     """
     data = store.read_all(store.to_uri(place), hint=hint)
     table = _parquet(data, place) if place.lower().endswith(".parquet") else _csv(data, place)
+    table = table.rename_columns(_known_names(table.column_names))
     if len(set(table.column_names)) < len(table.column_names):
         raise DataError("two columns have the same name; rename one", place)
     for i, name in enumerate(table.column_names):
@@ -122,19 +126,51 @@ def _parquet(data: bytes, place: str) -> pa.Table:
         raise DataError("not a Parquet file; write it again", place) from None
 
 
+def _known_names(names: Sequence[str]) -> list[str]:
+    """Return the names of columns, with known ones in lower case and without outer blanks.
+
+    Of the columns that can name a slice only one is changed so, and none if there is one already:
+    beside `uri`, a column `Name` may hold names of people.
+    """
+    plain = [name.strip().casefold().replace(" ", "_") for name in names]
+    has_slices = any(name in names for name in SLICE_COLUMNS)
+    of_slices = () if has_slices else [name for name in SLICE_COLUMNS if name in plain][:1]
+    wanted = {*of_slices, *(name for name in _KNOWN if name not in SLICE_COLUMNS)}
+    return [
+        new if new in wanted and plain.count(new) == 1 else old
+        for old, new in zip(names, plain, strict=True)
+    ]
+
+
+def _header(text: str) -> tuple[str, list[str]]:
+    """Return the separator of a CSV file and the names in its header.
+
+    The separator is the one that finds most known columns, then the one that finds most columns.
+    """
+    read = {}
+    for separator in _SEPARATORS:
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+        read[separator] = [name.strip() for name in next(rows, [])]
+    found = {
+        separator: (len(set(_known_names(names)) & set(_KNOWN)), len(names))
+        for separator, names in read.items()
+    }
+    separator = max(_SEPARATORS, key=lambda one: found[one])
+    return separator, read[separator]
+
+
 def _csv(data: bytes, place: str) -> pa.Table:
     """Read every column as text."""
     try:
         # Excel writes a byte order mark.
         text = data.decode("utf-8-sig")
-        header = next(csv.reader(io.StringIO(text, newline=""), skipinitialspace=True), [])
-        names = [name.strip() for name in header]
+        separator, names = _header(text)
         if not names:
             return pa.table({})
         table = pacsv.read_csv(
             io.BytesIO(text.encode()),
             read_options=pacsv.ReadOptions(column_names=names, skip_rows=1),
-            parse_options=pacsv.ParseOptions(newlines_in_values=True),
+            parse_options=pacsv.ParseOptions(delimiter=separator, newlines_in_values=True),
             convert_options=pacsv.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
             ),

@@ -85,3 +85,30 @@ def test_formulas_are_guarded_in_csv_and_read_back(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(data)
     read = read_user_table(str(tmp_path / "t.csv")).slices()
     assert read == names
+
+
+@pytest.mark.parametrize("separator", [";", "\t", ","])
+def test_the_header_shows_the_separator(tmp_path: Path, separator: str) -> None:
+    text = "uri,label,patient\na.png,covid,1\n".replace(",", separator)
+    read = read_user_table(csv_file(tmp_path, text))
+    assert read.table.to_pylist() == [{"uri": "a.png", "label": "covid", "patient": "1"}]
+
+
+def test_a_semicolon_inside_a_comma_separated_header_is_kept(tmp_path: Path) -> None:
+    read = read_user_table(csv_file(tmp_path, "uri,label,a;b;c;d\na.png,covid,x;y\n"))
+    assert read.table.column_names == ["uri", "label", "a;b;c;d"]
+
+
+def test_case_and_blanks_of_known_columns_do_not_matter(tmp_path: Path) -> None:
+    columns = ["URI", " Label ", "Patient", "Slice ID", "Sex"]
+    known = ["uri", "label", "patient", "slice_id", "Sex"]
+    read = read_user_table(csv_file(tmp_path, ",".join(columns) + "\na,covid,1,x,F\n"))
+    assert read.table.column_names == known
+    table = pa.table({name: ["a"] for name in columns})
+    assert read_user_table(parquet(tmp_path, table)).table.column_names == known
+
+
+def test_a_column_of_peoples_names_is_not_taken_for_names_of_slices(tmp_path: Path) -> None:
+    for header in ("uri,label,Name", "URI,label,Name"):
+        read = read_user_table(csv_file(tmp_path, f"{header}\na.png,covid,Jane\n"))
+        assert read.table.column_names == ["uri", "label", "Name"]
