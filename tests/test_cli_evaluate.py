@@ -79,7 +79,7 @@ def test_evaluate_writes_metrics_and_a_report(folder: Path) -> None:
         (["labels", "audit", "labels.csv", "notes.md"], "give a .csv or .parquet"),
         (["evaluate", "out", "--labels", "none.csv"], "not found; give a labels table"),
         (["evaluate", "nowhere", "--labels", "labels.csv"], "holds no predictions"),
-        (["evaluate", "out", "--labels", "strange.csv"], "label 'flu' is none of the classes"),
+        (["evaluate", "out", "--labels", "strange.csv"], "a label is none of the classes"),
         (["evaluate", "out", "--labels", "columns.csv"], "no column label"),
         (["evaluate", "out", "--labels", "foreign.csv"], "no label has a prediction"),
         (["evaluate", "out", "--labels", "labels.csv", "--key", "slice_id"], "no column slice_id"),

@@ -25,20 +25,21 @@ OPTIONS = {
     "errors": "OUT --passed-over",
     "view": "OUT WHAT --full -o/--out/--output",
     "table": "OUT --by --names -o/--out/--output",
-    "evaluate": "SCORED --against --by --json --key --labels --mask-split --masks --no-gallery "
-    "--overwrite --resamples --root --seed --to --training -m/--model -o/--out/--output -q/--quiet",
+    "evaluate": "SCORED --against --by --json --key --label-map --labels --mask-split --masks "
+    "--no-gallery --overwrite --resamples --root --seed --to --training "
+    "-m/--model -o/--out/--output -q/--quiet",
     "report": "FOLDER --open --pictures --studies -q/--quiet",
     "labels covidx-ct": "SPLIT --exclude -o/--out/--output",
     "labels audit": "SETS --hash --json --names --root",
     "train detector": "--address --config --data --device --json --preset --root --set --split "
     "--valid --valid-split -m/--model -o/--out/--output -q/--quiet",
-    "train classifier": "--address --config --data --device --json --preset --root --set --split "
-    "--valid --valid-split -m/--model -o/--out/--output -q/--quiet",
+    "train classifier": "--address --config --data --device --json --label-map --preset --root "
+    "--set --split --valid --valid-split -m/--model -o/--out/--output -q/--quiet",
     "models import": "FILE --as-classifier --lesions --overwrite --seed -o/--out/--output",
     "models show": "FOLDER --json",
     "models verify": "FOLDER",
-    "models calibrate": "FOLDER SCORED --key --labels --overwrite --root",
-    "models evaluate": "FOLDER --json --lesions --record --slices --split",
+    "models calibrate": "FOLDER SCORED --key --label-map --labels --overwrite --root",
+    "models evaluate": "FOLDER --json --label-map --lesions --record --slices --split",
     "settings": "STAGE --json --preset",
     "submit": "SCRIPT ARGS --address --env --follow --json --no-upload --no-wait --stop "
     "--working-dir",

@@ -64,6 +64,14 @@ def join_options(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
+label_map_option = click.option(
+    "--label-map",
+    multiple=True,
+    metavar="LABEL=CLASS[,...]",
+    help="Class that a label means, as 0=control,1=covid; repeatable.",
+)
+
+
 class TerminalReporter:
     """A Reporter that prints to stderr.
 

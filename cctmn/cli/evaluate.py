@@ -8,7 +8,13 @@ from typing import Any
 
 import click
 
-from cctmn.cli.common import NearestGroup, TerminalReporter, join_options, tree_text
+from cctmn.cli.common import (
+    NearestGroup,
+    TerminalReporter,
+    join_options,
+    label_map_option,
+    tree_text,
+)
 from cctmn.errors import ConfigError
 
 # Metrics that the command prints, in this order, by the beginning of their ids.
@@ -48,6 +54,7 @@ Example:
 def labels_covidx_ct(split: str, *, exclude: str | None, out: str | None) -> None:
     """Convert a split file of COVIDx-CT to a table of labels.
 
+    SPLIT is a list of COVIDx-CT v1, v2 or v3, or one of the author's lists of COVIDx-CT or iCTCF.
     `score` takes the table as a manifest, `train classifier` as DATA, `evaluate` as LABELS. The
     columns are uri (the name of the file), label, patient, scan and the box of the body. LIST may
     have the class digits of the author's lists: 0_1_2_3.png is Normal_1_2_3.png.
@@ -67,8 +74,10 @@ def labels_covidx_ct(split: str, *, exclude: str | None, out: str | None) -> Non
         store.put(store.to_uri(out), data)
     counts = table["label"].value_counts().to_pylist()
     by_class = ", ".join(f"{count['counts']:,} {count['values']}" for count in counts)
-    patients = len(set(table["patient"].to_pylist()))
-    click.echo(f"{len(table):,} slices of {patients:,} patients: {by_class}", err=True)
+    of_slices = table["patient"].to_pylist()
+    patients, unknown = len(set(of_slices) - {""}), of_slices.count("")
+    without = f"; the patient of {unknown:,} slices is unknown" if unknown else ""
+    click.echo(f"{len(table):,} slices of {patients:,} patients: {by_class}{without}", err=True)
     if strange:
         TerminalReporter(quiet=False)(
             f"{len(strange):,} names of the excluded are not in the split", names=first_few(strange)
@@ -145,6 +154,7 @@ Example:
 )
 @click.option("--to", "older_out", metavar="DIR", hidden=True, help="Older name of --out.")
 @join_options
+@label_map_option
 @click.option(
     "-m", "--model", metavar="MODEL", help="The model that scored SCORED; its card is used."
 )
@@ -177,6 +187,7 @@ def evaluate(
     older_out: str | None,
     key: str,
     root: str | None,
+    label_map: tuple[str, ...],
     model: str | None,
     against: str | None,
     training: str | None,
@@ -192,9 +203,11 @@ def evaluate(
 
     SCORED is the output folder of `cctmn score`. DIR gets metrics.json and report.html. LABELS
     needs a column label and one of uri (or path), name, slice_id; with a column patient the
-    intervals account for several slices per patient. Joining by name or uri needs SCORED/private.
-    --masks compares lesions too: boxes, and masks if they were scored with --set masks=true.
+    intervals account for several slices per patient. Labels that are numbers need --label-map.
+    Joining by name or uri needs SCORED/private. --masks compares lesions too: boxes, and masks if
+    they were scored with --set masks=true.
     """
+    from cctmn.data.class_names import parse_label_map
     from cctmn.evaluate import run
     from cctmn.evaluate.options import EvaluationOptions
     from cctmn.metrics.intervals import Resampling
@@ -209,6 +222,7 @@ def evaluate(
         to=out or older_out or f"{scored.rstrip('/')}/evaluation",
         key=key,
         root=root,
+        label_map=parse_label_map(label_map),
         model=model,
         against=against,
         training=training,

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import click
 
-from cctmn.cli.common import NearestGroup, TerminalReporter, join_options, tree_text
+from cctmn.cli.common import (
+    NearestGroup,
+    TerminalReporter,
+    join_options,
+    label_map_option,
+    tree_text,
+)
 from cctmn.errors import ConfigError
 
 
@@ -112,9 +118,17 @@ Example:
 @click.argument("scored", metavar="SCORED")
 @click.option("--labels", required=True, metavar="LABELS", help="Labels of validation slices.")
 @join_options
+@label_map_option
 @click.option("--overwrite", is_flag=True, help="Replace a calibration on other labels.")
 def models_calibrate(
-    folder: str, scored: str, *, labels: str, key: str, root: str | None, overwrite: bool
+    folder: str,
+    scored: str,
+    *,
+    labels: str,
+    key: str,
+    root: str | None,
+    label_map: tuple[str, ...],
+    overwrite: bool,
 ) -> None:
     """Fit the temperature and patient rule of MODEL.
 
@@ -122,9 +136,18 @@ def models_calibrate(
     MODEL: later runs of `score` divide the logits by the temperature, and `evaluate` judges
     patients by the rule.
     """
-    from cctmn.evaluate.fit_calibration import calibrate
+    from cctmn.data.class_names import parse_label_map
+    from cctmn.evaluate.fit_calibration import Joining, calibrate
 
-    fitted = calibrate(folder, out=scored, labels=labels, key=key, root=root, overwrite=overwrite)
+    joining = Joining(key=key, root=root, label_map=parse_label_map(label_map))
+    fitted = calibrate(
+        folder,
+        out=scored,
+        labels=labels,
+        joining=joining,
+        overwrite=overwrite,
+        report=TerminalReporter(quiet=False),
+    )
     click.echo(tree_text(fitted))
 
 
@@ -139,6 +162,7 @@ Example:
 @click.option("--lesions", metavar="DATA", help="Slices with masks, as for `train detector`.")
 @click.option("--slices", metavar="DATA", help="Slices with classes, as for `train classifier`.")
 @click.option("--split", metavar="FILE", help="List of names that selects from DATA.")
+@label_map_option
 @click.option("--record", metavar="NAME", help="Write the metrics into the card under this name.")
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
 def models_evaluate(
@@ -147,6 +171,7 @@ def models_evaluate(
     lesions: str | None,
     slices: str | None,
     split: str | None,
+    label_map: tuple[str, ...],
     record: str | None,
     as_json: bool,
 ) -> None:
@@ -157,12 +182,14 @@ def models_evaluate(
     if (lesions is None) == (slices is None):
         raise ConfigError("nothing to measure on; give --lesions DATA or --slices DATA")
 
+    from cctmn.data.class_names import parse_label_map
     from cctmn.train import measure
     from cctmn.train.datasets import Data
 
+    data = Data(lesions or slices or "", split, label_map=parse_label_map(label_map))
     reporter = TerminalReporter(quiet=False)
     of_kind = measure.classes if lesions is None else measure.detections
-    metrics = of_kind(folder, data=Data(lesions or slices or "", split), report=reporter)
+    metrics = of_kind(folder, data=data, report=reporter)
     # JSON has no NaN.
     safe = {k: None if math.isnan(v) else round(v, 4) for k, v in metrics.items()}
     if record:

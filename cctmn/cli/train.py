@@ -6,22 +6,23 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, NotRequired, TypedDict, Unpack
 
 import click
 
 from cctmn import config
-from cctmn.cli.common import NearestGroup, TerminalReporter, resumable
+from cctmn.cli.common import NearestGroup, TerminalReporter, label_map_option, resumable
 from cctmn.cli.settings import settings_epilog
 from cctmn.errors import ConfigError
 
 
 class TrainOptions(TypedDict):
-    """The options of both stages, as click passes them."""
+    """The options of both stages, as click passes them; `label_map` is of the classifier alone."""
 
     data: str
     split: str | None
     root: str | None
+    label_map: NotRequired[tuple[str, ...]]
     valid: str | None
     valid_split: str | None
     out: str
@@ -116,6 +117,7 @@ def train_detector(**options: Unpack[TrainOptions]) -> None:
     ),
 )
 @_train_options
+@label_map_option
 def train_classifier(**options: Unpack[TrainOptions]) -> None:
     """Train stage 2: a classifier on the ranked boxes.
 
@@ -137,17 +139,23 @@ def _train(cls: type[Any], options: TrainOptions) -> None:
     sets += options["sets"]
     settings = config.load(cls, preset=options["preset"], files=files, sets=sets)
 
+    from cctmn.data.class_names import parse_label_map
     from cctmn.train import run
     from cctmn.train.datasets import Data
+
+    label_map = parse_label_map(options.get("label_map", ()))
+
+    def slices(place: str, split: str | None, what: str) -> Data:
+        return Data(place, split, what=what, root=options["root"], label_map=label_map)
 
     reporter = TerminalReporter(quiet=options["quiet"])
     valid = None
     if options["valid"] or options["valid_split"]:
         place = options["valid"] or options["data"]
-        valid = Data(place, options["valid_split"], what="validation", root=options["root"])
+        valid = slices(place, options["valid_split"], "validation")
     job = run.TrainJob(
         config=settings,
-        data=Data(options["data"], options["split"], what="training", root=options["root"]),
+        data=slices(options["data"], options["split"], "training"),
         out=options["out"],
         valid=valid,
         model=options["model"],

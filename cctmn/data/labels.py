@@ -11,22 +11,24 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from cctmn import store
 from cctmn.classes import COVIDX_CLASSES, JOIN_KEYS
-from cctmn.data.covidx import class_index, parse_name, read_split
+from cctmn.data.class_names import NO_MAP, LabelMap, check_no_numbers, class_indices
+from cctmn.data.covidx import read_split
 from cctmn.data.issues import first_few
+from cctmn.data.patients import nfc, spelling_notes
+from cctmn.data.slice_names import parse_name
 from cctmn.errors import DataError
 from cctmn.schema import LABELS
-from cctmn.user_table import is_table, read_user_table, without_formulas
+from cctmn.user_table import is_table, line_of, read_user_table, without_formulas
 
 # The class of the patient of a slice, which may differ from the class of the slice.
 PATIENT_LABEL = "patient_label"
@@ -40,7 +42,8 @@ class Labels:
     sha256: str  # of the file
     table: pa.Table  # every column; `label patient scan uri name slice_id` are text where present
     truth_N: npt.NDArray[np.int64]  # index into the classes
-    patient: list[str]  # "" if unknown
+    patient: list[str]  # "" if unknown; in Unicode's composed form
+    notes: list[str] = field(default_factory=list)  # what was read otherwise than it is written
     patient_truth_N: npt.NDArray[np.int64] | None = None  # of patient_label; -1 where it is empty
     of_patients: bool = False  # there is no label of slices; each has its patient's
 
@@ -90,7 +93,7 @@ def read_table(place: str) -> tuple[pa.Table, str]:
 
     A column `path` is renamed to `uri` if there is no `uri`. Raises ObjectError or DataError.
     """
-    if place.lower().endswith(".txt"):
+    if _is_split(place):
         data = store.read_all(store.to_uri(place), hint="give a labels table")
         return covidx_ct(place)[0], hashlib.sha256(data).hexdigest()
     if not is_table(place):
@@ -104,14 +107,16 @@ def read_table(place: str) -> tuple[pa.Table, str]:
     return table, given.sha256
 
 
-def read_labels(place: str, *, classes: tuple[str, ...]) -> Labels:
-    """Read labels of these classes.
+def read_labels(place: str, *, classes: tuple[str, ...], label_map: LabelMap = NO_MAP) -> Labels:
+    """Read labels of these classes; `label_map` says which class a label means.
 
     Without a column label, each slice gets the patient_label of its patient.
 
-    Raises ObjectError if the file cannot be read, and DataError if a column is missing, a label is
-    not one of the classes, or there is no row.
+    Raises ObjectError if the file cannot be read, ConfigError if the map names an unknown class,
+    and DataError if a column is missing, a label is not one of the classes, or there is no row.
     """
+    if _is_split(place):
+        check_no_numbers(label_map, split=place)
     table, sha256 = read_table(place)
     of_patients = "label" not in table.column_names and PATIENT_LABEL in table.column_names
     if of_patients:
@@ -126,38 +131,31 @@ def read_labels(place: str, *, classes: tuple[str, ...]) -> Labels:
         )
     if not len(table):
         raise DataError("holds no row; write one per labelled slice", place)
+
+    def where(row: int) -> str:
+        return place if _is_split(place) else f"{place} line {line_of(row)}"
+
+    def indices_of(column: list[str]) -> npt.NDArray[np.int64]:
+        indices, of_column = class_indices(
+            column, classes=classes, label_map=label_map, where=where
+        )
+        notes.extend(note for note in of_column if note not in notes)
+        return np.array(indices, np.int64)
+
+    notes: list[str] = []
+    truth_N = indices_of(table["label"].to_pylist())
     patient_truth_N = None
     if PATIENT_LABEL in table.column_names:
-        patient_truth_N = np.full(len(table), -1)
-        filled = pc.not_equal(table[PATIENT_LABEL], "")
-        patient_truth_N[filled.to_numpy()] = _indices(
-            table[PATIENT_LABEL].filter(filled), place=place, classes=classes
-        )
+        # An empty cell reads as the first label, and is -1 in the end.
+        of_patient = table[PATIENT_LABEL].to_pylist()
+        first = table["label"][0].as_py()
+        patient_truth_N = indices_of([text or first for text in of_patient])
+        patient_truth_N[[not text for text in of_patient]] = -1
     has_patient = "patient" in table.column_names
-    return Labels(
-        place,
-        sha256,
-        table,
-        _indices(table["label"], place=place, classes=classes),
-        table["patient"].to_pylist() if has_patient else [""] * len(table),
-        patient_truth_N,
-        of_patients,
-    )
-
-
-def _indices(
-    column: pa.ChunkedArray, *, place: str, classes: tuple[str, ...]
-) -> npt.NDArray[np.int64]:
-    """Return the class of each row."""
-    encoded = column.combine_chunks().dictionary_encode()
-    index = np.array(
-        [
-            class_index(label, where=place, classes=classes, numbers=True)
-            for label in encoded.dictionary.to_pylist()
-        ],
-        np.int64,
-    )
-    return index[encoded.indices.to_numpy()]
+    written = table["patient"].to_pylist() if has_patient else [""] * len(table)
+    patient = [nfc(text) for text in written]
+    notes += spelling_notes(written)
+    return Labels(place, sha256, table, truth_N, patient, notes, patient_truth_N, of_patients)
 
 
 def keys_of(table: pa.Table, *, key: str, place: str) -> list[str]:
@@ -188,13 +186,17 @@ def keys_of(table: pa.Table, *, key: str, place: str) -> list[str]:
     return keys
 
 
+def _is_split(place: str) -> bool:
+    return place.lower().endswith(".txt")
+
+
 def base_name(uri: str) -> str:
     """Return the file name at the end of a path, URI or URI::member."""
     return uri.rpartition("::")[2].rpartition("/")[2]
 
 
 def identities(table: pa.Table) -> list[str]:
-    """Return one text per slice that is the same for its COVIDx-CT name and its author's name.
+    """Return one text per slice that is the same for all its names in public data sets.
 
     For other names it is the file name; for a table with slice_ids alone, the slice_id.
     """

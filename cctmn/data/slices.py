@@ -18,9 +18,20 @@ import numpy.typing as npt
 
 from cctmn import store
 from cctmn.contract import InputContract
-from cctmn.data.covidx import SplitLine, class_index, find_class, parse_name, read_split
+from cctmn.data.class_names import (
+    NO_MAP,
+    LabelMap,
+    check_label_map,
+    class_index,
+    class_indices,
+    find_class,
+    synonym_notes,
+)
+from cctmn.data.covidx import SplitLine, read_split
 from cctmn.data.files import IMAGE_SUFFIXES, list_images, stem
 from cctmn.data.issues import DatasetIssues, filter_readable, require_samples
+from cctmn.data.patients import nfc
+from cctmn.data.slice_names import parse_name
 from cctmn.errors import DataError
 from cctmn.read.decode import open_image
 from cctmn.read.preprocess import to_input
@@ -51,36 +62,48 @@ class SliceSet:
 
     samples: tuple[SliceSample, ...]
     issues: DatasetIssues
+    notes: tuple[str, ...] = ()  # labels that were read as synonyms
 
 
 def open_slices(
-    data: str, *, split: str | None = None, root: str | None = None, classes: tuple[str, ...]
+    data: str,
+    *,
+    split: str | None = None,
+    root: str | None = None,
+    classes: tuple[str, ...],
+    label_map: LabelMap = NO_MAP,
 ) -> SliceSet:
     """List the slices of a table or folder; a split file selects from the folder.
 
-    Relative names in a table are below `root`, or below the table's own folder. Raises DataError if
-    the layout is not recognised, a label is not one of the classes, or no slice is left.
+    Relative names in a table are below `root`, or below the table's own folder. `label_map` says
+    which class a label means. Raises DataError if the layout is not recognised, a label is not one
+    of the classes, or no slice is left, and ConfigError if the map names an unknown class.
     """
+    check_label_map(label_map, classes=classes)
     if root is not None and not is_table(data):
         raise DataError("--root is the folder of a table's slices; leave it out", data)
     if is_table(data):
         if split is not None:
             raise DataError("a table selects its slices itself; leave out the split", data, split)
-        opened = _from_table(data, classes, root=root)
+        opened = _from_table(data, classes, root=root, label_map=label_map)
     else:
         images = list_images(data, suffixes=IMAGE_SUFFIXES, hint=LAYOUTS)
         folders = {name.split("/")[0] for name in images if "/" in name}
         if split is not None:
-            opened = _from_split(images, read_split(split, classes=classes))
-        elif any(find_class(folder, classes) is not None for folder in folders):
-            opened = _from_names(images, parse=_by_folder, data=data, classes=classes)
+            lines = read_split(split, classes=classes, label_map=label_map)
+            opened = _from_split(images, lines)
+        elif any(find_class(f, classes, label_map=label_map) is not None for f in folders):
+            opened = _from_names(
+                images, parse=_by_folder, data=data, classes=classes, label_map=label_map
+            )
         elif any(map(_by_name, images)):
-            opened = _from_names(images, parse=_by_name, data=data, classes=classes)
+            opened = _from_names(
+                images, parse=_by_name, data=data, classes=classes, label_map=label_map
+            )
         else:
             raise DataError(f"the layout is not recognised; {LAYOUTS}", data)
-    return SliceSet(
-        require_samples(opened.samples, issues=opened.issues, where=data), opened.issues
-    )
+    require_samples(opened.samples, issues=opened.issues, where=data)
+    return opened
 
 
 def read_slice(uri: str, *, contract: InputContract) -> npt.NDArray[np.uint8]:
@@ -98,7 +121,7 @@ def check_slices(opened: SliceSet, *, contract: InputContract, threads: int) -> 
     kept, issues = filter_readable(
         opened.samples, issues=opened.issues, read=reads, threads=threads
     )
-    return SliceSet(kept, issues)
+    return SliceSet(kept, issues, opened.notes)
 
 
 # --- layouts
@@ -136,40 +159,49 @@ def _from_names(
     parse: Callable[[str], tuple[str, str] | None],
     data: str,
     classes: tuple[str, ...],
+    label_map: LabelMap,
 ) -> SliceSet:
     """Take label and patient from names relative to the folder, by `parse`."""
     samples, unlabelled, unreadable = [], [], []
+    known: dict[str, int] = {}
     for name, info in images.items():
         if info.error_code:
             unreadable.append((name, info.error_code))
         elif (named := parse(name)) is not None:
             label, patient = named
-            index = class_index(label, where=f"{data}, {name}", classes=classes)
-            samples.append(SliceSample(name, info.uri, index, patient))
+            index = class_index(
+                label, where=f"{data}, {name}", classes=classes, label_map=label_map
+            )
+            known[label] = index
+            samples.append(SliceSample(name, info.uri, index, nfc(patient)))
         else:
             unlabelled.append(name)
     issues = DatasetIssues(unlabelled=tuple(unlabelled), unreadable=tuple(unreadable))
-    return SliceSet(tuple(samples), issues)
+    notes = synonym_notes(known, classes=classes, label_map=label_map)
+    return SliceSet(tuple(samples), issues, tuple(notes))
 
 
-def _from_table(place: str, classes: tuple[str, ...], *, root: str | None) -> SliceSet:
+def _from_table(
+    place: str, classes: tuple[str, ...], *, root: str | None, label_map: LabelMap
+) -> SliceSet:
     """Read a training list: a column that names the slices, `label`, and perhaps `patient`."""
     given = read_user_table(place, hint="give a table with uri, label and patient")
     names, labels = given.slices(TRAINING_COLUMNS), given.column("label")
     has_patient = "patient" in given.table.column_names
     patients = given.column("patient") if has_patient else [""] * len(names)
     base = root or store.parent(place)
+
+    def where(row: int) -> str:
+        return f"{place} line {line_of(row)}"
+
+    indices, notes = class_indices(labels, classes=classes, label_map=label_map, where=where)
     samples: dict[str, SliceSample] = {}
-    for row, (name, label, patient) in enumerate(zip(names, labels, patients, strict=True)):
-        where = f"{place} line {line_of(row)}"
-        if not label:
-            raise DataError("no label; fill it in", where)
+    for row, (name, index, patient) in enumerate(zip(names, indices, patients, strict=True)):
         uri = store.below(base, name)
         if uri in samples:
-            raise DataError("a slice is listed before; keep one line per slice", where, name)
-        index = class_index(label, where=where, classes=classes, numbers=True)
-        samples[uri] = SliceSample(name, uri, index, patient)
-    return SliceSet(tuple(samples.values()), DatasetIssues())
+            raise DataError("a slice is listed before; keep one line per slice", where(row), name)
+        samples[uri] = SliceSample(name, uri, index, nfc(patient))
+    return SliceSet(tuple(samples.values()), DatasetIssues(), tuple(notes))
 
 
 # --- class and patient from a name
@@ -177,7 +209,7 @@ def _from_table(place: str, classes: tuple[str, ...], *, root: str | None) -> Sl
 
 def _by_name(name: str) -> tuple[str, str] | None:
     named = parse_name(name)
-    return named and (named.label, named.patient)
+    return (named.label, named.patient) if named and named.label else None
 
 
 def _by_folder(name: str) -> tuple[str, str] | None:

@@ -11,14 +11,21 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from cctmn.data.issues import S, Sample, first_few
+from cctmn.data.patients import folded
 from cctmn.errors import DataError
 
 
 def check_disjoint(parts: Mapping[str, Sequence[Sample]]) -> int:
-    """Return how many samples have no known patient. Raises DataError if parts share a patient."""
-    patients = {part: {s.patient for s in samples} - {""} for part, samples in parts.items()}
+    """Return how many samples have no known patient. Raises DataError if parts share a patient.
+
+    Patients whose ids differ in case alone are taken for one.
+    """
+    patients = {
+        part: {folded(patient): patient for patient in {s.patient for s in samples} - {""}}
+        for part, samples in parts.items()
+    }
     for (one, ones), (other, others) in itertools.combinations(patients.items(), 2):
-        if shared := sorted(ones & others):
+        if shared := sorted(ones[patient] for patient in ones.keys() & others.keys()):
             raise DataError(
                 f"{one} and {other} share {len(shared)} patients; give splits that no patient "
                 "crosses",
@@ -49,7 +56,7 @@ def held_out(
 
 
 def _key(sample: Sample) -> tuple[str, str]:
-    return ("patient", sample.patient) if sample.patient else ("slice", sample.name)
+    return ("patient", folded(sample.patient)) if sample.patient else ("slice", sample.name)
 
 
 def _draw(key: tuple[str, str], seed: int) -> str:

@@ -72,7 +72,9 @@ def write_pictures(
 
     No picture is written if the output folder has no inventory.
     """
-    wanted = pa.array(sorted({case["slice_id"] for of_kind in cases.values() for case in of_kind}))
+    ids = sorted({case["slice_id"] for of_kind in cases.values() for case in of_kind})
+    # Without the type, an empty list would become an array of nulls.
+    wanted = pa.array(ids, pa.string())
     rows: list[dict[str, Any]] = []
     for table in tables.inventory(store.join(joined.scored.out, "private", "inventory")):
         rows += table.filter(pc.is_in(table["slice_id"], value_set=wanted)).to_pylist()
@@ -102,7 +104,7 @@ def _details(joined: Joined, rows: list[int]) -> dict[int, dict[str, Any]]:
     details: dict[str, dict[str, Any]] = {}
     for number in set(files):
         part = tables.read(joined.scored.files[number], ["slice_id", "rows", "cols", "lesions"])
-        kept = part.filter(pc.is_in(part["slice_id"], value_set=pa.array(ids)))
+        kept = part.filter(pc.is_in(part["slice_id"], value_set=pa.array(ids, pa.string())))
         details |= {row["slice_id"]: row for row in kept.to_pylist()}
     return {row: _rounded(details[slice_id]) for row, slice_id in zip(rows, ids, strict=True)}
 

@@ -9,6 +9,8 @@ Writes: the card, with temperature, patient rule, and the loss before and after.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,16 @@ from cctmn.evaluate.options import file_name
 from cctmn.evaluate.patient_sample import patient_slices
 from cctmn.metrics.calibration import fit_temperature, losses
 from cctmn.model.card import calibrated, read_card
+from cctmn.reporter import Reporter, silent
+
+
+@dataclass(frozen=True)
+class Joining:
+    """How labels find their predictions, and which class each means."""
+
+    key: str = "name"  # one of classes.JOIN_KEYS
+    root: str | None = None  # base folder or prefix for relative URIs
+    label_map: Mapping[str, str] = field(default_factory=dict)
 
 
 def calibrate(
@@ -28,9 +40,9 @@ def calibrate(
     *,
     out: str,
     labels: str,
-    key: str = "name",
-    root: str | None = None,
+    joining: Joining = Joining(),
     overwrite: bool = False,
+    report: Reporter = silent,
 ) -> dict[str, Any]:
     """Fit on the scored slices of `out`, write the card of `model`, and return its calibration.
 
@@ -40,12 +52,14 @@ def calibrate(
     card = read_card(model)
     scored = read_scored(out)
     scored.check_model(card, where=model)
-    truth = read_labels(labels, classes=scored.classes)
+    truth = read_labels(labels, classes=scored.classes, label_map=joining.label_map)
     before = card.calibration.get("labels_sha256", truth.sha256)
     if before != truth.sha256 and not overwrite:
         raise ModelError("is calibrated on other labels; copy the model, or add --overwrite", model)
-    joined = join(truth, scored, key=key, root=root)
-    logits_NC, truth_N = joined.logits(), truth.truth_N[joined.scored_N]
+    joined = join(truth, scored, key=joining.key, root=joining.root)
+    for note in [*truth.notes, *joined.notes]:
+        report(f"note: {note}")
+    logits_NC, truth_N = joined.logits(), joined.labels.truth_N[joined.scored_N]
     if not len(truth_N):
         raise DataError("every labelled slice is an error row; give other slices to fit on", labels)
     temperature = round(fit_temperature(logits_NC, truth_N, activation=card.activation), 4)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
@@ -28,7 +29,7 @@ from cctmn import store, tables
 from cctmn.data.issues import first_few
 from cctmn.data.labels import Labels, base_name, keys_of
 from cctmn.errors import ConfigError, DataError, state_of
-from cctmn.evaluate import labels_by_patient
+from cctmn.evaluate import labels_by_patient, near_names
 from cctmn.metrics import bootstrap
 from cctmn.metrics.intervals import ClassifiedSample
 from cctmn.model.card import Card
@@ -112,6 +113,7 @@ class Joined:
     scored_N: NDArray[np.bool_]
     unlabelled: list[str]  # slice_ids of predictions without a label
     key: str
+    notes: list[str] = field(default_factory=list)  # labels joined in spite of their spelling
 
     def logits(self) -> NDArray[np.float64]:
         """Return the logits of the scored slices, M x C."""
@@ -222,9 +224,9 @@ def read_scored(out: str) -> Scored:
 def join(labels: Labels, scored: Scored, *, key: str = "name", root: str | None = None) -> Joined:
     """Find the prediction of each label by file name, URI (relative ones below `root`) or slice_id.
 
-    By "patient", a label holds for every slice of the patient.
-
-    Raises DataError if a name means two slices, or no label has a prediction.
+    By "patient", a label holds for every slice of the patient. A name that differs by spelling
+    alone counts too, if it is unique. Raises DataError if a name means two slices, no label has a
+    prediction, or a labelled slice has a score that is not finite.
     """
     if key == "patient":
         of_predictions = (scored.table[name] for name in ("slice_id", "patient_key"))
@@ -239,15 +241,28 @@ def join(labels: Labels, scored: Scored, *, key: str = "name", root: str | None 
         wanted = [_absolute(uri, base) for uri in wanted]
     has_frame = "frame" in labels.table.column_names and key != "slice_id"
     frames = labels.table["frame"].to_pylist() if has_frame else None
-    return _joined(labels, scored, _slice_ids(wanted, scored, key=key, frames=frames), key=key)
+    ids, notes = _slice_ids(wanted, scored, key=key, frames=frames)
+    hint = ""
+    if not any(ids) and key != "slice_id":
+        hint = near_names.hint(wanted, _names(scored, key=key), key=key)
+    return _joined(labels, scored, ids, key=key, notes=notes, hint=hint)
 
 
-def _joined(labels: Labels, scored: Scored, ids: list[str], *, key: str) -> Joined:
+def _joined(
+    labels: Labels,
+    scored: Scored,
+    ids: list[str],
+    *,
+    key: str,
+    notes: Sequence[str] = (),
+    hint: str = "",
+) -> Joined:
     rows = {slice_id: i for i, slice_id in enumerate(scored.table["slice_id"].to_pylist())}
     row_N = np.array([rows.get(slice_id, -1) for slice_id in ids], np.int64)
     if not (row_N >= 0).any():
         raise DataError(
-            f"no label has a prediction by {key}; choose another --key, or another OUT",
+            f"no label has a prediction by {key}"
+            + (f": {hint}" if hint else "; choose another --key, or another OUT"),
             labels.place,
             f"the first is {labels.table[_column(labels, key)][0]}, OUT is {scored.out}",
         )
@@ -260,10 +275,25 @@ def _joined(labels: Labels, scored: Scored, ids: list[str], *, key: str) -> Join
         else NO_PREDICTION
         for slice_id, row in zip(ids, row_N, strict=True)
     ]
-    known = set(ids)
-    unlabelled = [slice_id for slice_id in rows if slice_id not in known]
+    labelled = set(ids)
+    unlabelled = [slice_id for slice_id in rows if slice_id not in labelled]
     scored_N = np.array([not code for code in code_N], np.bool_)
-    return Joined(labels, scored, row_N, code_N, scored_N, unlabelled, key)
+    joined = Joined(labels, scored, row_N, code_N, scored_N, unlabelled, key, list(notes))
+    _check_finite(joined)
+    return joined
+
+
+def _check_finite(joined: Joined) -> None:
+    """Raise DataError if a labelled slice has a logit that is not finite, and so no class."""
+    bad_M = ~np.isfinite(joined.logits()).all(axis=1)
+    if bad_M.any():
+        rows = joined.row_N[joined.scored_N][bad_M]
+        ids = joined.scored.table["slice_id"].take(pa.array(rows)).to_pylist()
+        raise DataError(
+            f"labelled slices with a score that is not a number: {first_few(ids)}; score them "
+            "again into a new OUT, or leave them out of the labels",
+            joined.scored.out,
+        )
 
 
 def _column(labels: Labels, key: str) -> str:
@@ -274,24 +304,27 @@ def _column(labels: Labels, key: str) -> str:
 
 def _slice_ids(
     wanted: list[str], scored: Scored, *, key: str, frames: list[Any] | None
-) -> list[str]:
-    """Return the slice_id of each key, "" for a key that the inventory does not have."""
+) -> tuple[list[str], list[str]]:
+    """Return the slice_id of each key, "" for a key that the inventory does not have, and notes."""
     if key == "slice_id":
-        return wanted
+        return wanted, []
     if scored.names is None:
         raise DataError(
             "OUT/private/inventory, which holds the names, is missing; run where it is, or "
             "join by --key slice_id",
             scored.out,
         )
-    columns = [scored.names[name].to_pylist() for name in ("slice_id", "uri", "member", "frame")]
+    names = _names(scored, key=key)
+    asked = set(wanted)
+    there = set(names)
+    spelled = near_names.same_slices(asked - there, there - asked)
+    notes = [near_names.joined_note(len(spelled))] if spelled else []
+    wanted = [spelled.get(name, name) for name in wanted]
+    asked |= set(spelled.values())
+    columns = [scored.names[name].to_pylist() for name in ("slice_id", "frame")]
     known: dict[Any, str] = {}
     doubled: set[str] = set()
-    asked = set(wanted)
-    for slice_id, uri, member, frame in zip(*columns, strict=True):
-        name = f"{uri}::{member}" if member else uri
-        if key == "name":
-            name = base_name(member or store.display(uri))
+    for name, slice_id, frame in zip(names, *columns, strict=True):
         if name not in asked:
             continue
         entry = name if frames is None else (name, str(frame))
@@ -305,8 +338,19 @@ def _slice_ids(
             names=first_few(sorted(doubled)),
         )
     if frames is None:
-        return [known.get(name, "") for name in wanted]
-    return [known.get((n, str(f)), "") for n, f in zip(wanted, frames, strict=True)]
+        return [known.get(name, "") for name in wanted], notes
+    return [known.get((n, str(f)), "") for n, f in zip(wanted, frames, strict=True)], notes
+
+
+def _names(scored: Scored, *, key: str) -> list[str]:
+    """Return the file name or the URI of each slice of the inventory."""
+    assert scored.names is not None
+    columns = [scored.names[name].to_pylist() for name in ("uri", "member")]
+    if key == "name":
+        return [
+            base_name(member or store.display(uri)) for uri, member in zip(*columns, strict=True)
+        ]
+    return [f"{uri}::{member}" if member else uri for uri, member in zip(*columns, strict=True)]
 
 
 def _absolute(uri: str, base: str) -> str:

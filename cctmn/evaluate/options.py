@@ -7,6 +7,7 @@ The part on classes (`slice_metrics.py`) and the part on lesions (`lesion_metric
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -32,6 +33,7 @@ class EvaluationOptions:
     mask_split: str | None = None  # list of names that selects from it
     key: str = "name"  # one of config.JOIN_KEYS
     root: str | None = None  # base folder or prefix for relative URIs in the labels
+    label_map: Mapping[str, str] = field(default_factory=dict)  # classes that labels mean
     model: str | None = None  # the model that scored `out`; its card has its calibration
     against: str | None = None  # output folder of another model on the same slices
     training: str | None = None  # labels or split file of the training set

@@ -17,7 +17,7 @@ from cctmn import store
 from cctmn.contract import InputContract
 from cctmn.data.issues import first_few
 from cctmn.data.labels import Labels, identities, read_labels, read_table
-from cctmn.errors import ConfigError
+from cctmn.errors import ConfigError, DataError
 from cctmn.evaluate import audit, cases, cohorts
 from cctmn.evaluate.join import NO_PREDICTION, Joined, Scored, join, read_scored
 from cctmn.evaluate.known_sets import KnownSet, known_set
@@ -44,9 +44,15 @@ def evaluate(
             options.out,
         )
     # 1. Read and join everything first, so that an error leaves nothing behind.
-    labels = read_labels(options.labels, classes=scored.classes)
+    labels = read_labels(options.labels, classes=scored.classes, label_map=options.label_map)
     joined = join(labels, scored, key=options.key, root=options.root)
     labels = joined.labels
+    if not joined.scored_N.any():
+        raise DataError(
+            "no labelled slice has scores, so nothing can be measured; the error codes of OUT say "
+            "why, score these slices again",
+            options.out,
+        )
     cohort_values = {columns: _values(joined, columns) for columns in options.by}
     pair, compared = (None, None) if options.against is None else _pair(options, joined, model)
     audited, training = (None, None) if options.training is None else _audit(options, labels)
@@ -269,4 +275,5 @@ def _warnings(joined: Joined, model: EvaluatedModel, known: KnownSet | None) -> 
         ),
     ]
     texts = few_patients(num_known) + [text for holds, text in warnings if holds]
+    texts += [*joined.labels.notes, *joined.notes]
     return texts if known is None else [*texts, known.warning]

@@ -5,7 +5,8 @@ Training and measuring use the same functions, so they see the same slices.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from cctmn.contract import InputContract
@@ -28,12 +29,15 @@ class Data:
     split: str | None = None
     what: str = "slices"  # for messages
     root: str | None = None  # base folder or prefix for relative names in a table
+    label_map: Mapping[str, str] = field(default_factory=dict)  # classes that labels mean
 
 
 def with_lesions(data: Data, *, card: Card, report: Reporter) -> tuple[LesionSample, ...]:
     """CNCB-like slices that have a lesion of the model's classes."""
     if data.root is not None:
         raise DataError("--root is for tables of classified slices; leave it out", data.place)
+    if data.label_map:
+        raise DataError("--label-map is for classified slices; leave it out", data.place)
     dataset = lesions.check_lesions(
         lesions.open_lesions(data.place, names=data.split),
         lesion_classes=card.arch.lesion_classes,
@@ -49,11 +53,19 @@ def with_classes(
 ) -> tuple[SliceSample, ...]:
     """Slices with an image class, in any of the layouts."""
     dataset = slices.check_slices(
-        slices.open_slices(data.place, split=data.split, root=data.root, classes=classes),
+        slices.open_slices(
+            data.place,
+            split=data.split,
+            root=data.root,
+            classes=classes,
+            label_map=data.label_map,
+        ),
         contract=InputContract.from_card(card.input),
         threads=READ_THREADS,
     )
     _report_dataset(data, dataset.samples, issues=dataset.issues, report=report)
+    for note in dataset.notes:
+        report(f"{data.what}: {note}")
     return tuple(dataset.samples)
 
 

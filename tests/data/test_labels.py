@@ -98,7 +98,11 @@ def test_labels_of_other_data_sets(tmp_path):
     assert keys_of(result.table, key="uri", place=csv) == ["a/1.png", "b/2.png"]
     numbers = pa.table({"name": ["1", "2"], "label": [1, 0], "patient": [3, None]})
     pq.write_table(numbers, tmp_path / "l.parquet")
-    result = read_labels(str(tmp_path / "l.parquet"), classes=("benign", "malignant"))
+    result = read_labels(
+        str(tmp_path / "l.parquet"),
+        classes=("benign", "malignant"),
+        label_map={"0": "benign", "1": "malignant"},
+    )
     assert result.truth_N.tolist() == [1, 0]
     assert result.patient == ["3", ""]
 

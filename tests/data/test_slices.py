@@ -11,7 +11,7 @@ from cctmn.classes import COVIDX_CLASSES
 from cctmn.contract import InputContract
 from cctmn.data.issues import DatasetIssues
 from cctmn.data.slices import SliceSample, SliceSet, check_slices, open_slices, read_slice
-from cctmn.errors import DataError
+from cctmn.errors import ConfigError, DataError
 from cctmn.read.decode import open_image
 from cctmn.read.preprocess import to_input
 from tests.conftest import S3Server
@@ -93,7 +93,9 @@ def test_split_classes_are_covidx_ones(tmp_path: Path) -> None:
     dataset = open_slices(folder, split=split, classes=TWO)
     assert rows(dataset) == [("0_1_1_1.png", 0, "1"), ("2_2_1_1.png", 1, "2"), ("xyz.png", 1, "")]
     split = listed(tmp_path, "0_1_1_1.png\n1_3_1_1.png\n")
-    with pytest.raises(DataError, match=r"line 2, 1_3_1_1.png: label 'pneumonia' is none of .*set"):
+    with pytest.raises(
+        DataError, match=r"line 2, 1_3_1_1.png: a label is none of .* \(pneumonia\)"
+    ):
         open_slices(folder, split=split, classes=TWO)
 
 
@@ -104,7 +106,7 @@ def test_split_classes_are_covidx_ones(tmp_path: Path) -> None:
         ("scan1.png", r"line 1: a slice has no class; .* \(scan1.png\)"),
         ("NCP_1_1_1.png 0", r"listed as control; correct the line \(NCP_1_1_1.png\)"),
         ("NCP_1_1_1.png 2\n2_1_1_1.png 2", r"line 2: a slice is listed before; .* \(2_1_1_1.png\)"),
-        ("7_1_1_1.png", "label '7' is none of the classes control, pneumonia, covid"),
+        ("7_1_1_1.png", r"a class is neither 0, 1, 2 nor a name; .* \(7_1_1_1.png\)"),
     ],
 )
 def test_wrong_split_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -135,7 +137,7 @@ def test_the_class_is_read_from_names(tmp_path: Path) -> None:
     ]
     assert dataset.issues.lines() == ["files without a class: 1 (IMG-0001-00007.jpg)"]
     with pytest.raises(
-        DataError, match=r"1_11_1_3.jpg: label 'pneumonia' is none of .* covid; set"
+        DataError, match=r"1_11_1_3.jpg: a label is none of .* covid; .* \(pneumonia\)"
     ):
         open_slices(folder, classes=TWO)
 
@@ -164,7 +166,7 @@ def test_the_class_is_read_from_folders(tmp_path: Path) -> None:
         unlabelled=("5.png",), unreadable=(("Control", "not_regular_file"),)
     )
     write(tmp_path, "NiCT/6.jpg")
-    with pytest.raises(DataError, match=r"NiCT/6.jpg: label 'NiCT' is none of the classes.*set"):
+    with pytest.raises(DataError, match=r"NiCT/6.jpg: a label is none of the classes.* \(NiCT\)"):
         open_slices(folder, classes=TWO)
 
 
@@ -201,7 +203,7 @@ def test_table(tmp_path: Path) -> None:
         "patient,path,label,note\n"
         "p 1,images/1 å.png,control,x\n"
         ' ,"images/../2.png", COVID,\n'
-        f"p2,{elsewhere},1,\n"
+        f"p2,{elsewhere},COVID-19,\n"
         "p2,s3://bucket/4.png,ncp,\n",
     )
     dataset = open_slices(data, classes=TWO)
@@ -218,10 +220,32 @@ def test_table(tmp_path: Path) -> None:
         "s3://bucket/4.png",
     ]
     assert dataset.issues == DatasetIssues()
-    # an index is into the classes given, not COVIDx-CT's
-    assert rows(open_slices(table(tmp_path, "path,label\na.png,1\n"), classes=TWO)) == [
-        ("a.png", 1, "")
+
+
+def test_a_map_says_what_the_labels_of_a_table_mean(tmp_path: Path) -> None:
+    data = table(tmp_path, "path,label\na.png,1\nb.png,0\nc.png,flu\n")
+    mapped = {"0": "covid", "1": "control", "flu": "control"}
+    assert rows(open_slices(data, classes=TWO, label_map=mapped)) == [
+        ("a.png", 0, ""),
+        ("b.png", 1, ""),
+        ("c.png", 0, ""),
     ]
+
+
+def test_a_map_says_what_the_folders_mean(tmp_path: Path) -> None:
+    folder = write(tmp_path, "0/a.png", "1/b.png")
+    mapped = {"0": "covid", "1": "control"}
+    assert [s.label for s in open_slices(folder, classes=TWO, label_map=mapped).samples] == [1, 0]
+
+
+def test_a_map_merges_the_classes_of_a_split(tmp_path: Path) -> None:
+    folder = write(tmp_path / "images", "0_1_1_1.png", "CP_3_1_1.png")
+    split = listed(tmp_path, "0_1_1_1.png\n1_3_1_1.png\n")
+    mapped = {"pneumonia": "covid"}
+    opened = open_slices(folder, split=split, classes=TWO, label_map=mapped)
+    assert [s.label for s in opened.samples] == [0, 1]
+    with pytest.raises(ConfigError, match="maps numbers, but in a split file 0 is control"):
+        open_slices(folder, split=split, classes=TWO, label_map={"1": "covid"})
 
 
 @pytest.mark.parametrize(
@@ -230,13 +254,19 @@ def test_table(tmp_path: Path) -> None:
         ("path,class\na.png,0\n", "no column label .present: path, class."),
         ("", "no column uri, path or name"),
         ("path,label\n", "no row; write one row per slice"),
-        ("path,label\na.png,0\nb.png,2\n", "line 3: label '2' is none of the classes.*set the"),
-        ("path,label\na.png,lymphoma\n", "line 2: label 'lymphoma' is none of the classes"),
-        ("path,label\na.png,²\n", "label '²' is none"),
+        (
+            "path,label\na.png,covid\nb.png,2\n",
+            r"line 3: a label is a number.*--label-map 0=CLASS.*\(2\)",
+        ),
+        ("path,label\na.png,lymphoma\n", r"line 2: a label is none of the classes.*\(lymphoma\)"),
+        ("path,label\na.png,²\n", r"label is none .*\(²\)"),
         ("path,label\na.png,\n", "line 2: no label"),
         ("path,label\na,b.png,0\n", "Expected 2 columns, got 3"),
         ("path,label,patient\na.png,0\n", "Expected 3 columns, got 2"),
-        ("path,label\na.png,0\n./a.png,0\n", r"line 3: a slice is listed before; .* \(./a.png\)"),
+        (
+            "path,label\na.png,covid\n./a.png,covid\n",
+            r"line 3: a slice is listed before; .* \(./a.png\)",
+        ),
     ],
 )
 def test_wrong_tables_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -255,7 +285,7 @@ def test_table_and_split_exclude_each_other(tmp_path: Path) -> None:
 
 
 def test_check_names_what_cannot_be_read(tmp_path: Path) -> None:
-    data = table(tmp_path, "path,label\na.png,0\nb.png,0\nc.png,1\nd.png,1\n")
+    data = table(tmp_path, "path,label\na.png,nCT\nb.png,nCT\nc.png,pCT\nd.png,pCT\n")
     (tmp_path / "a.png").write_bytes(png(1))
     (tmp_path / "c.png").write_bytes(png(2)[:-9])
     (tmp_path / "d.png").write_bytes(b"")
@@ -278,7 +308,7 @@ def test_on_s3(s3: S3Server) -> None:
     s3.bucket("slices")
     s3.upload("slices", "set/images/NCP_1_2_3 +.png", png(1))
     s3.upload("slices", "set/images/0_2_2_3.png", png(2))
-    s3.upload("slices", "set/lists/labels.csv", b"path,label\n../images/0_2_2_3.png,0\n")
+    s3.upload("slices", "set/lists/labels.csv", b"path,label\n../images/0_2_2_3.png,control\n")
     s3.upload("slices", "set/lists/split.txt", b"0_2_2_3.png\n2_9_9_9.png\n")
     one = SliceSample("NCP_1_2_3 +.png", "s3://slices/set/images/NCP_1_2_3 +.png", 2, "1")
     other = SliceSample("0_2_2_3.png", "s3://slices/set/images/0_2_2_3.png", 0, "2")

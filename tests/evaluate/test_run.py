@@ -280,7 +280,7 @@ def test_a_known_set_is_named_and_gives_a_warning(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("uri,label\na.png,lymphoma\n", DataError, "label 'lymphoma' is none of the classes"),
+        ("uri,label\na.png,lymphoma\n", DataError, "a label is none of the classes"),
         ("uri,class\na.png,covid\n", DataError, "no column label"),
         ("file,label\na.png,covid\n", DataError, "add uri, name, slice_id or patient"),
         ("uri,label\n", DataError, "holds no row"),
