@@ -106,7 +106,8 @@ def labels_audit(
 ) -> None:
     """Find what two SETs share.
 
-    Patients, scans and slices are compared, with --hash also files and pictures.
+    Patients, scans and slices are compared, with --hash also files and pictures. Case and Unicode
+    form of patients do not matter. Equal paths of known, different patients are different slices.
     SET is a table of labels (.csv, .parquet) or a split file of COVIDx-CT (.txt).
     """
     import pyarrow as pa
@@ -132,6 +133,12 @@ def labels_audit(
         for pair in counts["pairs"]:
             shared = ", ".join(f"{pair[k]:,} {k}" for k in audit.KINDS if pair[k] is not None)
             click.echo(f"{pair['a']} and {pair['b']} share {shared}")
+        for one in counts["sets"]:
+            if unknown := one["unknown_patients"]:
+                click.echo(
+                    f"{one['name']}: {unknown:,} slices could not be checked for shared patients, "
+                    "because their patient is unknown"
+                )
 
 
 @click.command(

@@ -233,8 +233,11 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
                 "type": "array",
                 "items": _object(
                     "A set.",
-                    {"name": _TEXT, "slices": _COUNT, "patients": _COUNT, "unreadable": _COUNT},
-                    optional=("unreadable",),
+                    {"name": _TEXT}
+                    | dict.fromkeys(
+                        ("slices", "patients", "unknown_patients", "unreadable"), _COUNT
+                    ),
+                    optional=("unknown_patients", "unreadable"),
                 ),
             },
             "pairs": {

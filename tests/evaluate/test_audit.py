@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from cctmn.data.labels import covidx_ct, identities
+from cctmn.data.labels import covidx_ct, identities, read_table
 from cctmn.errors import DataError
 from cctmn.evaluate.audit import compare, named, read_set, summary
 from cctmn.evaluate.known_sets import known_set
 from cctmn.metrics.document import PAPER_REMAINING
+from tests.commands import call
 from tests.makers import png
 
 
@@ -93,3 +94,68 @@ def test_hashes_need_loose_files():
         read_set(pa.table({"slice_id": ["a"]}), name="ids", hashes=True)
     with pytest.raises(DataError, match="is in an archive"):
         read_set(pa.table({"uri": ["z.zip::a"]}), name="zip", hashes=True)
+
+
+def test_patients_that_differ_in_case_or_unicode_form_are_shared():
+    one = of("one", uri=["x/IM0001.dcm", "x/IM0002.dcm"], patient=["Müller", "p9"])
+    other = of("other", uri=["y/IM0001.dcm", "y/IM0002.dcm"], patient=["MU\u0308LLER", "P9"])
+    [overlap] = compare([one, other])
+    assert overlap.shared["patients"] == ["Müller", "p9"]
+    assert overlap.shared["slices"] == []
+
+
+def test_equal_file_names_of_other_patients_are_not_shared():
+    for folder in ("z/", "x/", ""):
+        one = of("one", uri=["x/IM0001.dcm"], patient=["1"])
+        other = of("other", uri=[f"{folder}IM0001.dcm"], patient=["2"])
+        [overlap] = compare([one, other])
+        assert overlap.shared["slices"] == []
+        assert summary([one, other], [overlap])["warnings"] == []
+
+
+def test_equal_paths_are_the_same_slice_if_a_patient_is_unknown():
+    one = of("one", uri=["./x/IM0001.dcm", "x/IM0002.dcm"], patient=["1", "1"])
+    other = of("other", uri=["x/IM0001.dcm", "IM0002.dcm", "y/IM0001.dcm"])
+    [overlap] = compare([one, other])
+    assert overlap.shared["slices"] == ["IM0002.dcm", "x/IM0001.dcm"]
+
+
+def test_names_of_public_data_sets_are_the_same_slice_wherever_they_are():
+    one = of("one", uri=["a/NCP_1_2_3.png", "b/pCT11.jpg"], patient=["NCP_1", ""])
+    other = of("other", uri=["2_1_2_3.png", "2_pCT11.jpg"], patient=["1", ""])
+    [overlap] = compare([one, other])
+    assert overlap.counts()["slices"] == 2
+
+
+def test_slices_of_unknown_patients_are_counted():
+    sets = [of("one", uri=["a", "b"], patient=["", "1"]), of("other", uri=["c"], patient=["2"])]
+    about = summary(sets, compare(sets))
+    assert [s["unknown_patients"] for s in about["sets"]] == [1, 0]
+    assert about["warnings"] == [
+        "one: the patient of 1 of 2 slices is unknown, so they could not be checked for shared "
+        "patients."
+    ]
+
+
+def test_two_sets_of_one_name_keep_their_own_counts():
+    sets = [of("l.csv", uri=["a", "b"], patient=["1", "2"]), of("l.csv", uri=["c"], patient=["1"])]
+    [warning] = summary(sets, compare(sets))["warnings"]
+    assert "1 of the 2 patients of the first and of the 1 of the second" in warning
+
+
+def test_the_command_says_what_it_could_not_check(tmp_path):
+    (tmp_path / "a.csv").write_text("uri,label\na.png,covid\n")
+    (tmp_path / "b.csv").write_text("uri,label,patient\nb.png,covid,1\n")
+    done = call("labels", "audit", tmp_path / "a.csv", tmp_path / "b.csv")
+    assert done.returncode == 0
+    assert "a.csv: 1 slices could not be checked for shared patients" in done.stdout
+
+
+def test_the_audit_case(shared):
+    folder = shared / "cases/evaluation/audit"
+    a, b, c = (
+        read_set(read_table(str(folder / f"{name}.csv"))[0], name=name) for name in ("a", "b", "c")
+    )
+    with_b, with_c, _ = compare([a, b, c])
+    assert with_b.counts()["patients"] == 2
+    assert not any(with_c.shared.values())
