@@ -98,11 +98,13 @@ class Binned:
         slices_B = weights_BG @ per_group(np.ones(len(group_N)))
         gap_GK = np.zeros((groups, self.bins))
         np.add.at(gap_GK, (group_N, self.bin_N), self.right_N - self.confidence_N)
-        return {
-            "ece": np.abs(weights_BG @ gap_GK).sum(axis=1) / slices_B,
-            "brier": weights_BG @ per_group(self.brier_N) / slices_B,
-            "nll": weights_BG @ per_group(self.loss_N) / slices_B,
-        }
+        # A resample of patients without scores has no slice to measure, and is nan.
+        with np.errstate(invalid="ignore"):
+            return {
+                "ece": np.abs(weights_BG @ gap_GK).sum(axis=1) / slices_B,
+                "brier": weights_BG @ per_group(self.brier_N) / slices_B,
+                "nll": weights_BG @ per_group(self.loss_N) / slices_B,
+            }
 
     def reliability(self) -> dict[str, list[float]]:
         """Return mean confidence, accuracy and number of slices of each bin."""
