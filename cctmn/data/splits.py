@@ -39,11 +39,21 @@ def held_out(
 ) -> tuple[tuple[S, ...], tuple[S, ...]]:
     """Draw a fraction of the patients: (train, held), each in the order of `samples`.
 
-    A sample of unknown patient counts as one. Raises DataError if a side would be empty.
+    A sample of unknown patient counts as one, and ids that differ in case alone are one patient.
+    Raises DataError if a side would be empty.
     """
+    # The first spelling of each patient: it decides the draw, as it did before case was ignored.
+    written: dict[str, str] = {}
+    for patient in sorted({s.patient for s in samples}):
+        written.setdefault(folded(patient), patient)
+
+    def key(sample: Sample) -> tuple[str, str]:
+        patient = written[folded(sample.patient)]
+        return ("patient", patient) if patient else ("slice", sample.name)
+
     # By a hash and not by a generator, whose stream may change with numpy: the same patients are
     # drawn on any machine, and a patient added moves at most one other.
-    patients = sorted({_key(s) for s in samples}, key=lambda key: (_draw(key, seed), key))
+    patients = sorted({key(s) for s in samples}, key=lambda one: (_draw(one, seed), one))
     count = round(fraction * len(patients))
     if not 0 < count < len(patients):
         raise DataError(
@@ -51,12 +61,8 @@ def held_out(
             "choose another between 0 and 1, or more patients"
         )
     drawn = set(patients[:count])
-    train = tuple(s for s in samples if _key(s) not in drawn)
-    return train, tuple(s for s in samples if _key(s) in drawn)
-
-
-def _key(sample: Sample) -> tuple[str, str]:
-    return ("patient", folded(sample.patient)) if sample.patient else ("slice", sample.name)
+    train = tuple(s for s in samples if key(s) not in drawn)
+    return train, tuple(s for s in samples if key(s) in drawn)
 
 
 def _draw(key: tuple[str, str], seed: int) -> str:

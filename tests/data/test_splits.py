@@ -52,6 +52,15 @@ def test_held_out_patients_do_not_change() -> None:
     assert "".join(s.patient for s in held) == "bg"
 
 
+def test_ids_that_differ_in_case_alone_are_one_patient() -> None:
+    with pytest.raises(DataError, match=r"train and test share 1 patients; .* \(p9\)"):
+        check_disjoint({"train": slices("p9", "a"), "test": slices("P9", "b")})
+    samples = slices(*["p9", "P9", "x", "y"] * 3)
+    for seed in range(8):
+        parts = held_out(samples, fraction=0.34, seed=seed)
+        assert sum(any(s.patient in ("p9", "P9") for s in part) for part in parts) == 1
+
+
 def test_lesion_samples_and_unknown_patients() -> None:
     lesions = [LesionSample(f"{i}_1", "", "", str(i)) for i in range(4)]
     assert [len(part) for part in held_out(lesions, fraction=0.5, seed=0)] == [2, 2]

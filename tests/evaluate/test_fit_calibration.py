@@ -19,6 +19,7 @@ from cctmn.model.card import CARD, read_card
 from cctmn.score.models import open_source
 from cctmn.score.prepare import PREPARED
 from cctmn.score.scorer import score
+from tests.commands import call, one_line
 from tests.evaluate.outputs import study, write_labels, write_output
 from tests.makers import StandIn
 
@@ -135,3 +136,25 @@ def test_a_calibration_on_other_labels_is_not_replaced_unasked(tmp_path, model):
     assert read_card(model).calibration == first
     replaced = calibrate(str(model), out=out, labels=str(other), overwrite=True)
     assert replaced["labels"] == "other.csv"
+
+
+def test_a_map_says_what_labels_of_validation_slices_mean(tmp_path, model):
+    out, labels = validation(tmp_path, model)
+    numbers = tmp_path / "numbers.csv"
+    text = Path(labels).read_text()
+    for number, name in enumerate(("control", "pneumonia", "covid")):
+        text = text.replace(f",{name},", f",{number},")
+    numbers.write_text(text)
+    one_line(
+        call("models", "calibrate", model, out, "--labels", numbers),
+        code=2,
+        message="a label is a number",
+    )
+    mapped = ("--label-map", "0=control,1=CP,2=COVID-19")
+    done = call("models", "calibrate", model, out, "--labels", numbers, *mapped)
+    assert done.returncode == 0
+    by_numbers = read_card(model).calibration
+    assert calibrate(str(model), out=out, labels=labels, overwrite=True) == by_numbers | {
+        "labels": "valid.csv",
+        "labels_sha256": read_card(model).calibration["labels_sha256"],
+    }
