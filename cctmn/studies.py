@@ -128,7 +128,7 @@ class _StudySlices:
         areas: list[Floats] = []
         classes: tuple[str, ...] = ()
         for uri in tables.parquet_files(folder):
-            table = tables.read(uri, None if masks else list(_COLUMNS))
+            table = tables.read(uri, None) if masks else tables.read_present(uri, _COLUMNS)
             classes = schema.classes_of(table.schema) if masks else ()
             table = table.filter(pc.is_valid(table["study_key"]))
             areas.append(_areas_px(table))

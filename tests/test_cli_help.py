@@ -44,7 +44,7 @@ OPTIONS = {
     "submit": "SCRIPT ARGS --address --env --follow --json --no-upload --no-wait --stop "
     "--working-dir",
     "demo": "-o/--out/--output",
-    "phantom": "KIND --count --overwrite --patients --recipe --seed -o/--out/--output",
+    "phantom": "KIND --count --extent --overwrite --patients --recipe --seed -o/--out/--output",
 }
 
 

@@ -196,6 +196,13 @@ Example:
     "--count", default=40, show_default=True, help="Number of slices; for a study, per patient."
 )
 @click.option("--patients", default=3, show_default=True, help="Number of patients in a study.")
+@click.option(
+    "--extent",
+    type=click.FloatRange(0.05, 0.8),
+    default=0.25,
+    show_default=True,
+    help="Fraction of the lungs' height that the lesions of a study's patient take.",
+)
 @click.option("--seed", default=1, show_default=True, help="Other seeds give other patients.")
 @click.option(
     "--recipe",
@@ -205,19 +212,30 @@ Example:
 )
 @click.option("--overwrite", is_flag=True, help="Write into a folder that holds files.")
 def phantom(
-    kind: str, *, out: Path, count: int, patients: int, seed: int, recipe: str, overwrite: bool
+    kind: str,
+    *,
+    out: Path,
+    count: int,
+    patients: int,
+    extent: float,
+    seed: int,
+    recipe: str,
+    overwrite: bool,
 ) -> None:
     """Make synthetic slices with known lesions.
 
     lesions: OUT/imgs and OUT/masks as CNCB has them. slices: pictures and split.txt as COVIDx-CT
-    has them. study: OUT is a zip of DICOM files, with the truth in a table beside it.
+    has them. study: OUT is a zip of whole scans as DICOM files, with the truth in a table beside
+    it; most slices of a patient with a disease are clean.
     """
     from cctmn.phantom import layouts
 
     if not overwrite and out.exists() and (out.is_file() or any(out.iterdir())):
         raise ConfigError("is there and not empty; give another OUT, or --overwrite", out)
     if kind == "study":
-        made = len(layouts.write_archive(out, patients=patients, slices=count, seed=seed))
+        made = len(
+            layouts.write_archive(out, patients=patients, slices=count, seed=seed, extent=extent)
+        )
     else:
         write = {"lesions": layouts.write_lesions, "slices": layouts.write_slices}[kind]
         made = write(out, count=count, seed=seed, recipe=recipe)

@@ -10,7 +10,7 @@ Takes: a random generator, a finding and a recipe. `layouts` writes the slices t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -120,6 +120,27 @@ class Patient:
             noise_hu=rng.uniform(*recipe.noise_hu),
             lesions=tuple(_lesions(rng, finding=finding, recipe=recipe)),
         )
+
+    def confined(self, extent: float, *, rng: np.random.Generator) -> Patient:
+        """Return the patient with all lesions within this fraction of the lungs' height.
+
+        The top and the base of the lungs stay clean, by as much as a tenth of the height each.
+        """
+        if not self.lesions:
+            return self
+        top = min(lesion.height - lesion.half_height for lesion in self.lesions)
+        base = max(lesion.height + lesion.half_height for lesion in self.lesions)
+        centre = rng.uniform(0.1 + extent / 2, 0.9 - extent / 2)
+        scale = extent / (base - top)
+        lesions = (
+            replace(
+                lesion,
+                height=centre + (lesion.height - (top + base) / 2) * scale,
+                half_height=lesion.half_height * scale,
+            )
+            for lesion in self.lesions
+        )
+        return replace(self, lesions=tuple(lesions))
 
     def visible_height(self, rng: np.random.Generator) -> float:
         """A height at which a slice shows a lesion, any height for a control."""

@@ -34,7 +34,8 @@ from cctmn.phantom.draw import Patient, PhantomSlice
 from cctmn.read.preprocess import window
 
 FIELD_MM: Final = 360.0  # side of the reconstructed field
-SLICE_MM: Final = 8.0  # distance of slices
+SLICE_MM: Final = 8.0  # distance of slices, where a study is no whole scan
+LUNGS_MM: Final = 300.0  # height of the lungs
 CT_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.2"
 # Written in turn, so that a study of the demo passes more than one decoder.
 SYNTAXES: Final = (
@@ -106,11 +107,15 @@ def _picture(slice_: PhantomSlice) -> Image.Image:
     return Image.fromarray(window(slice_.hu, InputContract()))
 
 
-def write_archive(path: Path, *, patients: int, slices: int, seed: int) -> list[dict[str, object]]:
+def write_archive(
+    path: Path, *, patients: int, slices: int, seed: int, extent: float | None = None
+) -> list[dict[str, object]]:
     """Write a zip of patients x slices DICOM files and return the truth, one row per slice.
 
-    The truth is written beside it too, as `<name>-truth.csv`.
+    The truth is written beside it too, as `<name>-truth.csv`. With `extent`, a patient is a whole
+    scan: the lesions take that fraction of the lungs' height, and the other slices are clean.
     """
+    slice_mm = SLICE_MM if extent is None else LUNGS_MM / slices
     rng = np.random.default_rng(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     truth: list[dict[str, object]] = []
@@ -118,12 +123,16 @@ def write_archive(path: Path, *, patients: int, slices: int, seed: int) -> list[
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for p in range(patients):
             patient = Patient.drawn(rng, finding=findings[p % len(findings)])
+            if extent is not None:
+                patient = patient.confined(extent, rng=rng)
             for n in range(slices):
                 slice_ = draw.slice_of(patient, height=(n + 0.5) / slices, rng=rng)
                 syntax = SYNTAXES[(p + n) % len(SYNTAXES)]
                 name = zipfile.ZipInfo(f"patient{p + 1}/series1/IM{n + 1:04d}", ZIP_TIME)
                 name.compress_type = zipfile.ZIP_DEFLATED
-                data = dicom_bytes(slice_.hu, patient=p, number=n, seed=seed, syntax=syntax)
+                data = dicom_bytes(
+                    slice_.hu, patient=p, number=n, seed=seed, syntax=syntax, slice_mm=slice_mm
+                )
                 archive.writestr(name, data)
                 ggo, dense = (
                     int(np.count_nonzero(slice_.labels == value))
@@ -144,7 +153,13 @@ def truth_path(archive: Path) -> Path:
 
 
 def dicom_bytes(
-    hu: draw.Image, *, patient: int, number: int, seed: int, syntax: UID = ExplicitVRLittleEndian
+    hu: draw.Image,
+    *,
+    patient: int,
+    number: int,
+    seed: int,
+    syntax: UID = ExplicitVRLittleEndian,
+    slice_mm: float = SLICE_MM,
 ) -> bytes:
     """A CT Image Storage file of the slice: 12 bits, slope 1, intercept -1024, axial."""
     uid = f"1.2.826.0.1.3680043.8.498.{seed}.{patient + 1}"  # pydicom's root for examples
@@ -158,7 +173,7 @@ def dicom_bytes(
     dataset.Modality = "CT"
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     dataset.InstanceNumber = number + 1
-    dataset.ImagePositionPatient = [-FIELD_MM / 2, -FIELD_MM / 2, -SLICE_MM * number]
+    dataset.ImagePositionPatient = [-FIELD_MM / 2, -FIELD_MM / 2, -slice_mm * number]
     dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
     dataset.PixelSpacing = [FIELD_MM / hu.shape[0], FIELD_MM / hu.shape[1]]
     dataset.Rows, dataset.Columns = hu.shape

@@ -31,7 +31,13 @@ MANIFEST: Final = "manifest.json"
 # Slices without a study that the report lists, those of most evidence first.
 LISTED_SLICES: Final = 100
 # Columns that describe the scanner; files of older versions have none of them.
-SCANNER: Final = ("manufacturer", "scanner_model", "kernel", "slice_thickness_mm", "kvp")
+SCANNER: Final = (
+    "manufacturer",
+    "scanner_model",
+    "kernel",
+    "slice_thickness_mm",
+    "tube_voltage_kv",
+)
 LISTED_SCANNERS: Final = 30
 _COUNTED: Final = (
     "slice_id",

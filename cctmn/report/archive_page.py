@@ -27,7 +27,7 @@ _SCANNER_TITLES: Final = {
     "scanner_model": "model",
     "kernel": "kernel",
     "slice_thickness_mm": "slice thickness, mm",
-    "kvp": "tube voltage, kV",
+    "tube_voltage_kv": "tube voltage, kV",
 }
 
 

@@ -175,7 +175,7 @@ def _series_line(key: str, rows: Sequence[StudySlice], *, chosen: str) -> Series
     z = sorted({round(one.z_mm, 2) for one in rows if math.isfinite(one.z_mm)})
     usable = [one for one in rows if not one.code and not one.abstained]
     scanner = next((one.scanner for one in rows if any(one.scanner)), ())
-    units = {"slice_thickness_mm": " mm", "kvp": " kV"}
+    units = {"slice_thickness_mm": " mm", "tube_voltage_kv": " kV"}
     return SeriesLine(
         key=key,
         is_chosen=bool(usable) and key == chosen,

@@ -145,3 +145,24 @@ def test_studies_have_geometry_syntaxes_and_a_truth(tmp_path: Path) -> None:
     findings = {row["finding"] for row in truth}
     assert findings == set(COVIDX_CLASSES)
     assert all(row["finding"] == "control" for row in truth if row["patient"] == 3)
+
+
+def test_a_whole_scan_is_clean_but_for_a_quarter_of_its_slices(tmp_path: Path) -> None:
+    truth = layouts.write_archive(tmp_path / "s.zip", patients=3, slices=24, seed=2, extent=0.25)
+    for patient, finding in ((1, draw.COVID), (2, draw.PNEUMONIA), (3, draw.CONTROL)):
+        of_patient = [row["finding"] for row in truth if row["patient"] == patient]
+        sick = [n for n, found in enumerate(of_patient) if found != draw.CONTROL]
+        assert {of_patient[n] for n in sick} == ({finding} if finding != draw.CONTROL else set())
+        if sick:
+            assert 4 <= len(sick) <= 7
+            assert sick[0] >= 2
+            assert sick[-1] <= 21
+            assert sick[-1] - sick[0] < 7
+    with zipfile.ZipFile(tmp_path / "s.zip") as archive:
+        z_mm = [
+            pydicom.dcmread(
+                io.BytesIO(archive.read(f"patient1/series1/IM{n:04d}"))
+            ).ImagePositionPatient[2]
+            for n in (1, 2)
+        ]
+    assert z_mm == [0, -300 / 24]

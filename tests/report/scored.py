@@ -68,19 +68,22 @@ def write(
     *,
     masks: bool = False,
     table: bool = True,
-    columns: Sequence[tuple[str, pa.DataType]] = (),
+    without: Sequence[str] = (),
     **manifest: Any,
 ) -> Path:
-    """Write predictions, the studies unless `table` is False, and a manifest; OUT."""
+    """Write predictions, the studies unless `table` is False, and a manifest; OUT.
+
+    Older versions wrote predictions `without` some columns.
+    """
     (out / "predictions").mkdir(parents=True)
     kind = schema.predictions(CLASSES, masks=masks)
-    for name, type_ in columns:
-        kind = kind.append(pa.field(name, type_))
     for i, row in enumerate(rows):
         row.setdefault("slice_id", f"{i:032x}")
     for number, start in enumerate(range(0, len(rows), FILE_ROWS)):
         part = pa.Table.from_pylist(list(rows[start : start + FILE_ROWS]), kind)
-        pq.write_table(part, out / f"predictions/part-{number:05d}.parquet")
+        pq.write_table(
+            part.drop_columns(list(without)), out / f"predictions/part-{number:05d}.parquet"
+        )
     if table:
         studies.write(out.absolute().as_uri(), rule=RULE)
     described = {

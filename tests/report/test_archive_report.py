@@ -230,15 +230,14 @@ def test_a_folder_of_the_previous_version_is_drawn(tmp_path: Path) -> None:
 def test_scanners_are_shown_where_the_predictions_have_them(tmp_path: Path) -> None:
     rows = scan("a", 10, sick=4.0, manufacturer="ACME", kernel="B60f", slice_thickness_mm=1.25)
     rows += scan("b", 20, sick=4.0, manufacturer=None, kernel=None, slice_thickness_mm=None)
-    kinds = [("manufacturer", pa.string()), ("kernel", pa.string())]
-    kinds += [("slice_thickness_mm", pa.float32())]
-    folder = written(scored.write(tmp_path / "out", rows, columns=kinds))
+    folder = written(scored.write(tmp_path / "out", rows))
     text = page(folder, "index.html").text
     assert "Scanners and reconstructions" in text
     assert "ACME – B60f 1.25 – 10" in text
     assert "ACME, B60f, 1.25 mm" in page(folder, "studies/a.html").text
-    without = written(scored.write(tmp_path / "older", scan("a", 5, sick=4.0)))
-    assert "Scanners" not in page(without, "index.html").text
+    newer = [column.name for column in schema.ACQUISITION_COLUMNS]
+    older = scored.write(tmp_path / "older", scan("a", 5, sick=4.0), without=newer)
+    assert "Scanners" not in page(written(older), "index.html").text
 
 
 def test_areas_are_drawn_along_the_body_where_there_are_masks(tmp_path: Path) -> None:
