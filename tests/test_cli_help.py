@@ -31,10 +31,10 @@ OPTIONS = {
     "report": "FOLDER --open --pictures --studies -q/--quiet",
     "labels covidx-ct": "SPLIT --exclude -o/--out/--output",
     "labels audit": "SETS --hash --json --names --root",
-    "train detector": "--address --config --data --device --json --preset --root --set --split "
-    "--valid --valid-split -m/--model -o/--out/--output -q/--quiet",
-    "train classifier": "--address --config --data --device --json --label-map --preset --root "
-    "--set --split --valid --valid-split -m/--model -o/--out/--output -q/--quiet",
+    "train detector": "--address --config --data --device --json --name --preset --root --set "
+    "--split --valid --valid-split -m/--model -o/--out/--output -q/--quiet",
+    "train classifier": "--address --config --data --device --json --label-map --name --preset "
+    "--root --set --split --valid --valid-split -m/--model -o/--out/--output -q/--quiet",
     "models import": "FILE --as-classifier --lesions --overwrite --seed -o/--out/--output",
     "models show": "FOLDER --json",
     "models verify": "FOLDER",

@@ -27,6 +27,7 @@ class TrainOptions(TypedDict):
     valid_split: str | None
     out: str
     model: str | None
+    name: str | None
     preset: str | None
     device: str
     config_file: Path | None
@@ -60,6 +61,9 @@ def _train_options(command: Callable[..., None]) -> Callable[..., None]:
                 "-o", "--out", "--output", required=True, metavar="OUT", help="Local or s3://."
             ),
             click.option("-m", "--model", metavar="MODEL", help="Model to start from."),
+            click.option(
+                "--name", metavar="NAME", help="Name of the trained model [the folder's name]."
+            ),
             click.option("--preset", metavar="NAME", help="A preset of settings; see below."),
             click.option(
                 "--device",
@@ -159,6 +163,7 @@ def _train(cls: type[Any], options: TrainOptions) -> None:
         out=options["out"],
         valid=valid,
         model=options["model"],
+        name=options["name"],
     )
     with resumable():
         outcome = run.train(job, address=options["address"], report=reporter)

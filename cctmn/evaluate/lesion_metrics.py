@@ -111,7 +111,7 @@ def evaluate(
         "froc_of": kinds[-1],
         "note": None if scored.has_masks else NO_MASKS,
     }
-    warnings = few_patients(len(set(images.patients)))
+    warnings = [*model.notes, *few_patients(len(set(images.patients)))]
     if unscored := len(missing) + errors:
         warnings.append(
             f"{unscored:,} of {len(kept.samples):,} slices with lesions have no scores: the "

@@ -41,6 +41,7 @@ class EvaluatedModel:
     calibrated_on: str | None = None  # file name of the labels of the calibration
     calibration_sha256: str | None = None  # hash of those labels
     lesion_classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # cautions of the card
     trained: bool = True  # False: at least one part has random weights
     training_slices: int | None = None
     parameters: int | None = None
@@ -61,6 +62,7 @@ class EvaluatedModel:
             calibrated_on=calibration.get("labels"),
             calibration_sha256=calibration.get("labels_sha256"),
             lesion_classes=tuple(described.get("lesion_classes") or ()),
+            notes=tuple(described.get("notes") or ()),
             trained=described.get("trained") is not False,
             training_slices=described.get("training_slices"),
             parameters=described.get("parameters"),

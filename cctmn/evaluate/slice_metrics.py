@@ -68,6 +68,13 @@ def evaluate(
         temperature=model.temperature,
     )
     metrics = intervals.measure(sample, by=options.resampling, level="slice", binned=binned)
+    kept_N = joined.scored_N.copy()
+    kept_N[joined.scored_N] = ~joined.abstained()
+    if 0 < kept_N.sum() < joined.scored_N.sum():
+        kept = joined.sample(
+            activation=model.activation, temperature=model.temperature, kept_N=kept_N
+        )
+        metrics |= intervals.without_abstained(kept, by=options.resampling)
     patients = patient_slices(joined)
     of_patients = patients.sample(model)
     sections: dict[str, Any] = {
@@ -261,7 +268,7 @@ def _warnings(joined: Joined, model: EvaluatedModel, known: KnownSet | None) -> 
         (
             counts["abstained"] > 0,
             f"{counts['abstained']:,} evaluated slices are flagged as outside what the model is "
-            "made for; they are still included here.",
+            "made for. The metrics of slices include them, and are given without them too.",
         ),
         (
             num_known > 0 and not model.rule_is_fitted,
@@ -274,6 +281,6 @@ def _warnings(joined: Joined, model: EvaluatedModel, known: KnownSet | None) -> 
             "not a test.",
         ),
     ]
-    texts = few_patients(num_known) + [text for holds, text in warnings if holds]
+    texts = [*model.notes, *few_patients(num_known)] + [text for holds, text in warnings if holds]
     texts += [*joined.labels.notes, *joined.notes]
     return texts if known is None else [*texts, known.warning]

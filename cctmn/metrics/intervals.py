@@ -138,6 +138,17 @@ def measure(
     return measured
 
 
+def without_abstained(sample: ClassifiedSample, *, by: Resampling) -> dict[str, Metric]:
+    """Return the metrics of slices of a sample without abstained ones, by ids of their own."""
+    descriptions = catalogue(sample.classes)
+    metrics = {}
+    for metric in measure(sample, by=by, level="slice").values():
+        if metric.id.startswith("slice."):
+            id_ = metric.id.replace("slice.", "without_abstained.", 1)
+            metrics[id_] = replace(metric, id=id_, description=descriptions[id_])
+    return metrics
+
+
 def difference(
     one: ClassifiedSample, other: ClassifiedSample, *, by: Resampling
 ) -> dict[str, Metric]:

@@ -131,6 +131,8 @@ def _catalogue(classes: Sequence[str]) -> Iterator[tuple[str, str]]:
     for level, noun in (("slice", "slices"), ("patient", "patients")):
         for name in _names((*OVERALL, *PER_CLASS), classes):
             yield f"{level}.{name}", f"{describe(name)}, {noun}"
+    for name in _names((*OVERALL, *PER_CLASS), classes):
+        yield f"without_abstained.{name}", f"{describe(name)}, abstained slices left out, slices"
     for name in CALIBRATION:
         yield f"calibration.{name}", f"{describe(name)}, slices"
     for name in _names(WORST_CASE, classes):

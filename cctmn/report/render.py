@@ -88,6 +88,7 @@ def _context(evaluation: Evaluation, *, folder: str) -> dict[str, Any]:
         "headline": sections.headline(evaluation),
         "funnel": build("accounting", make=lambda: sections.funnel(evaluation)),
         "worst_case": sections.worst_case(evaluation),
+        "without_abstained": sections.without_abstained(evaluation),
         "tables": build("labels, training, model_size", make=lambda: papers.tables(evaluation)),
         "confusion": build("confusion", make=lambda: _by_level(evaluation, _confusion)),
         "by_class": _by_level(evaluation, _by_class),

@@ -258,14 +258,25 @@ def worst_case(evaluation: Evaluation) -> list[tuple[str, Metric, Metric | None]
 
     Those of detection are in the section on lesions.
     """
+    pairs = _beside_slices(evaluation, prefix="worst_case.")
+    return [pair for pair in pairs if not pair[1].id.startswith("worst_case.detection.")]
+
+
+def without_abstained(evaluation: Evaluation) -> list[tuple[str, Metric, Metric | None]]:
+    """Return the metrics of slices without the abstained ones, each beside the plain one."""
+    return _beside_slices(evaluation, prefix="without_abstained.")
+
+
+def _beside_slices(
+    evaluation: Evaluation, *, prefix: str
+) -> list[tuple[str, Metric, Metric | None]]:
     return [
         (
-            label(metric.id.removeprefix("worst_case.")),
+            label(metric.id.removeprefix(prefix)),
             metric,
-            evaluation.metrics.get(metric.id.replace("worst_case.", "slice.", 1)),
+            evaluation.metrics.get(metric.id.replace(prefix, "slice.", 1)),
         )
-        for metric in evaluation.metrics_of("worst_case.")
-        if not metric.id.startswith("worst_case.detection.")
+        for metric in evaluation.metrics_of(prefix)
     ]
 
 

@@ -116,6 +116,8 @@ def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silen
         raise ConfigError(
             "masks: this model has no mask head; leave masks out or use another model"
         )
+    for note in job.source.described.get("notes") or ():
+        report(f"caution: {note}")
     out = store.to_uri(job.out)
     predictions, private = store.join(out, "predictions"), store.join(out, "private")
     known, todo = store.join(private, "inventory"), store.join(private, "todo")

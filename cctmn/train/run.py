@@ -47,6 +47,12 @@ class TrainJob:
     out: str  # path or s3://
     valid: Data | None = None  # without it, some patients of `data` are kept aside
     model: str | None = None  # to start from
+    name: str | None = None  # of the trained model; without it, that of the folder OUT
+
+    @property
+    def model_name(self) -> str:
+        """The name of the trained model in reports."""
+        return self.name or store.display(store.to_uri(self.out)).rstrip("/").rpartition("/")[2]
 
     @property
     def stage(self) -> TrainStage:
@@ -92,7 +98,7 @@ def train(job: TrainJob, *, address: str | None = None, report: Reporter = silen
             checkpoint.write(store.join(out, "initial"), card_text=card_text, weights=weights)
             card = initial.trained_card(
                 start.card,
-                name=job.stage.model_name(start.card.arch),
+                name=job.model_name,
                 activation=job.stage.activation or start.card.activation,
                 note=job.config.note,
                 provenance=_provenance(job, counts=(len(train_set), len(valid_set))),

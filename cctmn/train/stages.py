@@ -13,12 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cctmn.classes import LESION_MODES
 from cctmn.config import ClassifierConfig, DetectorConfig
 from cctmn.contract import InputContract
 from cctmn.data.lesions import LesionSample
 from cctmn.data.slices import SliceSample
-from cctmn.model.card import Arch, Card
+from cctmn.model.card import Card
 from cctmn.model.checkpoint import LoadedModel
 from cctmn.model.classifier import Classifier
 from cctmn.model.detector import Detector
@@ -64,9 +63,6 @@ class TrainStage(Protocol):
     ) -> Task:
         """Return the task of the training loop."""
 
-    def model_name(self, arch: Arch) -> str:
-        """Return the name of the trained model."""
-
 
 @dataclass(frozen=True)
 class DetectorStage:
@@ -101,10 +97,6 @@ class DetectorStage:
         """Return the task of Mask R-CNN."""
         assert isinstance(net, Detector)
         return DetectorTask(net, slices, valid, contract, self.config.variant)
-
-    def model_name(self, arch: Arch) -> str:
-        """Return for instance resnet18-t2-both."""
-        return _detector_name(arch)
 
 
 @dataclass(frozen=True)
@@ -154,20 +146,9 @@ class ClassifierStage:
         labels = [torch.tensor([one.label for one in part]) for part in parts.values()]
         return CachedTask(net, tables[0], labels[0], tables[1], labels[1], self.config.loss)
 
-    def model_name(self, arch: Arch) -> str:
-        """Return for instance resnet18-t2-both-3-classes-s."""
-        classes = len(arch.image_classes)
-        return f"{_detector_name(arch)}-{classes}-classes-{self.config.variant}"
-
 
 def stage_of(config: DetectorConfig | ClassifierConfig, *, model: str | None = None) -> TrainStage:
     """Return the stage that these settings belong to; `model` is the folder to start from."""
     if isinstance(config, DetectorConfig):
         return DetectorStage(config, model)
     return ClassifierStage(config, model)
-
-
-def _detector_name(arch: Arch) -> str:
-    modes = {classes: mode for mode, classes in LESION_MODES.items()}
-    lesions = modes.get(arch.lesion_classes, "lesions")
-    return f"{arch.backbone}-t{arch.truncation}-{lesions}"

@@ -18,6 +18,7 @@ from cctmn.evaluate.options import EvaluationOptions
 from cctmn.metrics.document import PAPER_REMAINING
 from cctmn.metrics.intervals import Resampling
 from cctmn.metrics.patients import TOP_M
+from cctmn.report import render
 from tests.evaluate.outputs import CLASSES, study, write_labels, write_output
 from tests.makers import png
 
@@ -364,5 +365,9 @@ def test_abstained_slices_say_nothing_about_a_patient(tmp_path):
     write_output(tmp_path / "out", names, logits, columns={"abstained": abstained})
     write_labels(tmp_path / "labels.csv", names, [0] * 18)
     result = run.evaluate(options(tmp_path, gallery=False))
+    assert result["metrics"]["slice.accuracy"]["value"] == pytest.approx(7 / 18, abs=1e-6)
+    assert result["metrics"]["without_abstained.accuracy"]["value"] == 1
+    assert result["metrics"]["without_abstained.accuracy"]["n"] == 7
+    assert "With and without abstained slices" in render.render(str(tmp_path / "eval"))
     assert result["confusion"]["patient"]["matrix"][0] == [2, 0, 0]
     assert result["confusion"]["patient"]["unscored"][0] == 1

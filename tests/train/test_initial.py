@@ -321,3 +321,12 @@ def test_data_are_checked_before_weights_are_downloaded(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="absent"):
         run.train(job)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_has_its_own_name_or_that_of_its_folder(tmp_path: Path) -> None:
+    def job(out: str, **values: str) -> run.TrainJob:
+        return run.TrainJob(DetectorConfig(), data=Data("x"), out=out, **values)
+
+    assert job(f"{tmp_path}/second det/").model_name == "second det"
+    assert job("s3://models/2026/det").model_name == "det"
+    assert job("det", name="ward 3").model_name == "ward 3"
