@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from cctmn.model import checkpoint
@@ -49,3 +51,19 @@ def test_it_finds_lesions_of_unseen_phantoms(tmp_path: Path) -> None:
     metrics = figures("--lesions", tmp_path)
     assert metrics["image_ap50"] >= 0.62
     assert metrics["image_ap50"] == pytest.approx(recorded("lesions")["image_ap50"], abs=0.02)
+
+
+@pytest.mark.timeout(300)
+def test_it_calls_the_patients_of_whole_scans_by_their_few_sick_slices(
+    cluster: str, tmp_path: Path
+) -> None:
+    """By the rule that its card was calibrated with."""
+    truth = layouts.write_archive(tmp_path / "s.zip", patients=6, slices=20, seed=51, extent=0.25)
+    done = call("score", tmp_path / "s.zip", "-o", tmp_path / "out", "-m", "cctmn:demo")
+    assert done.returncode == 0, done.stderr
+    assert "caution: Trained on phantoms" in done.stderr
+    sick = {row["finding"] for row in truth if row["patient"] == 1}
+    assert sick == {"control", "covid"}
+    studies = pq.read_table(tmp_path / "out/studies/studies.parquet")
+    called = Counter(studies["pred_class"].to_pylist())
+    assert called == {"covid": 2, "pneumonia": 2, "control": 2}

@@ -154,13 +154,17 @@ def fit_rule(
     has_slices_G = np.bincount(group_N, minlength=groups) > 0
     if CONTROL not in classes:
         return None
-    sick_G = (truth_G != classes.index(CONTROL))[has_slices_G]
+    truth_G = truth_G[has_slices_G]
+    sick_G = truth_G != classes.index(CONTROL)
     if sick_G.all() or not sick_G.any():
         return None
 
     def fitted(m: int) -> tuple[float, PatientRule]:
-        evidence_G, _ = _evidence(p_NC, group_N, groups=groups, classes=classes, m=m)
+        evidence_G, share_GC = _evidence(p_NC, group_N, groups=groups, classes=classes, m=m)
         x_G = special.logit(evidence_G[has_slices_G])
+        # What the slices say about the disease depends on m alone.
+        share_of_true_G = share_GC[has_slices_G, :][np.arange(len(truth_G)), truth_G]
+        of_disease = -np.log(np.maximum(share_of_true_G[sick_G], _LEAST)).sum()
 
         def loss(ab: Floats) -> float:
             z_G = np.where(sick_G, 1, -1) * (ab[0] + ab[1] * x_G)
@@ -168,7 +172,7 @@ def fit_rule(
 
         best = optimize.minimize(loss, [0.0, 1.0], bounds=[(None, None), (0, None)])
         intercept, slope = (round(float(value), 4) for value in best.x)
-        return round(float(best.fun), 6), PatientRule(m, intercept, slope)
+        return round(float(best.fun + of_disease), 6), PatientRule(m, intercept, slope)
 
     return min((fitted(m) for m in candidates), key=lambda pair: (pair[0], pair[1].top_m))[1]
 

@@ -130,6 +130,22 @@ def test_the_fit_is_monotone_and_close_to_calibrated() -> None:
     assert sick_G[surest_G].mean() == pytest.approx(p_G[surest_G].mean(), abs=0.05)
 
 
+def test_a_fit_tells_the_diseases_apart_too() -> None:
+    """The slice of most evidence shows the other disease, and the four after it the true one."""
+    p_NC, truth_G = [], np.arange(30) % 3
+    for truth in truth_G:
+        seen = [0] * 10 if truth == 0 else [3 - truth, *[truth] * 4, *[0] * 5]
+        p_NC += [0.04 + (0.88 if n else 0.8) * np.eye(3)[c] for n, c in enumerate(seen)]
+    p_NC = np.array(p_NC)
+    p_NC[[10 * g for g, truth in enumerate(truth_G) if truth]] += 0.1 * np.array([-0.4, 1, 1])
+    group_N = np.repeat(np.arange(30), 10)
+    rule = fit_rule(p_NC, group_N, truth_G=truth_G, classes=COVIDX_CLASSES)
+    assert rule is not None
+    assert rule.top_m in (5, 7)
+    p_GC = rule.probabilities(p_NC, group_N, groups=30, classes=COVIDX_CLASSES)
+    assert (classes_of(p_GC, classes=COVIDX_CLASSES) == truth_G).all()
+
+
 def test_a_rule_that_would_fall_with_the_evidence_is_flat() -> None:
     p_NC = np.array([[0.9, 0.1], [0.1, 0.9]] * 20)
     rule = fit_rule(p_NC, np.arange(40), truth_G=np.array([1, 0] * 20), classes=TWO)
