@@ -24,6 +24,8 @@ from cctmn.read.preview import previews
 
 # Cases of each kind; they fill a screen.
 SHOWN: Final = 8
+# Columns of the predictions from which a slice is drawn.
+_SHAPE: Final = ("slice_id", "rows", "cols", "spacing_row_mm", "spacing_col_mm", "lesions")
 # The class without disease. If no class has this name, it is the first one.
 CLEAN: Final = "control"
 
@@ -103,7 +105,7 @@ def _details(joined: Joined, rows: list[int]) -> dict[int, dict[str, Any]]:
     files = table["file"].take(pa.array(scored_rows[rows], pa.int64())).to_pylist()
     details: dict[str, dict[str, Any]] = {}
     for number in set(files):
-        part = tables.read(joined.scored.files[number], ["slice_id", "rows", "cols", "lesions"])
+        part = tables.read(joined.scored.files[number], list(_SHAPE))
         kept = part.filter(pc.is_in(part["slice_id"], value_set=pa.array(ids, pa.string())))
         details |= {row["slice_id"]: row for row in kept.to_pylist()}
     return {row: _rounded(details[slice_id]) for row, slice_id in zip(rows, ids, strict=True)}
@@ -114,4 +116,8 @@ def _rounded(row: dict[str, Any]) -> dict[str, Any]:
         {k: round(v, 3) if isinstance(v, float) else v for k, v in lesion.items() if k != "mask_px"}
         for lesion in row["lesions"]
     ]
-    return row | {"lesions": lesions}
+    spacing = {
+        name: None if row[name] is None else round(row[name], 6)
+        for name in ("spacing_row_mm", "spacing_col_mm")
+    }
+    return row | spacing | {"lesions": lesions}

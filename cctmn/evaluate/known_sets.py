@@ -12,18 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cctmn.metrics.document import PAPER_REMAINING
+from cctmn.metrics.document import PAPER_REMAINING, PAPER_TEST
 
 
 @dataclass(frozen=True)
 class KnownSet:
-    """The name of the set in metrics.json, and the warning for its readers."""
+    """The name of the set in metrics.json, and the warning for its readers, if one is due."""
 
     name: str
-    warning: str
+    warning: str = ""
 
 
 KNOWN_SETS: Final = {
+    "a058cfd0b3277decf4f7c5d5ada20e7aabf7a4eabf902ba598caf6713900debb": KnownSet(PAPER_TEST),
     "1f329238d9c93f837be76a4c03a9b3bf7f48ddc3a402af4b6e7d72f00b59418f": KnownSet(
         PAPER_REMAINING,
         "These are the 58,782 slices that the paper's author left in COVIDx-CT's training split: "

@@ -283,4 +283,4 @@ def _warnings(joined: Joined, model: EvaluatedModel, known: KnownSet | None) -> 
     ]
     texts = [*model.notes, *few_patients(num_known)] + [text for holds, text in warnings if holds]
     texts += [*joined.labels.notes, *joined.notes]
-    return texts if known is None else [*texts, known.warning]
+    return [*texts, known.warning] if known is not None and known.warning else texts

@@ -19,7 +19,10 @@ READABLE: Final = (1, 2)
 
 # The value of labels.known_set for the 58,782 slices of the paper's Table 7.
 PAPER_REMAINING: Final = "covidx-ct-train-remaining"
-_PAPER_REMAINING_SLICES: Final = 58_782  # recognises the set in files of format 1
+# Its value for the 21,191 test slices of COVIDx-CT, which Tables 4 and 5 are about.
+PAPER_TEST: Final = "covidx-ct-test"
+# Files of format 1 did not name the set; its number of slices recognises it.
+_SET_OF_SLICES: Final = {58_782: PAPER_REMAINING, 21_191: PAPER_TEST}
 
 _COUNT: Final = {"type": "integer", "minimum": 0}
 _COUNT_OR_NULL: Final = {"type": ["integer", "null"], "minimum": 0}
@@ -83,8 +86,11 @@ _CASE: Final = _object(
         "p": {"type": "object", "additionalProperties": {"type": "number"}},
         "rows": _COUNT,
         "cols": _COUNT,
+        "spacing_row_mm": _NUMBER_OR_NULL,
+        "spacing_col_mm": _NUMBER_OR_NULL,
         "lesions": {"type": "array", "items": _LESION},
     },
+    optional=("spacing_row_mm", "spacing_col_mm"),
 )
 _CASES: Final = {"type": "array", "items": _CASE}
 
@@ -166,7 +172,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
             "key": _TEXT,
             "known_set": {
                 "description": "Name of a published set that these slices are.",
-                "enum": [PAPER_REMAINING, None],
+                "enum": [PAPER_REMAINING, PAPER_TEST, None],
             },
         },
     ),
@@ -353,8 +359,8 @@ def _from_format_1(content: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(cohorts, list):
         translated["cohorts"] = [_cohort_from_format_1(one) for one in cohorts]
     labels = content.get("labels")
-    if isinstance(labels, dict) and labels.get("slices") == _PAPER_REMAINING_SLICES:
-        translated["labels"] = {**labels, "known_set": PAPER_REMAINING}
+    if isinstance(labels, dict) and labels.get("slices") in _SET_OF_SLICES:
+        translated["labels"] = {**labels, "known_set": _SET_OF_SLICES[labels["slices"]]}
     return translated
 
 

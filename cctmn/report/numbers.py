@@ -15,6 +15,8 @@ from cctmn.metrics.metric import Metric
 DASH: Final = "–"  # stands for a metric that is not defined
 # Losses are not proportions, so they are not shown in per cent.
 LOSSES: Final = ("calibration.brier", "calibration.nll")
+# Digits after the point beyond which the ends of an interval are called equal.
+_MOST_DIGITS: Final = 4
 SHORT: Final = 8  # digits of a keyed pseudonym that a table shows
 _SIGNED: Final = "difference."
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]")
@@ -88,19 +90,25 @@ def short_key(key: str | None) -> str:
 
 
 def _range_text(metric: Metric, low: float | None, high: float | None, *, digits: int) -> str:
+    """Return both ends, with as many more digits as it takes to tell them apart."""
     if low is None or high is None:
         return ""
     joiner = " to " if metric.id.startswith(_SIGNED) else DASH
-    ends = (_number_text(metric, end, digits=digits) for end in (low, high))
-    return joiner.join(ends)
+    for more in range(max(1, _MOST_DIGITS - digits + 1)):
+        ends = [_number_text(metric, end, digits=digits + more) for end in (low, high)]
+        if ends[0] != ends[1]:
+            return joiner.join(ends)
+    return ""
 
 
 def _number_text(metric: Metric, number: float | None, *, digits: int) -> str:
     if number is None:
         return DASH
     text = f"{100 * number:.{digits}f}" if is_proportion(metric) else f"{number:.3f}"
+    if is_proportion(metric) and float(text) == 100 and number < 1:
+        text = f">{100 - 10**-digits:.{digits}f}"  # only a metric without an error reads 100
     if not metric.id.startswith(_SIGNED):
         return text
-    if not float(text):
+    if not float(text.removeprefix(">")):
         text = text.removeprefix("-")  # no minus zero
     return text.replace("-", "−") if text.startswith("-") else f"+{text}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from cctmn.metrics.document import PAPER_REMAINING
+from cctmn.metrics.document import PAPER_REMAINING, PAPER_TEST
 from cctmn.metrics.metric import Metric, whole
 from cctmn.report import published
 from cctmn.report.evaluation import Evaluation
@@ -24,6 +24,10 @@ RATES: Final = (
     ("F1, weighted", "slice.f1_weighted"),
 )
 BEST: Final = ("COVID-19 sensitivity", "accuracy", "F1, weighted")  # columns of Table 5
+
+# iCTCF's test slices: COVID-19 and control. Its list is not public in full, so the counts tell it.
+ICTCF: Final = "ictcf-test"
+ICTCF_TEST: Final = [3701, 9275]
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def tables(evaluation: Evaluation) -> tuple[Table, ...]:
         _variants(evaluation),
         _methods(evaluation, slices),
         _segmentation(evaluation),
-        _remaining(evaluation, slices),
+        _remaining(evaluation),
         _two_classes(evaluation),
     )
 
@@ -95,10 +99,11 @@ def _sizes(evaluation: Evaluation, slices: int | None) -> Table:
 
 
 def _variants(evaluation: Evaluation) -> Table:
-    ours = (_ours(evaluation, [key for _, key in RATES]),) if _classified(evaluation) else ()
+    is_same = _is_set(evaluation, PAPER_TEST)
+    ours = (_ours(evaluation, [key for _, key in RATES]),) if is_same else ()
     rows = (*ours, *map(_published, published.TABLE_4))
     columns = tuple(name for name, _ in RATES)
-    return Table(4, "COVID-CT-Mask-Net by variant, %", columns, rows, _gap(evaluation))
+    return Table(4, "COVID-CT-Mask-Net by variant, %", columns, rows, _gap(evaluation, PAPER_TEST))
 
 
 def _methods(evaluation: Evaluation, slices: int | None) -> Table:
@@ -113,8 +118,9 @@ def _methods(evaluation: Evaluation, slices: int | None) -> Table:
         )
         for row in published.TABLE_5
     ]
-    rows = (ours, *theirs) if _classified(evaluation) else tuple(theirs)
-    return Table(5, "Other methods, %", ("test slices", *BEST), rows, _gap(evaluation))
+    rows = (ours, *theirs) if _is_set(evaluation, PAPER_TEST) else tuple(theirs)
+    gap = _gap(evaluation, PAPER_TEST)
+    return Table(5, "Other methods, %", ("test slices", *BEST), rows, gap)
 
 
 def _segmentation(evaluation: Evaluation) -> Table:
@@ -131,34 +137,44 @@ def _segmentation(evaluation: Evaluation) -> Table:
     return Table(6, "Segmentation of lesions, AP per image, %", columns, tuple(rows), gap)
 
 
-def _remaining(evaluation: Evaluation, slices: int | None) -> Table:
-    same = evaluation.section("labels").get("known_set") == PAPER_REMAINING
-    rows = (_ours(evaluation, [key for _, key in RATES]),) if same else ()
-    gap = (
-        ""
-        if same
-        else f"This run evaluated other slices ({count_text(slices or 0)}), so it has no row here."
-    )
+def _remaining(evaluation: Evaluation) -> Table:
+    is_same = _is_set(evaluation, PAPER_REMAINING)
+    rows = (_ours(evaluation, [key for _, key in RATES]),) if is_same else ()
     title = "The remaining 58,782 slices of COVIDx-CT’s training split, %"
-    return Table(7, title, tuple(name for name, _ in RATES), rows, gap)
+    columns = tuple(name for name, _ in RATES)
+    return Table(7, title, columns, rows, _gap(evaluation, PAPER_REMAINING))
 
 
 def _two_classes(evaluation: Evaluation) -> Table:
-    two = len(evaluation.classes) == 2 and _classified(evaluation)
+    two = len(evaluation.classes) == 2
+    counts = evaluation.section("labels").get("by_class") or {}
+    is_same = two and _classified(evaluation) and sorted(counts.values()) == ICTCF_TEST
     keys = [f"slice.sensitivity.{name}" for name in evaluation.classes]
-    rows = (_ours(evaluation, [*keys, "slice.accuracy", "slice.f1_weighted"]),) if two else ()
+    ours = _ours(evaluation, [*keys, "slice.accuracy", "slice.f1_weighted"])
     columns = (*(f"{name} sensitivity" for name in evaluation.classes), "accuracy", "F1, weighted")
-    gap = "" if two else f"This model has {len(evaluation.classes)} classes, so it has no row here."
-    gap = gap if _classified(evaluation) else _gap(evaluation)
-    return Table(9, "iCTCF, two classes, %", columns, rows, gap)
+    gap = "" if is_same else _gap(evaluation, ICTCF)
+    if _classified(evaluation) and not two:
+        gap = f"This model has {len(evaluation.classes)} classes, so it has no row here."
+    return Table(9, "iCTCF, two classes, %", columns, (ours,) if is_same else (), gap)
 
 
 def _classified(evaluation: Evaluation) -> bool:
     return "slice.accuracy" in evaluation.metrics
 
 
-def _gap(evaluation: Evaluation) -> str:
-    return "" if _classified(evaluation) else "Classes were not evaluated in this run."
+def _is_set(evaluation: Evaluation, name: str) -> bool:
+    """Return whether classes were evaluated on this published set of slices, and on all of it."""
+    return _classified(evaluation) and evaluation.section("labels").get("known_set") == name
+
+
+def _gap(evaluation: Evaluation, name: str) -> str:
+    """Return why this run has no row among those of a published set, "" if it has one."""
+    if not _classified(evaluation):
+        return "Classes were not evaluated in this run."
+    if _is_set(evaluation, name):
+        return ""
+    slices = whole(evaluation.section("labels").get("slices")) or 0
+    return f"This run evaluated other slices ({count_text(slices)}), so it has no row here."
 
 
 def _ours(evaluation: Evaluation, keys: list[str]) -> TableRow:

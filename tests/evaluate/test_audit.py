@@ -13,7 +13,7 @@ from cctmn.data.labels import covidx_ct, identities, read_table
 from cctmn.errors import DataError
 from cctmn.evaluate.audit import compare, named, read_set, summary
 from cctmn.evaluate.known_sets import known_set
-from cctmn.metrics.document import PAPER_REMAINING
+from cctmn.metrics.document import PAPER_REMAINING, PAPER_TEST
 from tests.commands import call
 from tests.makers import png
 
@@ -35,6 +35,9 @@ def test_overlap_of_the_published_lists(shared):
     known = known_set(identities(rest))
     assert known is not None
     assert known.name == PAPER_REMAINING
+    tested = known_set(identities(covidx_ct(parts["test"])[0]))
+    assert tested is not None
+    assert (tested.name, tested.warning) == (PAPER_TEST, "")
     sets = [read_set(covidx_ct(sampled)[0], name="sample"), read_set(rest, name="rest")]
     [overlap] = compare(sets)
     assert overlap.counts() == {

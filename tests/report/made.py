@@ -63,7 +63,7 @@ def metrics(*, classes: Sequence[str] = CLASSES, seed: int = 0, cases: int = 8) 
             "by_class": dict(zip(classes, map(int, fractions * slices), strict=True)),
             "key": "name",
             "unknown_patients": 0,
-            "known_set": None,
+            "known_set": document.PAPER_TEST,
         },
         "bootstrap": {"resamples": 2000, "seed": 0, "level": 0.95},
         "accounting": {

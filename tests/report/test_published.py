@@ -94,11 +94,25 @@ def test_each_table_has_at_most_one_row_of_this_run() -> None:
     assert ours[6][0].cells[0].metric.id == "detection.mask.image_ap50"
 
 
-def test_table_7_needs_the_known_set_and_table_9_two_classes() -> None:
+def test_a_run_on_other_slices_has_no_row_beside_the_published_ones() -> None:
+    result = tables(labels={"slices": 500, "by_class": {}})
+    for number in (4, 5, 7):
+        assert not any(one.ours for one in result[number].rows)
+        assert "other slices (500)" in result[number].gap
+
+
+def test_table_7_needs_the_known_set() -> None:
     labels = {"slices": 58_782, "known_set": PAPER_REMAINING}
     assert [one.ours for one in tables(labels=labels)[7].rows] == [True]
-    assert "other slices" in tables(labels={"slices": 58_782})[7].gap
-    two = tables(classes=("control", "covid"))[9]
+    assert not tables(labels=labels)[7].gap
+
+
+def test_table_9_needs_two_classes_and_the_slices_of_ictcf() -> None:
+    assert "has 3 classes" in tables()[9].gap
+    classes = ("control", "covid")
+    assert "other slices" in tables(classes=classes)[9].gap
+    labels = {"slices": 12_976, "by_class": {"control": 9275, "covid": 3701}}
+    two = tables(classes=classes, labels=labels)[9]
     assert two.columns[:2] == ("control sensitivity", "covid sensitivity")
     assert [one.ours for one in two.rows] == [True]
     assert not two.gap
