@@ -56,10 +56,11 @@ def _slices(out: str, *, names: bool) -> Iterator[pa.Table]:
     """Yield the predictions, one table per file."""
     files = _predictions(out)
     filesystem, path = store.arrow_filesystem(files[0])
-    columns = [f.name for f in pq.read_schema(path, filesystem=filesystem) if _fits(f.type)]
+    classes = schema.classes_of(pq.read_schema(path, filesystem=filesystem))
+    columns = pa.schema([field for field in schema.predictions(classes) if _fits(field.type)])
     known = _Names.read(out) if names else None
     for uri in files:
-        table = _joined(tables.read(uri, columns))
+        table = _joined(tables.read_filled(uri, columns))
         yield table if known is None else known.add(table, ids=table["slice_id"])
 
 

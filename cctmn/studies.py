@@ -61,8 +61,6 @@ _COLUMNS: Final = (
     "error_code",
     "model_id",
 )
-# Predictions of older versions lack these.
-_NEWER_COLUMNS: Final = {"kernel": pa.string(), "image_type": pa.string()}
 
 
 @dataclass(frozen=True)
@@ -128,13 +126,14 @@ class _StudySlices:
         areas: list[Floats] = []
         classes: tuple[str, ...] = ()
         for uri in tables.parquet_files(folder):
-            table = tables.read(uri, None) if masks else tables.read_present(uri, _COLUMNS)
-            classes = schema.classes_of(table.schema) if masks else ()
+            stored = tables.schema(uri)
+            classes = schema.classes_of(stored) if masks else ()
+            has_masks = masks and "lesion_masks" in stored.names
+            columns = schema.predictions(classes, masks=has_masks)
+            wanted = [*_COLUMNS, *(f"logit_{n}" for n in classes), *["lesion_masks"] * has_masks]
+            table = tables.read_filled(uri, pa.schema([columns.field(name) for name in wanted]))
             table = table.filter(pc.is_valid(table["study_key"]))
             areas.append(_areas_px(table))
-            for name, kind in _NEWER_COLUMNS.items():
-                if name not in table.column_names:
-                    table = table.append_column(name, pa.nulls(len(table), kind))
             parts.append(table.select([*_COLUMNS, *(f"logit_{name}" for name in classes)]))
         table = pa.concat_tables(parts) if parts else schema.predictions(()).empty_table()
         studies = table["study_key"].to_numpy()

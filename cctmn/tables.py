@@ -34,6 +34,15 @@ def read(uri: str, columns: list[str] | None) -> pa.Table:
         raise ResumeError("not a file written by cctmn; remove it from OUT", uri) from None
 
 
+def schema(uri: str) -> pa.Schema:
+    """Return the columns of one file. Raises DataError if it has another form."""
+    filesystem, path = store.arrow_filesystem(uri)
+    try:
+        return pq.read_schema(path, filesystem=filesystem)
+    except pa.ArrowInvalid:
+        raise DataError("not a file written by cctmn; remove it from OUT", uri) from None
+
+
 def read_present(uri: str, columns: Sequence[str]) -> pa.Table:
     """Return those of the columns that the file has. Raises DataError if it has another form.
 
@@ -47,6 +56,20 @@ def read_present(uri: str, columns: Sequence[str]) -> pa.Table:
             return parquet.read(columns=[name for name in columns if name in present])
     except pa.ArrowInvalid:
         raise DataError("not a file written by cctmn; remove it from OUT", uri) from None
+
+
+def read_filled(uri: str, columns: pa.Schema) -> pa.Table:
+    """Return these columns of one file, in this order; one that the file lacks is null."""
+    present = read_present(uri, columns.names)
+    return pa.table(
+        [
+            present[field.name].cast(field.type)
+            if field.name in present.column_names
+            else pa.nulls(len(present), field.type)
+            for field in columns
+        ],
+        schema=columns,
+    )
 
 
 def rows(folder: str) -> list[dict[str, Any]]:

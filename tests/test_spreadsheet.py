@@ -12,7 +12,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from cctmn import spreadsheet, store, studies
+from cctmn import schema, spreadsheet, store, studies
 from tests.commands import call, one_line
 from tests.conftest import S3Server
 from tests.evaluate.outputs import write_output
@@ -72,6 +72,18 @@ def test_each_kind_of_row_in_each_format(
     table = rows_of(tmp_path / f"x{suffix}")
     assert len(table) == rows
     assert not any(isinstance(value, list | dict) for row in table for value in row.values())
+
+
+@pytest.mark.parametrize("older", ["first", "last"])
+def test_a_folder_that_two_versions_wrote_is_one_table(older: str, tmp_path: Path) -> None:
+    out = write_results(tmp_path / "out")
+    [whole] = (out / "predictions").iterdir()
+    table = pq.read_table(whole)
+    lacking = table.drop_columns([column.name for column in schema.ACQUISITION_COLUMNS])
+    pq.write_table(lacking, out / f"predictions/{'a' if older == 'first' else 'z'}.parquet")
+    rows = made(out, tmp_path / "x.csv", "--by", "slice")
+    assert len(rows) == 2 * len(FILES)
+    assert {row["kernel"] for row in rows} <= {None, ""}
 
 
 def test_cells_of_a_sheet_have_the_types_of_their_columns(out: Path, tmp_path: Path) -> None:
