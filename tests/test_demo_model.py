@@ -53,7 +53,6 @@ def test_it_finds_lesions_of_unseen_phantoms(tmp_path: Path) -> None:
     assert metrics["image_ap50"] == pytest.approx(recorded("lesions")["image_ap50"], abs=0.02)
 
 
-@pytest.mark.timeout(300)
 def test_it_calls_the_patients_of_whole_scans_by_their_few_sick_slices(
     cluster: str, tmp_path: Path
 ) -> None:
