@@ -55,8 +55,7 @@ def write(out: str, *, by: str, to: str, names: bool = False) -> int:
 def _slices(out: str, *, names: bool) -> Iterator[pa.Table]:
     """Yield the predictions, one table per file."""
     files = _predictions(out)
-    filesystem, path = store.arrow_filesystem(files[0])
-    classes = schema.classes_of(pq.read_schema(path, filesystem=filesystem))
+    classes = schema.classes_of(tables.schema(files[0]))
     columns = pa.schema([field for field in schema.predictions(classes) if _fits(field.type)])
     known = _Names.read(out) if names else None
     for uri in files:

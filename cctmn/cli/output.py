@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import click
 
 from cctmn.cli.common import TerminalReporter
+
+
+def _file_option(suffixes: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the option of the file to write, which has one of these suffixes."""
+    return click.option(
+        "-o",
+        "--out",
+        "--output",
+        "to",
+        required=True,
+        metavar="FILE",
+        help=f"{suffixes}, local or s3://; a file of this name is replaced.",
+    )
+
 
 _UNITS = {"patient": "patients", "study": "studies", "slice": "slices"}
 
@@ -24,15 +40,7 @@ Example:
     show_default=True,
     help="What a row stands for.",
 )
-@click.option(
-    "-o",
-    "--out",
-    "--output",
-    "to",
-    required=True,
-    metavar="FILE",
-    help=".csv, .xlsx or .parquet, local or s3://; a file of this name is replaced.",
-)
+@_file_option(".csv, .xlsx or .parquet")
 @click.option(
     "--names",
     is_flag=True,
@@ -62,15 +70,7 @@ Example:
 )
 @click.argument("out", metavar="OUT")
 @click.argument("what", metavar="SLICE|STUDY")
-@click.option(
-    "-o",
-    "--out",
-    "--output",
-    "to",
-    required=True,
-    metavar="FILE",
-    help=".png, local or s3://; a file of this name is replaced.",
-)
+@_file_option(".png")
 @click.option("--full", is_flag=True, help="Shrink no slice: show every pixel.")
 def view(out: str, what: str, *, to: str, full: bool) -> None:
     """Draw a slice with its lesions, or the deciding slices of a study.

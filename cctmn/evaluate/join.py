@@ -22,7 +22,6 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cctmn import store, tables
@@ -195,8 +194,7 @@ def read_scored(out: str) -> Scored:
     files = tables.parquet_files(store.join(uri, "predictions"))
     if not files:
         raise DataError("holds no predictions; score into it first", out)
-    filesystem, path = store.arrow_filesystem(files[0])
-    file_schema = pq.read_schema(path, filesystem=filesystem)
+    file_schema = tables.schema(files[0])
     names = file_schema.names
     if missing := sorted(set(FLAT) - set(names)):
         raise DataError(f"its predictions have no column {missing[0]}; score into a new OUT", out)

@@ -47,8 +47,8 @@ class PatientSlices:
 
     def sample(self, model: EvaluatedModel) -> ClassifiedSample | None:
         """Return one entry per patient, or None if no patient has a usable slice."""
-        p_GC = self._probabilities(model)
-        scored_G = np.isfinite(p_GC).all(axis=1)
+        p_GC, class_G = self._predictions(model)
+        scored_G = class_G >= 0
         if not scored_G.any():
             return None
         num_scored, num_unscored = int(scored_G.sum()), int((~scored_G).sum())
@@ -60,15 +60,12 @@ class PatientSlices:
             groups=num_scored + num_unscored,
             unscored_truth=self.truth_G[~scored_G],
             unscored_group=np.arange(num_scored, num_scored + num_unscored),
-            decided_N=patients.classes_of(p_GC[scored_G], classes=self.classes),
+            decided_N=class_G[scored_G],
         )
 
     def table(self, model: EvaluatedModel) -> dict[str, list[Any]]:
         """Return the columns of private/patients.csv, by patient: truth, prediction, studies."""
-        p_GC = self._probabilities(model)
-        scored_G = np.isfinite(p_GC).all(axis=1)
-        class_G = np.full(len(p_GC), -1)
-        class_G[scored_G] = patients.classes_of(p_GC[scored_G], classes=self.classes)
+        p_GC, class_G = self._predictions(model)
         used_S = np.bincount(self.study_M, minlength=len(self.patient_S))
         used_G = np.bincount(self.patient_S, used_S, minlength=len(self.names)).astype(int)
         keys: list[list[str]] = [[] for _ in self.names]
@@ -92,16 +89,20 @@ class PatientSlices:
         truth_S = self.truth_G[self.patient_S]
         return patients.fit_rule(p_MC, self.study_M, truth_G=truth_S, classes=self.classes)
 
-    def _probabilities(self, model: EvaluatedModel) -> Floats:
+    def _predictions(self, model: EvaluatedModel) -> tuple[Floats, Indices]:
+        """Return probabilities and class of each patient; NaN and -1 without a usable slice."""
         p_MC = probabilities(
             self.logits_MC, activation=model.activation, temperature=model.temperature
         )
         p_SC = model.patient_rule.probabilities(
             p_MC, self.study_M, groups=len(self.patient_S), classes=self.classes
         )
-        return patients.of_sickest(
-            p_SC, self.patient_S, groups=len(self.names), classes=self.classes
-        )
+        groups = len(self.names)
+        p_GC = patients.of_sickest(p_SC, self.patient_S, groups=groups, classes=self.classes)
+        scored_G = np.isfinite(p_GC).all(axis=1)
+        class_G = np.full(groups, -1)
+        class_G[scored_G] = patients.classes_of(p_GC[scored_G], classes=self.classes)
+        return p_GC, class_G
 
 
 def patient_slices(joined: Joined) -> PatientSlices:

@@ -53,6 +53,7 @@ def evaluate(
             "why, score these slices again",
             options.out,
         )
+    patients = patient_slices(joined)
     cohort_values = {columns: _values(joined, columns) for columns in options.by}
     pair, compared = (None, None) if options.against is None else _pair(options, joined, model)
     audited, training = (None, None) if options.training is None else _audit(options, labels)
@@ -75,7 +76,6 @@ def evaluate(
             activation=model.activation, temperature=model.temperature, kept_N=kept_N
         )
         metrics |= intervals.without_abstained(kept, by=options.resampling)
-    patients = patient_slices(joined)
     of_patients = patients.sample(model)
     sections: dict[str, Any] = {
         "labels": _label_counts(joined, known),

@@ -34,7 +34,7 @@ INDEX: Final = "index.html"
 CSV: Final = "worklist.csv"
 # Pages that an earlier report may have had and a later one has not.
 _OWN: Final = re.compile(r"studies/[A-Za-z0-9_-]+\.html|worklist-\d+\.html")
-STYLES: Final = ("base.css", "archive.css")
+STYLES: Final = ("base.css", "cases.css", "archive.css")
 # Studies with a page of their own unless more are asked for: more than anybody reads in a day.
 STUDY_PAGES: Final = 500
 # Studies whose pictures are in memory at once, about 10 MB.

@@ -24,7 +24,7 @@ from cctmn.report.plots import Line
 
 REPORT: Final = "report.html"
 TEMPLATE: Final = "report.html.j2"
-STYLES: Final = ("base.css", "report.css")
+STYLES: Final = ("base.css", "cases.css", "report.css")
 PICTURES: Final = "private/cases"
 # Sections that the template reads by key, without a type of their own.
 SECTIONS: Final = ("made", "model", "labels", "accounting", "comparison", "audit", "detection")

@@ -126,6 +126,7 @@ def test_a_patient_with_two_labels_is_refused(tmp_path: Path) -> None:
     labels(tmp_path, rows, "uri", "label", "patient", "patient_label")
     with pytest.raises(DataError, match="1 patients have several values in patient_label"):
         evaluated(tmp_path)
+    assert not (tmp_path / "eval").exists()
 
 
 def test_tables_of_patients_that_cannot_be_joined_are_refused(tmp_path: Path) -> None:
