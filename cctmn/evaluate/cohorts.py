@@ -1,7 +1,8 @@
 """Metrics by cohort: sex, scanner, slice thickness, or any column of the labels or predictions.
 
 A cohort of fewer than ten patients is hidden, with its size and its values: a metric of three
-people describes those people and not a cohort, and a rare value may identify them.
+people describes those people and not a cohort, and a rare value may identify them. So is a metric
+within a cohort, such as the sensitivity to a class that three of its patients have.
 
 Reads: a sample, and the values of one or more columns.
 Writes: one cell for each combination of values.
@@ -10,7 +11,8 @@ Writes: one cell for each combination of values.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -19,11 +21,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cctmn.errors import ConfigError
-from cctmn.metrics import bootstrap
-from cctmn.metrics.intervals import ClassifiedSample, Resampling, size_of
+from cctmn.evaluate.disclosure import publishable
+from cctmn.metrics.intervals import ClassifiedSample, proportion
 from cctmn.metrics.metric import cohort_catalogue
 
-FEWEST_PATIENTS: Final = 10
 # A column with more values probably holds names or dates.
 MOST_VALUES: Final = 50
 # A column with more different numbers is divided at its quartiles.
@@ -50,61 +51,107 @@ def values_of(column: pa.ChunkedArray, *, name: str) -> list[str]:
     return _text(column)
 
 
-def cells(
-    sample: ClassifiedSample, columns: Sequence[Sequence[str]], *, by: Resampling
+def tables(
+    columns: Mapping[tuple[str, ...], Sequence[Sequence[str]]],
+    sample: ClassifiedSample,
+    *,
+    known_N: NDArray[np.bool_],
 ) -> list[dict[str, Any]]:
-    """Return one cell for each combination of values of the scored slices, sorted by value."""
-    keys = list(zip(*columns, strict=True))
-    shown: list[dict[str, Any]] = []
-    hidden = 0
-    for key in sorted(set(keys)):
-        kept_N = np.array([k == key for k in keys], np.bool_)
-        part = _part(sample, kept_N)
-        if part.groups < FEWEST_PATIENTS:
-            hidden += 1
-            continue
-        shown.append(
-            {
-                "values": list(key),
-                "hidden": False,
-                "slices": len(part.truth_N),
-                "patients": part.groups,
-                "metrics": _metrics(part, by),
-            }
-        )
-    if hidden:
-        shown.append({"values": [f"{hidden} more", *[""] * (len(columns) - 1)], "hidden": True})
-    return shown
+    """Return the section `cohorts`: for the columns of each table, one cell per combination.
 
-
-def _part(sample: ClassifiedSample, kept_N: NDArray[np.bool_]) -> ClassifiedSample:
-    numbers, group_N = np.unique(sample.group_N[kept_N], return_inverse=True)
-    none = np.empty(0, np.int64)
-    return ClassifiedSample(
-        classes=sample.classes,
-        truth_N=sample.truth_N[kept_N],
-        score_NC=sample.score_NC[kept_N],
-        group_N=group_N.astype(np.int64),
-        groups=len(numbers),
-        unscored_truth=none,
-        unscored_group=none,
+    `columns` holds the cohort of each scored slice for each column of a table. `known_N` says
+    whether the patient of a slice is known. Metrics are hidden in all tables together
+    (`disclosure.py`).
+    """
+    cells = [cell for names, values in columns.items() for cell in _cells(names, values)]
+    keys = [(i, name) for i, cell in enumerate(cells) for name in cell.metrics(sample)]
+    sums_SN = np.array([cells[i].members(name, sample) for i, name in keys])
+    everything = _Cell((), (), np.ones(len(sample.truth_N), np.bool_))
+    place = {key: s for s, key in enumerate(keys)}
+    shown_S = publishable(
+        sums_SN,
+        always_TN=np.array([everything.members(n, sample) for n in everything.metrics(sample)]),
+        parts=[(place[i, "accuracy"], s) for (i, _), s in place.items()],
+        group_N=sample.group_N,
+        known_N=known_N,
     )
+    shown: list[set[str]] = [set() for _ in cells]
+    for (i, name), is_shown in zip(keys, shown_S, strict=True):
+        if is_shown:
+            shown[i].add(name)
+    return [
+        {
+            "by": list(names),
+            "cells": _shown(
+                [(c, s) for c, s in zip(cells, shown, strict=True) if c.columns == names], sample
+            ),
+        }
+        for names in columns
+    ]
 
 
-def _metrics(part: ClassifiedSample, by: Resampling) -> dict[str, Any]:
-    statistic = part.rates()
-    resampled = bootstrap.bootstrap(part.groups, statistic, resamples=by.resamples, seed=by.seed)
-    values = statistic(np.ones((1, part.groups)))
-    return {
-        name: bootstrap.make_metric(
-            float(values[name][0]),
-            name=(name, description),
-            over_patients=resampled[name],
-            size=size_of(part, name),
-        ).as_json()
-        for name, description in cohort_catalogue(part.classes).items()
-        if np.isfinite(values[name][0])
-    }
+@dataclass(frozen=True, eq=False)
+class _Cell:
+    """The slices of one combination of values."""
+
+    columns: tuple[str, ...]
+    values: tuple[str, ...]
+    in_N: NDArray[np.bool_]
+
+    def metrics(self, sample: ClassifiedSample) -> list[str]:
+        """Return the metrics that are defined here: accuracy, and sensitivities of classes."""
+        names = ["accuracy", *(f"sensitivity.{name}" for name in sample.classes)]
+        return [name for name in names if self.members(name, sample).any()]
+
+    def members(self, metric: str, sample: ClassifiedSample) -> NDArray[np.bool_]:
+        """Return the slices that a metric is computed from, as a mask over all N."""
+        _, _, of_class = metric.partition(".")
+        if not of_class:
+            return self.in_N
+        return self.in_N & (sample.truth_N == sample.classes.index(of_class))
+
+
+def _cells(columns: tuple[str, ...], values: Sequence[Sequence[str]]) -> list[_Cell]:
+    keys = list(zip(*values, strict=True))
+    numbers = {key: i for i, key in enumerate(sorted(set(keys)))}
+    number_N = np.array([numbers[key] for key in keys], np.int64)
+    return [_Cell(columns, key, number_N == i) for key, i in numbers.items()]
+
+
+def _shown(
+    cells: Sequence[tuple[_Cell, set[str]]], sample: ClassifiedSample
+) -> list[dict[str, Any]]:
+    """Return the entries of a table: those that are shown, and a last one that counts the rest."""
+    entries: list[dict[str, Any]] = [
+        {
+            "values": list(cell.values),
+            "hidden": False,
+            "slices": int(cell.in_N.sum()),
+            "patients": len(np.unique(sample.group_N[cell.in_N])),
+            "metrics": _metrics(cell, names, sample),
+        }
+        for cell, names in cells
+        if names
+    ]
+    if hidden := len(cells) - len(entries):
+        width = len(cells[0][0].values)
+        entries.append({"values": [f"{hidden} more", *[""] * (width - 1)], "hidden": True})
+    return entries
+
+
+def _metrics(cell: _Cell, names: set[str], sample: ClassifiedSample) -> dict[str, Any]:
+    right_N = sample.predicted_N == sample.truth_N
+    metrics = {}
+    for name, description in cohort_catalogue(sample.classes).items():
+        if name in names:
+            of_N = cell.members(name, sample)
+            right_G, n_G = (
+                np.bincount(sample.group_N[kept_N], minlength=sample.groups).astype(np.float64)
+                for kept_N in (of_N & right_N, of_N)
+            )
+            metric = proportion(right_G, n_G, name=(name, description), has_naive=False)
+            metrics[name] = metric.as_json()
+    return metrics
 
 
 def _text(column: pa.ChunkedArray) -> list[str]:
@@ -112,11 +159,14 @@ def _text(column: pa.ChunkedArray) -> list[str]:
 
 
 def _quarters(column: pa.ChunkedArray) -> list[str]:
+    """Return the quarter of each number. The outer ones are open: an age of 97 names somebody."""
     numbers_N = np.array([np.nan if v is None else v for v in column.to_pylist()], np.float64)
     known_N = numbers_N[np.isfinite(numbers_N)]
-    edges = np.unique(np.quantile(known_N, [0, 0.25, 0.5, 0.75, 1]))
-    quarter_N = np.searchsorted(edges[1:-1], numbers_N, side="right")
-    names = [f"{low:.4g} to {high:.4g}" for low, high in itertools.pairwise(edges)]
+    edges = [f"{edge:.3g}" for edge in np.unique(np.quantile(known_N, [0.25, 0.5, 0.75]))]
+    quarter_N = np.searchsorted(np.array(edges, np.float64), numbers_N, side="right")
+    names = [f"below {edges[0]}"]
+    names += [f"{low} to below {high}" for low, high in itertools.pairwise(edges)]
+    names += [f"{edges[-1]} or more"]
     # The number keeps the quarters in order when they are sorted as text.
     return [
         f"{i + 1}. {names[i]}" if np.isfinite(v) else "unknown"

@@ -111,7 +111,7 @@ def evaluate(
         "froc_of": kinds[-1],
         "note": None if scored.has_masks else NO_MASKS,
     }
-    warnings = [*model.notes, *few_patients(len(set(images.patients)))]
+    warnings = [*model.notes, *few_patients({"with masks": len(set(images.patients))})]
     if unscored := len(missing) + errors:
         warnings.append(
             f"{unscored:,} of {len(kept.samples):,} slices with lesions have no scores: the "
@@ -163,7 +163,7 @@ def measure_detection(
             name=(id_, f"{words}, {KINDS[kind]}"),
             over_patients=patients_B[name],
             over_slices=images_B.get(name),
-            size=Size(len(place), groups),
+            size=Size(len(place), groups, groups),
         )
     return DetectionResult(metrics, matches.froc_curve())
 

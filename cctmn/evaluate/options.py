@@ -17,8 +17,9 @@ import pyarrow.csv as pacsv
 from cctmn import store
 from cctmn.metrics.intervals import Resampling
 from cctmn.metrics.metric import Metric
+from cctmn.metrics.proportions import FEWEST_PATIENTS
 
-# With fewer patients a percentile interval covers less than its nominal level.
+# With fewer patients than this an interval is wide, and a reader is told of whom there are few.
 FEW_PATIENTS: Final = 30
 
 
@@ -52,10 +53,14 @@ class Part:
     warnings: list[str]
 
 
-def few_patients(count: int) -> list[str]:
-    """Return a warning if the intervals rest on few patients."""
-    rough = 0 < count < FEW_PATIENTS
-    return [f"Only {count} patients: the intervals over patients are rough."] if rough else []
+def few_patients(counts: Mapping[str, int]) -> list[str]:
+    """Return a warning that names the groups of few patients; `counts` are patients by group."""
+    few = [f"{group} {count}" for group, count in counts.items() if 0 < count < FEW_PATIENTS]
+    warning = (
+        f"Few patients ({', '.join(few)}): the intervals that rest on them are wide, and a metric "
+        f"with an error has none below {FEWEST_PATIENTS} patients."
+    )
+    return [warning] if few else []
 
 
 def put_names(columns: dict[str, list[str]], *, folder: str, name: str) -> None:

@@ -17,7 +17,8 @@ from cctmn.evaluate import lesion_metrics, slice_metrics
 from cctmn.evaluate.join import read_scored
 from cctmn.evaluate.model import evaluated_model
 from cctmn.evaluate.options import EvaluationOptions, file_name
-from cctmn.metrics import bootstrap, document
+from cctmn.metrics import document
+from cctmn.metrics.proportions import LEVEL
 from cctmn.reporter import Reporter, silent
 
 
@@ -56,7 +57,7 @@ def evaluate(options: EvaluationOptions, *, report: Reporter = silent) -> dict[s
         "bootstrap": {
             "resamples": options.resampling.resamples,
             "seed": options.resampling.seed,
-            "level": bootstrap.LEVEL,
+            "level": LEVEL,
         },
         "accounting": scored.accounting(),
         "curves": {},

@@ -24,7 +24,7 @@ from cctmn.evaluate.known_sets import KnownSet, known_set
 from cctmn.evaluate.model import EvaluatedModel, evaluated_model
 from cctmn.evaluate.options import EvaluationOptions, Part, few_patients, file_name, put_names
 from cctmn.evaluate.patient_sample import patient_slices
-from cctmn.metrics import classification, intervals
+from cctmn.metrics import classification, comparison, intervals
 from cctmn.metrics.calibration import Binned
 from cctmn.metrics.intervals import ClassifiedSample
 from cctmn.reporter import Reporter
@@ -91,12 +91,10 @@ def evaluate(
     # 3. Add what the options ask for: another model, cohorts, an audit, a gallery.
     if pair is not None:
         sections["comparison"] = compared
-        metrics |= intervals.difference(*pair, by=options.resampling)
+        metrics |= comparison.difference(*pair, by=options.resampling)
     if options.by:
-        sections["cohorts"] = [
-            {"by": list(columns), "cells": cohorts.cells(sample, values, by=options.resampling)}
-            for columns, values in cohort_values.items()
-        ]
+        known_N = np.array([bool(name) for name in joined.patient_ids])[joined.scored_N]
+        sections["cohorts"] = cohorts.tables(cohort_values, sample, known_N=known_N)
     warnings = _warnings(joined, model, known)
     if audited is not None:
         sections["audit"] = audited
@@ -281,6 +279,10 @@ def _warnings(joined: Joined, model: EvaluatedModel, known: KnownSet | None) -> 
             "not a test.",
         ),
     ]
-    texts = [*model.notes, *few_patients(num_known)] + [text for holds, text in warnings if holds]
+    of_classes = {
+        name: len({p for p, t in zip(names, joined.labels.truth_N, strict=True) if t == k and p})
+        for k, name in enumerate(joined.scored.classes)
+    }
+    texts = [*model.notes, *few_patients(of_classes)] + [text for holds, text in warnings if holds]
     texts += [*joined.labels.notes, *joined.notes]
     return [*texts, known.warning] if known is not None and known.warning else texts

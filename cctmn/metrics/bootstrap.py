@@ -1,4 +1,4 @@
-"""Intervals by a bootstrap over patients, paired where two models are compared.
+"""A bootstrap over patients, for metrics that are not proportions and for paired differences.
 
 Slices of one patient resemble each other, so whole patients are drawn. A bootstrap that draws
 single slices gives the naive interval, which is several times too narrow.
@@ -16,11 +16,17 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from cctmn.metrics.metric import Metric, Size
+from cctmn.metrics.proportions import (
+    FEWEST_PATIENTS,
+    LEVEL,
+    Interval,
+    effective_interval,
+    has_no_error,
+)
 
-LEVEL: Final = 0.95
+TOO_FEW: Final = "too few patients for an interval"
 # Each end of a 95 % interval then rests on 50 resamples.
 RESAMPLES: Final = 2000
 # Weights held at once: 4 MiB of float64, which fit into the cache of a core.
@@ -75,24 +81,13 @@ def bootstrap(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def interval(values: NDArray[np.float64], *, level: float = LEVEL) -> tuple[float, float] | None:
+def interval(values: NDArray[np.float64], *, level: float = LEVEL) -> Interval | None:
     """Return the percentile interval, or None if too many resamples leave the metric undefined."""
     known = values[np.isfinite(values)]
     if not known.size or known.size < (1 - MOST_UNDEFINED) * values.size:
         return None
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def exact_interval(groups: int, *, proportion: int, level: float = LEVEL) -> tuple[float, float]:
-    """Return the exact binomial interval for an observed proportion of 0 or 1.
-
-    It is that of Clopper and Pearson. A bootstrap has no width there: it never draws an error that
-    did not occur.
-    """
-    assert proportion in (0, 1), proportion
-    bound = float(stats.beta.ppf((1 - level) / 2, groups, 1))
-    return (bound, 1.0) if proportion == 1 else (0.0, 1 - bound)
 
 
 def make_metric(
@@ -102,24 +97,41 @@ def make_metric(
     over_patients: NDArray[np.float64],
     over_slices: NDArray[np.float64] | None = None,
     size: Size,
-    is_proportion: bool = True,
+    is_bounded: bool = True,
 ) -> Metric:
-    """Return a metric with its intervals; a single patient allows none.
+    """Return a metric with intervals from its resamples. `name` is the id and the description.
 
-    `name` is the id and the description. A metric that `is_proportion` lies between 0 and 1, and
-    gets an exact interval where the sample holds no error at all.
+    A metric that `is_bounded` lies in 0..1, and its interval is that of a proportion with the
+    variance of the resamples (`proportions.effective_interval`). Others have percentile intervals.
     """
-    id_, description = name
-    n, patients = size
     if not np.isfinite(value):
-        return Metric(id_, description, None, n=n, patients=patients, method="not defined")
-    ends = interval(over_patients) if patients > 1 else None
-    method = "bootstrap over patients" if ends else "too few patients for an interval"
-    if is_proportion and ends and ends[0] == ends[1] == value and value in (0, 1):
-        ends = exact_interval(patients, proportion=int(value))
-        method = "Clopper-Pearson over patients (no error seen)"
+        return undefined(name, size=size)
+    if is_bounded:
+        ends = _effective(value, over_patients, n=size.n, patients=size.fewest_patients)
+        naive = None if over_slices is None else _effective(value, over_slices, n=size.n)
+        method = method_of(value, otherwise="Korn-Graubard, variance by bootstrap over patients")
+    else:
+        enough = size.fewest_patients >= FEWEST_PATIENTS
+        ends = interval(over_patients) if enough else None
+        naive = None if over_slices is None else interval(over_slices)
+        method = "bootstrap over patients"
+    return with_intervals(value, name=name, ends=ends, naive=naive, size=size, method=method)
+
+
+def with_intervals(
+    value: float,
+    *,
+    name: tuple[str, str],
+    ends: Interval | None,
+    naive: Interval | None,
+    size: Size,
+    method: str,
+) -> Metric:
+    """Return a metric with these intervals; without one over patients, `method` says why."""
+    if not np.isfinite(value):
+        return undefined(name, size=size)
+    id_, description = name
     low, high = ends or (None, None)
-    naive = None if over_slices is None else interval(over_slices)
     naive_low, naive_high = naive or (None, None)
     return Metric(
         id_,
@@ -129,7 +141,36 @@ def make_metric(
         high=high,
         naive_low=naive_low,
         naive_high=naive_high,
-        n=n,
-        patients=patients,
-        method=method,
+        **size._asdict(),
+        method=method if ends else TOO_FEW,
     )
+
+
+def undefined(name: tuple[str, str], *, size: Size) -> Metric:
+    """Return a metric without a value, such as the PPV of a class that is never predicted."""
+    id_, description = name
+    return Metric(id_, description, None, **size._asdict(), method="not defined")
+
+
+def method_of(value: float, *, otherwise: str) -> str:
+    """Return the name of the method of an interval, which differs where no error was seen."""
+    return "Clopper-Pearson over patients (no error seen)" if has_no_error(value) else otherwise
+
+
+def variance(values: NDArray[np.float64], *, groups: int) -> float:
+    """Return the variance of a metric over this many groups, from its resamples.
+
+    Resamples of G groups vary by (G - 1) / G of what a new draw of groups does.
+    """
+    known = values[np.isfinite(values)]
+    return float(known.var()) * groups / (groups - 1) if known.size and groups > 1 else 0.0
+
+
+def _effective(
+    value: float, values: NDArray[np.float64], *, n: int, patients: int | None = None
+) -> Interval | None:
+    groups = n if patients is None else patients
+    undefined_fraction = 1 - np.isfinite(values).mean()
+    if undefined_fraction > MOST_UNDEFINED and not has_no_error(value):
+        return None
+    return effective_interval(value, variance=variance(values, groups=groups), n=n, patients=groups)

@@ -38,19 +38,16 @@ def confusion(
     return counts
 
 
-def rates(
+def proportions(
     confusion_CC: NDArray[Any], *, classes: tuple[str, ...], unscored_C: NDArray[Any] | None = None
-) -> dict[str, Floats]:
-    """Return the metrics of a confusion matrix: overall ones, and three of every class.
+) -> dict[str, tuple[Floats, Floats]]:
+    """Return, for each metric that is a proportion, how many images are right and of how many.
 
-    The keys are `accuracy`, `f1_weighted`, `f1_macro`, and `sensitivity.<class>`, `ppv.<class>`,
-    `specificity.<class>`. Matrices may have leading axes (... x C x C), which every metric then has
-    too. `unscored_C` counts the images of each true class that have no prediction; they are wrong.
-
-    `f1_weighted` is the mean F1 of the classes, weighted by their number of images (paper, eq. 3);
-    `f1_macro` is the unweighted mean over the classes that occur. A metric that divides by zero is
-    nan: the sensitivity of a class without images, the PPV of a class that was never predicted. The
-    F1 of such a class is 0.
+    This is the one place that says which images a metric is computed from: those of the class for
+    `sensitivity.<class>`, those predicted as it for `ppv.<class>`, those of the other classes for
+    `specificity.<class>`, all for `accuracy`. Matrices may have leading axes (... x C x C), which
+    both numbers then have too. `unscored_C` counts the images of each true class that have no
+    prediction; they are wrong.
     """
     assert confusion_CC.shape[-2:] == (len(classes),) * 2, confusion_CC.shape
     right_C = np.diagonal(confusion_CC, axis1=-2, axis2=-1)
@@ -58,23 +55,46 @@ def rates(
     if unscored_C is not None:
         true_C = true_C + unscored_C
     images = true_C.sum(axis=-1)
+    negative_C = images[..., None] - true_C
+    of_class = {
+        "sensitivity": (right_C, true_C),
+        "ppv": (right_C, predicted_C),
+        "specificity": (negative_C - (predicted_C - right_C), negative_C),
+    }
+    counted = {"accuracy": (right_C.sum(axis=-1), images)}
+    for kind, (right, of) in of_class.items():
+        counted |= {f"{kind}.{name}": (right[..., k], of[..., k]) for k, name in enumerate(classes)}
+    return counted
+
+
+def rates(
+    confusion_CC: NDArray[Any], *, classes: tuple[str, ...], unscored_C: NDArray[Any] | None = None
+) -> dict[str, Floats]:
+    """Return the metrics of a confusion matrix: those of `proportions`, and two of F1.
+
+    `f1_weighted` is the mean F1 of the classes, weighted by their number of images (paper, eq. 3);
+    `f1_macro` is the unweighted mean over the classes that occur. A metric that divides by zero is
+    nan: the sensitivity of a class without images, the PPV of a class that was never predicted. The
+    F1 of such a class is 0.
+    """
+    counted = proportions(confusion_CC, classes=classes, unscored_C=unscored_C)
+    right_C, true_C, predicted_C = (
+        np.stack([counted[f"{kind}.{name}"][number] for name in classes], axis=-1)
+        for kind, number in (("sensitivity", 0), ("sensitivity", 1), ("ppv", 1))
+    )
     occurring_C = true_C + predicted_C > 0
     # 0 / 0 is the nan that the docstring promises.
     with np.errstate(invalid="ignore"):
-        sensitivity_C, ppv_C = right_C / true_C, right_C / predicted_C
-        negative_C = images[..., None] - true_C
-        specificity_C = (negative_C - (predicted_C - right_C)) / negative_C
-        # Harmonic mean of the two above, and 0 where one of them is not defined.
+        metrics = {name: right / of for name, (right, of) in counted.items()}
+        # Harmonic mean of sensitivity and PPV, and 0 where one of them is not defined.
         f1_C = 2 * right_C / np.where(occurring_C, true_C + predicted_C, 1)
-        metrics = {
-            "accuracy": right_C.sum(axis=-1) / images,
-            "f1_weighted": (true_C / images[..., None] * f1_C).sum(axis=-1),
-            "f1_macro": f1_C.sum(axis=-1) / occurring_C.sum(axis=-1),
-        }
-    of_class = {"sensitivity": sensitivity_C, "ppv": ppv_C, "specificity": specificity_C}
-    for kind, values_C in of_class.items():
-        metrics |= {f"{kind}.{name}": values_C[..., k] for k, name in enumerate(classes)}
-    return metrics
+        weighted = (true_C * f1_C).sum(axis=-1) / true_C.sum(axis=-1)
+        macro = f1_C.sum(axis=-1) / occurring_C.sum(axis=-1)
+    return {
+        "accuracy": metrics.pop("accuracy"),
+        "f1_weighted": weighted,
+        "f1_macro": macro,
+    } | metrics
 
 
 def summary(confusion_CC: NDArray[np.int64], *, classes: tuple[str, ...]) -> dict[str, float]:

@@ -58,8 +58,10 @@ METRIC: Final = _object(
         "naive_high": _NUMBER_OR_NULL,
         "n": _COUNT,
         "patients": _COUNT,
+        "fewest_patients": _COUNT,
         "method": _TEXT,
     },
+    optional=("fewest_patients",),
 )
 _CURVE: Final = _object(
     "Points of a curve.",

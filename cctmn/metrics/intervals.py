@@ -1,7 +1,7 @@
 """All metrics of a classifier at one level, slices or patients, with their intervals.
 
-The metrics of a sample come from one set of resamples, so that they may be compared with each
-other. Two models on the same slices are resampled together.
+Proportions such as a sensitivity have intervals of their own (`proportions.py`). The other metrics
+of a sample come from one set of resamples.
 
 Reads: true classes, scores, and the patient of each slice.
 Writes: metrics by id.
@@ -11,20 +11,20 @@ Shape suffixes: N slices, G patients, C classes, B resamples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cctmn.metrics import bootstrap, classification
+from cctmn.metrics import bootstrap, classification, proportions
 from cctmn.metrics.bootstrap import RESAMPLES, Values
 from cctmn.metrics.calibration import Binned
 from cctmn.metrics.classification import Ranking
 from cctmn.metrics.metric import (
     CALIBRATION,
-    COMPARED,
+    UNBOUNDED,
     WORST_CASE,
     Metric,
     Size,
@@ -87,6 +87,20 @@ class ClassifiedSample:
         np.add.at(counts_G[..., classes], (self.unscored_group, self.unscored_truth), 1)
         return counts_G
 
+    def proportions(self) -> dict[str, tuple[Floats, Floats]]:
+        """Return, for each metric that is a proportion, the right slices and all slices of each
+        patient (G each).
+
+        The ids of the worst case, in which a slice without scores is wrong, begin with
+        `worst_case.`.
+        """
+        full, classes = self.counts(), len(self.classes)
+        matrix, unscored = full[..., :classes], full[..., classes]
+        counted = classification.proportions(matrix, classes=self.classes)
+        worst = classification.proportions(matrix, classes=self.classes, unscored_C=unscored)
+        kept = {f"{_WORST}{k}": v for k, v in worst.items() if kind_of(k) in WORST_CASE}
+        return counted | kept
+
     def rates(self) -> Callable[[Floats], Values]:
         """Return a statistic: the metrics of the confusion matrix, and their worst case."""
         classes = len(self.classes)
@@ -119,6 +133,7 @@ def measure(
     wrong. `binned` adds the metrics of calibration.
     """
     of_slices = level == "slice"
+    counted = sample.proportions()
     values = _statistic(sample, binned)(np.ones((1, sample.groups)))
     over_groups = _bootstrap(sample, binned, by)
     over_slices = _bootstrap(sample.ungrouped(), binned, by) if of_slices else {}
@@ -128,14 +143,40 @@ def measure(
         if name.startswith(_WORST) and not of_slices:
             continue
         id_ = _id(name, level)
-        measured[id_] = bootstrap.make_metric(
-            float(value[0]),
-            name=(id_, descriptions[id_]),
-            over_patients=over_groups[name],
-            over_slices=over_slices.get(name),
-            size=size_of(sample, name),
-        )
+        if name in counted:
+            right_G, n_G = counted[name]
+            measured[id_] = proportion(
+                right_G, n_G, name=(id_, descriptions[id_]), has_naive=of_slices
+            )
+        else:
+            measured[id_] = bootstrap.make_metric(
+                float(value[0]),
+                name=(id_, descriptions[id_]),
+                over_patients=over_groups[name],
+                over_slices=over_slices.get(name),
+                size=size_of(sample, name),
+                is_bounded=name not in UNBOUNDED,
+            )
     return measured
+
+
+def proportion(
+    right_G: Floats, n_G: Floats, *, name: tuple[str, str], has_naive: bool = True
+) -> Metric:
+    """Return the metric that is right_G of n_G slices, summed over the patients."""
+    n, right, patients = float(n_G.sum()), float(right_G.sum()), int((n_G > 0).sum())
+    size = Size(int(n), patients, patients)
+    if not n:
+        return bootstrap.undefined(name, size=size)
+    naive = proportions.clopper_pearson(right, n) if has_naive and n > 1 else None
+    return bootstrap.with_intervals(
+        right / n,
+        name=name,
+        ends=proportions.cluster_interval(right_G, n_G),
+        naive=naive,
+        size=size,
+        method=bootstrap.method_of(right / n, otherwise="Korn-Graubard over patients"),
+    )
 
 
 def without_abstained(sample: ClassifiedSample, *, by: Resampling) -> dict[str, Metric]:
@@ -149,63 +190,27 @@ def without_abstained(sample: ClassifiedSample, *, by: Resampling) -> dict[str, 
     return metrics
 
 
-def difference(
-    one: ClassifiedSample, other: ClassifiedSample, *, by: Resampling
-) -> dict[str, Metric]:
-    """Return one model's metrics minus the other's, in the same resamples of the same slices."""
-    assert one.groups == other.groups
-    assert (one.truth_N == other.truth_N).all()
-
-    def statistic_of(a: ClassifiedSample, b: ClassifiedSample) -> Callable[[Floats], Values]:
-        first, second = a.rates(), b.rates()
-
-        def statistic(weights_BG: Floats) -> Values:
-            ours, theirs = first(weights_BG), second(weights_BG)
-            return {k: ours[k] - theirs[k] for k in ours if kind_of(k) in COMPARED}
-
-        return statistic
-
-    def resampled(a: ClassifiedSample, b: ClassifiedSample) -> Mapping[str, Floats]:
-        statistic = statistic_of(a, b)
-        return bootstrap.bootstrap(
-            a.groups, statistic, resamples=by.resamples, seed=by.seed, width=len(a.truth_N)
-        )
-
-    values = statistic_of(one, other)(np.ones((1, one.groups)))
-    over_groups = resampled(one, other)
-    over_slices = resampled(one.ungrouped(), other.ungrouped())
-    descriptions = catalogue(one.classes)
-    measured = {}
-    for name, value in values.items():
-        id_ = f"difference.slice.{name}"
-        measured[id_] = bootstrap.make_metric(
-            float(value[0]),
-            name=(id_, descriptions[id_]),
-            over_patients=over_groups[name],
-            over_slices=over_slices[name],
-            size=size_of(one, name),
-            is_proportion=False,
-        )
-    return measured
-
-
 def size_of(sample: ClassifiedSample, name: str) -> Size:
-    """Return how many slices and patients a metric is computed from.
+    """Return how many slices and patients a metric is computed from, and the fewer of the patients
+    that it compares.
 
-    A sensitivity counts the slices that are of the class, a PPV those predicted as it, and every
-    other metric all slices. The worst case adds those without scores.
+    Those of a sensitivity are of the class; every other metric here is computed from all slices.
     """
     kind, _, of_class = name.removeprefix(_WORST).partition(".")
-    groups = sample.group_N
-    if kind in ("sensitivity", "ppv"):
-        classes_N = sample.predicted_N if kind == "ppv" else sample.truth_N
-        groups = groups[classes_N == sample.classes.index(of_class)]
+    group_N, truth_N = sample.group_N, sample.truth_N
     if name.startswith(_WORST):
-        unscored = sample.unscored_group
-        if of_class:
-            unscored = unscored[sample.unscored_truth == sample.classes.index(of_class)]
-        groups = np.concatenate([groups, unscored])
-    return Size(len(groups), len(np.unique(groups)))
+        group_N = np.concatenate([group_N, sample.unscored_group])
+        truth_N = np.concatenate([truth_N, sample.unscored_truth])
+    if kind == "sensitivity":
+        group_N = group_N[truth_N == sample.classes.index(of_class)]
+    patients = len(np.unique(group_N))
+    fewest = patients
+    if kind in ("auc", "ap"):
+        is_class = truth_N == sample.classes.index(of_class)
+        fewest = min(len(np.unique(group_N[is_class])), len(np.unique(group_N[~is_class])))
+    if kind == "f1_macro":
+        fewest = min(len(np.unique(group_N[truth_N == k])) for k in np.unique(truth_N))
+    return Size(len(group_N), patients, fewest)
 
 
 def _id(name: str, level: Level) -> str:

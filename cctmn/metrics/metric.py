@@ -31,6 +31,8 @@ CALIBRATION: Final[Mapping[str, str]] = {
     "brier": "Brier score",
     "nll": "negative log-likelihood (the loss that the network was trained with)",
 }
+# Metrics that may exceed 1, or that chance alone keeps away from 0.
+UNBOUNDED: Final = tuple(CALIBRATION)
 DETECTION: Final[Mapping[str, str]] = {
     "image_ap50": "mean per-image AP at IoU 0.50 (as published)",
     "image_ap75": "mean per-image AP at IoU 0.75 (as published)",
@@ -61,6 +63,8 @@ class Size(NamedTuple):
 
     n: int  # slices, or patients for a metric of patients
     patients: int
+    # Patients of the class, or of the rest, whichever are fewer; the interval rests on them.
+    fewest_patients: int
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class Metric:
     naive_high: float | None = None
     n: int | None = None  # slices or patients that the metric is computed from
     patients: int | None = None
+    # Of the patients with and without the class, the fewer: what the interval rests on.
+    fewest_patients: int | None = None
     method: str = ""
 
     def as_json(self) -> dict[str, Any]:
@@ -93,6 +99,7 @@ class Metric:
             description=str(entry.get("description") or name),
             n=whole(entry.get("n")),
             patients=whole(entry.get("patients")),
+            fewest_patients=whole(entry.get("fewest_patients", entry.get("patients"))),
             method=str(entry.get("method") or ""),
             **{key: number(entry.get(key)) for key in numbers},
         )

@@ -10,6 +10,7 @@ import math
 import re
 from typing import Final
 
+from cctmn.metrics.bootstrap import TOO_FEW
 from cctmn.metrics.metric import Metric
 
 DASH: Final = "–"  # stands for a metric that is not defined
@@ -28,7 +29,9 @@ def value_text(metric: Metric, digits: int = 1) -> str:
 
 
 def interval_text(metric: Metric, digits: int = 1) -> str:
-    """Return `low–high`, "" for a metric without an interval."""
+    """Return `low–high`, why there is none, or "" for a metric that is not defined."""
+    if metric.low is None and metric.method == TOO_FEW:
+        return "too few patients"
     return _range_text(metric, metric.low, metric.high, digits=digits)
 
 

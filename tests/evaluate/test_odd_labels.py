@@ -185,8 +185,8 @@ def case(shared: Path) -> Path:
 @pytest.mark.parametrize(
     ("table", "note"),
     [
-        ("semicolon", "10 patients"),
-        ("header_case", "10 patients"),
+        ("semicolon", "Few patients (control 4"),
+        ("header_case", "Few patients (control 4"),
         ("covid19", "COVID-19 as covid"),
         ("ext_case", "30 labels were joined"),
         ("nfd", "10 ids of patients differ"),
@@ -237,3 +237,51 @@ def test_the_case_of_error_rows_alone(case: Path, tmp_path: Path) -> None:
     folder = case / "all_errors"
     done = evaluate(folder / "out", folder / "labels.csv", to=tmp_path / "e")
     one_line(done, code=2, message="no labelled slice has scores")
+
+
+def test_the_case_of_few_negatives(case: Path, tmp_path: Path) -> None:
+    folder = case / "few_negatives"
+    assert evaluate(folder / "out", folder / "labels.csv", to=tmp_path / "e").returncode == 0
+    measured = metrics(tmp_path / "e")["metrics"]
+    same = ("value", "low", "high", "n", "patients")
+    specificity, sensitivity = (
+        {key: measured[f"slice.{name}"][key] for key in same}
+        for name in ("specificity.covid", "sensitivity.control")
+    )
+    assert specificity == sensitivity
+    assert (sensitivity["n"], sensitivity["patients"]) == (9, 3)
+    assert sensitivity["low"] == pytest.approx(0.2924, abs=1e-4)
+    for name in ("auc.covid", "ap.covid", "auc.control", "f1_macro"):
+        assert measured[f"slice.{name}"]["low"] <= sensitivity["low"]
+        assert measured[f"slice.{name}"]["fewest_patients"] == 3
+
+
+def test_the_case_of_one_error(case: Path, tmp_path: Path) -> None:
+    folder = case / "one_error"
+    ends = []
+    for out in ("out_no_error", "out"):
+        done = evaluate(folder / out, folder / "labels.csv", to=tmp_path / out)
+        assert done.returncode == 0
+        metric = metrics(tmp_path / out)["metrics"]["slice.sensitivity.covid"]
+        ends.append((metric["low"], metric["high"]))
+    (low, high), (low_of_one, high_of_one) = ends
+    assert (low, high) == (pytest.approx(0.4782, abs=1e-4), 1)
+    assert low_of_one <= low
+    assert high_of_one - low_of_one >= high - low - 1e-6
+
+
+def test_the_case_of_a_cohort_of_three(case: Path, tmp_path: Path) -> None:
+    folder = case / "cohort_subtract"
+    done = evaluate(folder / "out", folder / "labels.csv", "--by", "sex", to=tmp_path / "e")
+    assert done.returncode == 0
+    [table] = metrics(tmp_path / "e")["cohorts"]
+    assert table["cells"] == [{"values": ["2 more"], "hidden": True}]
+
+
+def test_the_case_of_a_metric_of_one_patient(case: Path, tmp_path: Path) -> None:
+    folder = case / "cohort_one_patient"
+    done = evaluate(folder / "out", folder / "labels.csv", "--by", "sex", to=tmp_path / "e")
+    assert done.returncode == 0
+    [table] = metrics(tmp_path / "e")["cohorts"]
+    for cell in table["cells"]:
+        assert all(m["patients"] >= 10 for m in cell.get("metrics", {}).values())

@@ -131,9 +131,11 @@ def test_cohorts_hide_small_cells(whole):
     by_sex, by_both = result["cohorts"]
     assert [cell["values"] for cell in by_sex["cells"]] == [["F"], ["M"]]
     assert all(cell["patients"] >= 10 for cell in by_sex["cells"])
-    assert {"accuracy", "sensitivity.covid"} <= by_sex["cells"][0]["metrics"].keys()
+    # Of the 13 patients of a class, fewer than ten are of one sex.
+    assert by_sex["cells"][0]["metrics"].keys() == {"accuracy"}
+    # The large site less its patients of one sex would be the small one's.
     hidden = [cell for cell in by_both["cells"] if cell["hidden"]]
-    assert [cell["values"] for cell in hidden] == [["2 more", ""]]
+    assert [cell["values"] for cell in hidden] == [["4 more", ""]]
     assert "small" not in json.dumps(result["cohorts"])
     assert all(cell.keys() == {"values", "hidden"} for cell in hidden)
 
@@ -203,7 +205,8 @@ def test_two_models_are_compared_in_the_same_resamples(tmp_path):
     }
     same = run.evaluate(options(tmp_path, against=str(tmp_path / "out"), gallery=False))
     zero = same["metrics"]["difference.slice.accuracy"]
-    assert (zero["value"], zero["low"], zero["high"]) == (0, 0, 0)
+    assert zero["value"] == 0
+    assert zero["high"] == -zero["low"] > 0
 
 
 def test_joins_by_uri_and_slice_id(tmp_path):

@@ -1,0 +1,106 @@
+"""Which sums over a few patients could be computed from published ones, and what to hide for it.
+
+A metric of a small cohort is hidden. That alone does not protect it: the metric of all, less those
+of the other cohorts, is the one that was hidden. So further cohorts are hidden until no sum over
+fewer than ten patients follows from the published ones by adding and subtracting. (Statistical
+agencies call this secondary suppression.)
+
+Limits: an attacker who knows single patients of a cohort, or who reasons with bounds instead of
+sums, is not considered.
+
+Reads: for each sum, the slices that it is over; the patient of each slice.
+Writes: which sums to publish.
+
+Shape suffixes: N slices, S sums, T sums that are published in any case, A atoms (slices that no sum
+tells apart), G patients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bools = NDArray[np.bool_]
+
+FEWEST_PATIENTS: Final = 10
+# Vectors of 0 and 1 that are this close to a combination of others are one.
+_CLOSE: Final = 1e-7
+
+
+def publishable(
+    sums_SN: Bools,
+    *,
+    always_TN: Bools,
+    parts: Sequence[tuple[int, int]],
+    group_N: NDArray[np.int64],
+    known_N: Bools,
+) -> Bools:
+    """Return which of S sums may be published beside T that are published in any case.
+
+    `parts` holds pairs of sums (whole, part): without the whole, its part is not published either.
+    A slice whose patient is not known (`known_N` is False) counts as no patient at all, because all
+    such slices may be of one.
+    """
+    atoms = _Atoms(np.vstack([always_TN, sums_SN]), group_N=group_N, known_N=known_N)
+    always_TA, sums_SA = np.split(atoms.members_SA, [len(always_TN)])
+    patients_S = atoms.patients(sums_SA)
+    shown_S = patients_S >= FEWEST_PATIENTS
+    while True:
+        for whole, part in parts:
+            shown_S[part] &= shown_S[whole]
+        published = np.vstack([always_TA, sums_SA[shown_S]])
+        small = atoms.small(np.vstack([sums_SA, _differences(published)]))
+        # A small class of the whole set is shown with its metrics in any case.
+        small = small[~_weights(small, of=always_TA)[0]]
+        follows, weights = _weights(small, of=published)
+        if not follows.any():
+            return shown_S
+        places = np.flatnonzero(shown_S)
+        for weights_S in weights[follows][:, len(always_TA) :]:
+            used = places[np.abs(weights_S) > _CLOSE]
+            if shown_S[used].all():  # else it is hidden already, for another sum
+                shown_S[used[patients_S[used].argmin()]] = False
+
+
+class _Atoms:
+    """The slices, grouped by the sums that they are in."""
+
+    def __init__(self, members_SN: Bools, *, group_N: NDArray[np.int64], known_N: Bools) -> None:
+        packed = np.ascontiguousarray(np.packbits(members_SN, axis=0).T)
+        rows_N = packed.view(f"V{packed.shape[1]}").ravel()
+        _, first_A, atom_N = np.unique(rows_N, return_index=True, return_inverse=True)
+        self.members_SA = members_SN[:, first_A]
+        _, patient = np.unique(group_N[known_N], return_inverse=True)
+        self._in_GA = np.zeros((patient.max(initial=-1) + 1, len(first_A)), np.float32)
+        self._in_GA[patient, atom_N[known_N]] = 1
+
+    def patients(self, sets_SA: Bools) -> NDArray[np.int64]:
+        """Return the number of known patients of each set."""
+        return (self._in_GA @ sets_SA.T.astype(np.float32) > 0).sum(axis=0)
+
+    def small(self, sets_SA: Bools) -> Bools:
+        """Return the sets that have slices, but of too few patients, each once."""
+        sets_SA = np.unique(sets_SA[sets_SA.any(axis=1)], axis=0)
+        return sets_SA[self.patients(sets_SA) < FEWEST_PATIENTS]
+
+
+def _differences(sets_SA: Bools) -> Bools:
+    """Return each set less another that is a part of it, and what is left of it without all its
+    parts that do not overlap.
+    """
+    left = []
+    for whole_A in sets_SA:
+        inside = sets_SA[~(sets_SA & ~whole_A).any(axis=1)]
+        left.append(whole_A & ~inside[inside.sum(axis=1) < whole_A.sum()])
+    empty = np.zeros((0, sets_SA.shape[1]), np.bool_)
+    return np.unique(np.vstack([empty, *left]), axis=0)
+
+
+def _weights(sets_SA: Bools, *, of: Bools) -> tuple[Bools, NDArray[np.float64]]:
+    """Return which sets are a weighted sum of others (`of`, T x A), and their weights, S x T."""
+    others, sets = of.astype(np.float64), sets_SA.astype(np.float64)
+    weights = sets @ np.linalg.pinv(others)
+    return np.abs(weights @ others - sets).max(axis=1, initial=0.0) < _CLOSE, weights

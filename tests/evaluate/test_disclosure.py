@@ -1,0 +1,116 @@
+"""Cohorts of few patients cannot be computed from what is shown, by any sum and difference."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cctmn.evaluate import cohorts
+from cctmn.metrics.intervals import ClassifiedSample
+
+CLASSES = ("control", "covid")
+TABLES = (("sex",), ("site",), ("site", "sex"), ("kernel",))
+
+
+def made(seed: int, patients: int = 90) -> tuple[ClassifiedSample, dict[str, np.ndarray]]:
+    """Slices of patients with a sex and a site each; the kernel differs within a patient."""
+    rng = np.random.default_rng(seed)
+    group_N = np.repeat(np.arange(patients), rng.integers(1, 6, patients))
+    truth_N = rng.choice(2, patients, p=[0.7, 0.3])[group_N]
+    score_NC = rng.dirichlet([1, 1], len(group_N)) + 0.8 * np.eye(2)[truth_N]
+    none = np.empty(0, np.int64)
+    sample = ClassifiedSample(CLASSES, truth_N, score_NC, group_N, patients, none, none)
+    of_patients = {
+        "sex": rng.choice(["F", "M"], patients, p=[0.3, 0.7]),
+        "site": rng.choice(["A", "B", "C", "D"], patients, p=[0.5, 0.3, 0.12, 0.08]),
+    }
+    columns = {name: values[group_N] for name, values in of_patients.items()}
+    return sample, columns | {"kernel": rng.choice(["soft", "lung"], len(group_N), p=[0.1, 0.9])}
+
+
+def tables(
+    sample: ClassifiedSample, columns: dict[str, np.ndarray], known_N: np.ndarray | None = None
+) -> list[dict[str, Any]]:
+    return cohorts.tables(
+        {names: [columns[name].tolist() for name in names] for names in TABLES},
+        sample,
+        known_N=np.ones(len(sample.truth_N), np.bool_) if known_N is None else known_N,
+    )
+
+
+def sums(sample: ClassifiedSample, columns: dict[str, np.ndarray]) -> dict[tuple, np.ndarray]:
+    """Every sum that could be shown, as a vector over the slices: (table, values, metric)."""
+    of_metric = {"accuracy": np.ones(len(sample.truth_N), np.bool_)}
+    of_metric |= {f"sensitivity.{c}": sample.truth_N == k for k, c in enumerate(CLASSES)}
+    every = {((), (), name): of_N for name, of_N in of_metric.items()}
+    for names in TABLES:
+        for values in itertools.product(*(np.unique(columns[name]) for name in names)):
+            pairs = zip(names, values, strict=True)
+            in_N = np.all([columns[name] == value for name, value in pairs], axis=0)
+            for metric, of_N in of_metric.items():
+                every[names, tuple(map(str, values)), metric] = in_N & of_N
+    return every
+
+
+def shown(result: list[dict[str, Any]]) -> list[tuple]:
+    return [
+        (tuple(table["by"]), tuple(cell["values"]), metric)
+        for table in result
+        for cell in table["cells"]
+        for metric in cell.get("metrics", {})
+    ]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_small_cohort_is_a_sum_of_what_is_shown(seed: int) -> None:
+    sample, columns = made(seed)
+    every = sums(sample, columns)
+    published = shown(tables(sample, columns))
+    assert published
+    total = [key for key in every if not key[0]]
+    known = np.array([every[key] for key in [*total, *published]], float)
+    rank = np.linalg.matrix_rank(known)
+    small = {
+        key: of_N
+        for key, of_N in every.items()
+        if of_N.any() and len(np.unique(sample.group_N[of_N])) < 10
+    }
+    assert small
+    for key, of_N in small.items():
+        assert key not in published
+        assert np.linalg.matrix_rank(np.vstack([known, of_N])) == rank + 1, key
+    # Nor is what remains of one cohort without the shown ones inside it a few patients.
+    for one, other in itertools.permutations(known.astype(bool), 2):
+        left_N = one & ~other
+        if left_N.any() and not (other & ~one).any():
+            assert len(np.unique(sample.group_N[left_N])) >= 10
+
+
+def test_what_need_not_be_hidden_is_shown() -> None:
+    """All four cells have 20 patients, so all are shown with all metrics."""
+    group_N, truth_N = np.arange(80), np.arange(80) % 2
+    none = np.empty(0, np.int64)
+    sample = ClassifiedSample(CLASSES, truth_N, np.eye(2)[truth_N], group_N, 80, none, none)
+    site = np.repeat(["A", "B"], 40)
+    result = cohorts.tables({("site",): [site.tolist()]}, sample, known_N=np.ones(80, np.bool_))
+    [cells] = [table["cells"] for table in result]
+    assert [len(cell["metrics"]) for cell in cells] == [3, 3]
+    assert [cell["patients"] for cell in cells] == [40, 40]
+
+
+def test_slices_of_unknown_patients_are_hidden() -> None:
+    sample, columns = made(3)
+    assert shown(tables(sample, columns))
+    assert not shown(tables(sample, columns, known_N=np.zeros(len(sample.truth_N), np.bool_)))
+
+
+def test_the_outer_quarters_of_numbers_name_no_extreme() -> None:
+    ages = pa.chunked_array([[31.25, *range(40, 70), 97.5]])
+    quarters = cohorts.values_of(ages, name="age")
+    assert quarters[0] == "1. below 46.8"
+    assert quarters[-1] == "4. 62.2 or more"
+    assert not any("31" in text or "97" in text for text in quarters)
