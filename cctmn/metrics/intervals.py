@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cctmn.metrics import bootstrap, classification, proportions
 from cctmn.metrics.bootstrap import RESAMPLES, Values
-from cctmn.metrics.calibration import Binned
+from cctmn.metrics.calibration import Binned, recalibration
 from cctmn.metrics.classification import Ranking
 from cctmn.metrics.metric import (
     CALIBRATION,
@@ -130,7 +130,7 @@ def measure(
     """Return every metric of a sample by its id, with intervals over patients.
 
     Slices get naive intervals too, and the worst case in which every slice without scores is
-    wrong. `binned` adds the metrics of calibration.
+    wrong. `binned` adds the ECE, the Brier score and the loss.
     """
     of_slices = level == "slice"
     counted = sample.proportions()
@@ -157,7 +157,79 @@ def measure(
                 size=size_of(sample, name),
                 is_bounded=name not in UNBOUNDED,
             )
-    return measured
+    measured |= _recalibration(sample, level=level)
+    return measured if binned is None else measured | _ece(sample, binned, measured, by=by)
+
+
+def _ece(
+    sample: ClassifiedSample, binned: Binned, measured: dict[str, Metric], *, by: Resampling
+) -> dict[str, Metric]:
+    """Return the ECE with an interval that allows for its bias, and what chance gives of it.
+
+    The ECE of a resample is larger than that of the sample, so its percentiles are reflected at the
+    value. Where chance alone gives as much, the interval reaches 0.
+    """
+    ece = measured["calibration.ece"]
+    by_chance_B = binned.ece_by_chance(
+        sample.group_N, groups=sample.groups, resamples=by.resamples, seed=by.seed
+    )
+    usual = bootstrap.interval(by_chance_B)
+    assert usual is not None
+    assert ece.value is not None
+    over_patients, naive = (
+        None if low is None or high is None else _reflected(ece.value, low, high, usual=usual[1])
+        for low, high in ((ece.low, ece.high), (ece.naive_low, ece.naive_high))
+    )
+    id_ = "calibration.ece_by_chance"
+    chance = bootstrap.with_intervals(
+        float(by_chance_B.mean()),
+        name=(id_, catalogue(sample.classes)[id_]),
+        ends=usual if ece.low is not None else None,
+        naive=None,
+        size=size_of(sample, "ece"),
+        method="random signs of the patients' errors",
+    )
+    allowing = bootstrap.with_intervals(
+        ece.value,
+        name=(ece.id, ece.description),
+        ends=over_patients,
+        naive=naive,
+        size=size_of(sample, "ece"),
+        method="bootstrap over patients, reflected at the value",
+    )
+    return {ece.id: allowing, id_: chance}
+
+
+def _reflected(value: float, low: float, high: float, *, usual: float) -> proportions.Interval:
+    """Return the interval reflected at the value, from 0 where chance gives usually as much."""
+    first = max(0.0, 2 * value - high) if value > usual else 0.0
+    return min(first, value), max(2 * value - low, value)
+
+
+def _recalibration(sample: ClassifiedSample, *, level: Level) -> dict[str, Metric]:
+    """Return the calibration intercept and slope of each class."""
+    descriptions = catalogue(sample.classes)
+    metrics = {}
+    for k, name in enumerate(sample.classes):
+        size = size_of(sample, f"auc.{name}")
+        fits = recalibration(
+            sample.score_NC[:, k],
+            sample.truth_N == k,
+            group_N=sample.group_N,
+            fewest=size.fewest_patients,
+        )
+        for kind, fit in fits.items():
+            prefix = "calibration" if level == "slice" else "patient_calibration"
+            id_ = f"{prefix}.{kind}.{name}"
+            metrics[id_] = bootstrap.with_intervals(
+                fit.value,
+                name=(id_, descriptions[id_]),
+                ends=None if fit.low is None or fit.high is None else (fit.low, fit.high),
+                naive=None,
+                size=size,
+                method="logistic regression, variance over patients",
+            )
+    return metrics
 
 
 def proportion(

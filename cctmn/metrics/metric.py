@@ -28,11 +28,17 @@ PER_CLASS: Final[Mapping[str, str]] = {
 }
 CALIBRATION: Final[Mapping[str, str]] = {
     "ece": "expected calibration error",
+    "ece_by_chance": "expected calibration error of a calibrated model, by chance alone",
     "brier": "Brier score",
     "nll": "negative log-likelihood (the loss that the network was trained with)",
 }
 # Metrics that may exceed 1, or that chance alone keeps away from 0.
 UNBOUNDED: Final = tuple(CALIBRATION)
+# Of each class, slices and patients.
+RECALIBRATION: Final[Mapping[str, str]] = {
+    "intercept": "calibration intercept of {} (0 if calibrated)",
+    "slope": "calibration slope of {} (1 if calibrated)",
+}
 DETECTION: Final[Mapping[str, str]] = {
     "image_ap50": "mean per-image AP at IoU 0.50 (as published)",
     "image_ap75": "mean per-image AP at IoU 0.75 (as published)",
@@ -142,6 +148,10 @@ def _catalogue(classes: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield f"without_abstained.{name}", f"{describe(name)}, abstained slices left out, slices"
     for name in CALIBRATION:
         yield f"calibration.{name}", f"{describe(name)}, slices"
+    for level, noun in (("calibration", "slices"), ("patient_calibration", "patients")):
+        for kind, words in RECALIBRATION.items():
+            for name in classes:
+                yield f"{level}.{kind}.{name}", f"{words.format(name)}, {noun}"
     for name in _names(WORST_CASE, classes):
         worst = f"{describe(name)}, slices without scores counted as wrong, slices"
         yield f"worst_case.{name}", worst

@@ -14,8 +14,9 @@ from cctmn.metrics.bootstrap import TOO_FEW
 from cctmn.metrics.metric import Metric
 
 DASH: Final = "–"  # stands for a metric that is not defined
-# Losses are not proportions, so they are not shown in per cent.
+# Losses and coefficients are not proportions, so they are not shown in per cent.
 LOSSES: Final = ("calibration.brier", "calibration.nll")
+_COEFFICIENT: Final = re.compile(r"(patient_)?calibration\.(intercept|slope)\.")
 # Digits after the point beyond which the ends of an interval are called equal.
 _MOST_DIGITS: Final = 4
 SHORT: Final = 8  # digits of a keyed pseudonym that a table shows
@@ -42,7 +43,7 @@ def naive_text(metric: Metric, digits: int = 1) -> str:
 
 def is_proportion(metric: Metric) -> bool:
     """Return whether the metric is shown in per cent."""
-    return metric.id not in LOSSES
+    return metric.id not in LOSSES and not _COEFFICIENT.match(metric.id)
 
 
 def times_narrower(metric: Metric) -> float | None:
@@ -111,7 +112,7 @@ def _number_text(metric: Metric, number: float | None, *, digits: int) -> str:
     if is_proportion(metric) and float(text) == 100 and number < 1:
         text = f">{100 - 10**-digits:.{digits}f}"  # only a metric without an error reads 100
     if not metric.id.startswith(_SIGNED):
-        return text
+        return text.replace("-", "−")
     if not float(text.removeprefix(">")):
         text = text.removeprefix("-")  # no minus zero
     return text.replace("-", "−") if text.startswith("-") else f"+{text}"

@@ -95,7 +95,10 @@ def _context(evaluation: Evaluation, *, folder: str) -> dict[str, Any]:
         "overall": _by_level(evaluation, _overall),
         "curves": build("curves", make=lambda: _by_level(evaluation, _curves)),
         "reliability": build("curves", make=lambda: _reliability(evaluation)),
-        "calibration": evaluation.metrics_of("calibration."),
+        "calibration": [
+            *evaluation.metrics_of("calibration."),
+            *evaluation.metrics_of("patient_calibration."),
+        ],
         "froc": build("curves", make=lambda: _froc(evaluation)),
         "detection": sections.detection(evaluation),
         "detection_of": section["detection"],

@@ -9,7 +9,8 @@ from sklearn.metrics import brier_score_loss, log_loss
 
 from cctmn.errors import DataError
 from cctmn.metrics import calibration
-from cctmn.metrics.calibration import Binned, fit_temperature, losses
+from cctmn.metrics.calibration import Binned, fit_temperature, losses, recalibration
+from cctmn.metrics.intervals import ClassifiedSample, Resampling, measure
 from cctmn.model.probabilities import probabilities
 
 
@@ -50,14 +51,15 @@ def test_ece_by_hand():
     gap = np.abs(binned.right_N - binned.confidence_N).mean()
     assert whole(binned)["ece"] == pytest.approx(gap)
     assert sorted(binned.bin_N) == list(range(15))
-    # Bins of 30 slices with equal confidence still have equal mass.
+
+
+def test_equal_confidences_share_a_bin():
     logits = np.log(np.tile([0.6, 0.3, 0.1], (30, 1)))
     truth_N = np.repeat([0, 1], 15)
     binned = Binned.from_logits(logits, truth_N, activation="softmax", temperature=1.0)
-    assert binned.reliability()["n"] == [2] * 15
-    # Seven bins of right predictions, one mixed bin, seven bins of wrong predictions.
-    expected = (7 * 0.4 + 0.1 + 7 * 0.6) / 15
-    assert whole(binned)["ece"] == pytest.approx(expected)
+    assert binned.reliability() == {"confidence": [0.6], "accuracy": [0.5], "n": [30]}
+    # In any order of the slices: half of them are right.
+    assert whole(binned)["ece"] == pytest.approx(0.1)
 
 
 def test_a_weight_equals_repeated_slices():
@@ -101,3 +103,64 @@ def test_a_temperature_at_its_bound_is_refused():
 
 def test_ece_uses_fifteen_bins():
     assert calibration.BINS == 15
+
+
+def measured_ece(seed, *, patients, slices, sharpness=1.0):
+    """Return the metrics of a sample that is calibrated at sharpness 1."""
+    logits_NC, truth_N = made(patients * slices, sharpness=sharpness, seed=seed)
+    binned = Binned.from_logits(logits_NC, truth_N, activation="softmax", temperature=1.0)
+    sample = ClassifiedSample(
+        ("a", "b", "c"),
+        truth_N,
+        special.softmax(logits_NC, axis=1),
+        np.repeat(np.arange(patients), slices),
+        patients,
+        np.empty(0, np.int64),
+        np.empty(0, np.int64),
+    )
+    return measure(sample, by=Resampling(300, seed), level="slice", binned=binned)
+
+
+def test_ece_of_a_calibrated_model_is_what_chance_gives():
+    held = beyond = 0
+    for seed in range(40):
+        metrics = measured_ece(seed, patients=30, slices=5)
+        ece, chance = metrics["calibration.ece"], metrics["calibration.ece_by_chance"]
+        assert ece.low <= ece.value <= ece.high
+        held += ece.low == 0
+        beyond += ece.value > chance.high
+    assert held >= 36
+    assert beyond <= 4
+
+
+def test_ece_of_an_overconfident_model_is_more_than_chance_gives():
+    metrics = measured_ece(1, patients=60, slices=10, sharpness=3)
+    ece, chance = metrics["calibration.ece"], metrics["calibration.ece_by_chance"]
+    assert ece.low > 0
+    assert ece.value > chance.high
+    assert metrics["calibration.slope.a"].high < 0.6
+    assert metrics["calibration.slope.a"].low > 0.2
+
+
+def test_intercept_and_slope_are_recovered():
+    """Of 200 patients; the truth follows 0.8 times the logit, less 0.5."""
+    rng = np.random.default_rng(3)
+    group_N = np.repeat(np.arange(200), 20)
+    logit_N = rng.normal(size=4000) * 2
+    is_class_N = rng.random(4000) < special.expit(0.8 * logit_N - 0.5)
+    fits = recalibration(special.expit(logit_N), is_class_N, group_N=group_N, fewest=200)
+    assert fits["slope"].value == pytest.approx(0.8, abs=0.08)
+    assert fits["slope"].low < 0.8 < fits["slope"].high < 1
+    assert fits["intercept"].high < 0
+    none = recalibration(special.expit(logit_N), is_class_N, group_N=group_N, fewest=4)
+    assert none["slope"].low is None
+
+
+def test_classes_that_scores_tell_apart_have_no_slope():
+    is_class_N = np.arange(40) % 2 == 0
+    p_N = np.where(is_class_N, 0.9, 0.1)
+    fits = recalibration(p_N, is_class_N, group_N=np.arange(40), fewest=20)
+    assert np.isnan(fits["slope"].value)
+    assert fits["slope"].low is None
+    one = recalibration(p_N, np.ones(40, bool), group_N=np.arange(40), fewest=0)
+    assert np.isnan(one["intercept"].value)

@@ -51,10 +51,10 @@ def recomputed(sample: ClassifiedSample, metric: str) -> tuple[float, np.ndarray
 def test_size_of_every_metric_reproduces_its_value() -> None:
     sample = made()
     measured = measure(sample, by=Resampling(resamples=100), level="slice")
-    assert len(measured) == 3 + 5 * 3 + 2 + 3
+    assert len(measured) == 3 + 5 * 3 + 2 + 3 + 2 * 3
     for id_, metric in measured.items():
         level, _, name = id_.partition(".")
-        if level == "worst_case":
+        if level in ("worst_case", "calibration"):
             continue
         value, groups = recomputed(sample, name)
         assert metric.value == pytest.approx(value, abs=1e-12), id_
