@@ -172,7 +172,7 @@ class DetectorConfig:
     )
     valid_fraction: float = setting(
         0.1,
-        "Fraction of the patients kept for validation if no validation set is given.",
+        "Fraction of the patients of each class kept for validation if no validation set is given.",
         low=0,
         high=1,
     )
@@ -209,7 +209,7 @@ class ClassifierConfig:
     )
     valid_fraction: float = setting(
         0.1,
-        "Fraction of the patients kept for validation if no validation set is given.",
+        "Fraction of the patients of each class kept for validation if no validation set is given.",
         low=0,
         high=1,
     )

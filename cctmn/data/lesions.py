@@ -67,6 +67,7 @@ class LesionSample(NamedTuple):
     image: str  # URI, as is the mask
     mask: str
     patient: str
+    labels: tuple[int, ...] = ()  # of its lesions, from 1, each once; known after `check_lesions`
 
 
 @dataclass(frozen=True)
@@ -142,18 +143,25 @@ def read_truth(
 def check_lesions(
     opened: LesionSet, *, lesion_classes: tuple[str, ...], contract: InputContract, threads: int
 ) -> LesionSet:
-    """Read all slices once; keep those that can be read and have a lesion of these classes."""
+    """Read all slices once; keep those that can be read and have a lesion of these classes.
+
+    The kept samples know the labels of their lesions.
+    """
     if lesion_classes not in LESION_MODES.values():
         known = " or ".join(map(str, LESION_MODES.values()))
         raise DataError(f"lesion classes {lesion_classes} are not known; use {known}")
 
+    labels: dict[str, tuple[int, ...]] = {}
+
     def has_lesion(sample: LesionSample) -> bool:
         read = read_lesions(sample, lesion_classes=lesion_classes, contract=contract)
+        labels[sample.name] = tuple(sorted(set(read.labels_M.tolist())))
         return len(read.labels_M) > 0
 
     kept, issues = filter_readable(
         opened.samples, issues=opened.issues, read=has_lesion, threads=threads
     )
+    kept = tuple(sample._replace(labels=labels[sample.name]) for sample in kept)
     return LesionSet(kept, issues)
 
 

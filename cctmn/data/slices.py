@@ -30,6 +30,7 @@ from cctmn.data.class_names import (
 from cctmn.data.covidx import SplitLine, read_split
 from cctmn.data.files import IMAGE_SUFFIXES, list_images, stem
 from cctmn.data.issues import DatasetIssues, filter_readable, require_samples
+from cctmn.data.labels import PATIENT_LABEL
 from cctmn.data.patients import nfc
 from cctmn.data.slice_names import parse_name
 from cctmn.errors import DataError
@@ -54,6 +55,7 @@ class SliceSample(NamedTuple):
     image: str  # URI
     label: int  # index into the classes
     patient: str  # "" if unknown
+    patient_label: int = -1  # the class of the patient if a table gives it, else -1
 
 
 @dataclass(frozen=True)
@@ -184,23 +186,38 @@ def _from_names(
 def _from_table(
     place: str, classes: tuple[str, ...], *, root: str | None, label_map: LabelMap
 ) -> SliceSet:
-    """Read a training list: a column that names the slices, `label`, and perhaps `patient`."""
+    """Read a training list: a column that names the slices, `label`, and perhaps `patient`.
+
+    A column `patient_label` gives the class of a patient.
+    """
     given = read_user_table(place, hint="give a table with uri, label and patient")
     names, labels = given.slices(TRAINING_COLUMNS), given.column("label")
     has_patient = "patient" in given.table.column_names
     patients = given.column("patient") if has_patient else [""] * len(names)
+    of_patients = given.column(PATIENT_LABEL) if PATIENT_LABEL in given.table.column_names else []
     base = root or store.parent(place)
 
     def where(row: int) -> str:
         return f"{place} line {line_of(row)}"
 
     indices, notes = class_indices(labels, classes=classes, label_map=label_map, where=where)
+    class_of = {
+        text: class_index(
+            text,
+            where=where(of_patients.index(text)),
+            classes=classes,
+            label_map=label_map,
+        )
+        for text in dict.fromkeys(of_patients)
+        if text
+    }
     samples: dict[str, SliceSample] = {}
     for row, (name, index, patient) in enumerate(zip(names, indices, patients, strict=True)):
         uri = store.below(base, name)
         if uri in samples:
             raise DataError("a slice is listed before; keep one line per slice", where(row), name)
-        samples[uri] = SliceSample(name, uri, index, nfc(patient))
+        of_patient = class_of.get(of_patients[row], -1) if of_patients else -1
+        samples[uri] = SliceSample(name, uri, index, nfc(patient), of_patient)
     return SliceSet(tuple(samples.values()), DatasetIssues(), tuple(notes))
 
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -28,7 +28,7 @@ from cctmn.model import checkpoint
 from cctmn.model.checkpoint import LoadedModel
 from cctmn.reporter import Reporter, duration, silent
 from cctmn.runtime import Resources
-from cctmn.train import distributed, initial, loop, record
+from cctmn.train import distributed, initial, loop, record, validation
 from cctmn.train.datasets import Data
 from cctmn.train.distributed import Spec
 from cctmn.train.stages import Samples, TrainStage, stage_of
@@ -81,7 +81,7 @@ def train(job: TrainJob, *, address: str | None = None, report: Reporter = silen
     began = time.monotonic()
     # 1. The model and the data are checked first; only then are ImageNet weights downloaded.
     start = job.stage.start()
-    train_set, valid_set = _open_data(job, start=start, report=report)
+    train_set, valid_set = _open_data(job, start=start, out=out, report=report)
     start = job.stage.download_weights(start)
     # 2. The initial weights are serialised once: for the identity, and to be written to OUT.
     card_text, weights, saved_card = checkpoint.to_bytes(start.net, card=start.card)
@@ -130,22 +130,41 @@ def train(job: TrainJob, *, address: str | None = None, report: Reporter = silen
     )
 
 
-def _open_data(job: TrainJob, *, start: LoadedModel, report: Reporter) -> tuple[Samples, Samples]:
+def _open_data(
+    job: TrainJob, *, start: LoadedModel, out: str, report: Reporter
+) -> tuple[Samples, Samples]:
     """Return the readable training and validation slices; no patient is in both."""
     train_set = job.stage.read(job.data, card=start.card, report=report)
+    arch = start.card.arch
+    classes = arch.image_classes if job.stage.name == "classifier" else arch.lesion_classes
     if job.valid is not None:
-        valid_set = job.stage.read(job.valid, card=start.card, report=report)
+        parts = train_set, job.stage.read(job.valid, card=start.card, report=report)
     elif job.config.valid_fraction:
-        fraction, seed = job.config.valid_fraction, job.config.optim.seed
-        train_set, valid_set = splits.held_out(  # type: ignore[assignment]
-            train_set, fraction=fraction, seed=seed
+        before = _identity_in(out).get("data_sha256")
+        parts = validation.draw(
+            train_set,
+            stage=job.stage,
+            classes=classes,
+            where=job.data.place,
+            begun_with=lambda drawn: _data_sha256(drawn) == before,
+            report=report,
         )
-        report(f"of these kept aside for validation: {len(valid_set):,} slices")
     else:
         raise ConfigError("no validation slices; give --valid, or valid_fraction above 0")
-    if unknown := splits.check_disjoint({"training": train_set, "validation": valid_set}):
-        report(f"{unknown:,} slices have no known patient: splits are not checked for them")
-    return train_set, valid_set
+    splits.check_disjoint(dict(zip(validation.PARTS, parts, strict=True)))
+    validation.report_counts(parts, classes=classes, report=report)
+    return parts
+
+
+def _identity_in(out: str) -> Mapping[str, Any]:
+    """Return the values of the run that OUT holds; nothing if it is new."""
+    held = store.read_optional(store.join(out, "private", "run.json"))
+    return RunIdentity.read(json.loads(held or b"{}")).values
+
+
+def _data_sha256(sets: tuple[Samples, Samples]) -> str:
+    names = [[(s.name, getattr(s, "label", None)) for s in samples] for samples in sets]
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
 def _identity(job: TrainJob, *, weights_sha256: str, sets: tuple[Samples, Samples]) -> RunIdentity:
@@ -160,13 +179,12 @@ def _identity(job: TrainJob, *, weights_sha256: str, sets: tuple[Samples, Sample
     if settings["optim"]["schedule"] == "constant" and not settings["optim"]["steps"]:
         del settings["optim"]["epochs"]
     settings["micro_batch"] = hardware["micro_batch"]
-    names = [[(s.name, getattr(s, "label", None)) for s in samples] for samples in sets]
     values = {
         "format": FORMAT,
         "stage": job.stage.name,
         "settings": settings,
         "initial_weights_sha256": weights_sha256,
-        "data_sha256": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
+        "data_sha256": _data_sha256(sets),
     }
     return RunIdentity(values)
 

@@ -40,6 +40,14 @@ class TrainStage(Protocol):
         """`detector` or `classifier`."""
 
     @property
+    def config(self) -> DetectorConfig | ClassifierConfig:
+        """The settings of the stage."""
+
+    @property
+    def classes_setting(self) -> str:
+        """The setting that names the classes of the labelled slices."""
+
+    @property
     def activation(self) -> str | None:
         """How the trained model's logits become probabilities; None: as before the training."""
 
@@ -71,6 +79,7 @@ class DetectorStage:
     config: DetectorConfig
     model: str | None
     name: str = "detector"
+    classes_setting: str = "lesions"
     activation: str | None = None  # a detector has no image classes
 
     def start(self) -> LoadedModel:
@@ -106,6 +115,7 @@ class ClassifierStage:
     config: ClassifierConfig
     model: str | None
     name: str = "classifier"
+    classes_setting: str = "classes"
 
     @property
     def activation(self) -> str:

@@ -385,7 +385,7 @@ def test_on_s3(s3: S3Server) -> None:
     dataset = open_lesions("s3://cncb/set/", names="s3://cncb/names.txt")
     dataset = check_lesions(dataset, lesion_classes=BOTH, contract=STORED, threads=2)
     image, mask = "s3://cncb/set/imgs/1_1.png", "s3://cncb/set/masks/1_1.png"
-    assert dataset.samples == (LesionSample("1_1", image, mask, "1"),)
+    assert dataset.samples == (LesionSample("1_1", image, mask, "1", (2,)),)
     assert dataset.issues == DatasetIssues(no_mask=("1_2",), no_image=("3 å_2",))
     with pytest.raises(DataError, match="s3://cncb/none/imgs: no such"):
         open_lesions("s3://cncb/none")
