@@ -140,6 +140,9 @@ def test_model_is_loaded(trained: Path) -> None:
     assert loaded.card.trained
     assert loaded.card.arch.image_classes == ("control", "pneumonia", "covid")
     assert loaded.card.provenance["epoch"] == 1
+    validation = loaded.card.validation
+    assert validation["value"] == validation["metrics"][validation["chosen_by"]]
+    assert (validation["chosen_by"], validation["slices"]) == ("accuracy", 3)
 
 
 @pytest.mark.slow
@@ -158,6 +161,9 @@ def test_training_run_is_resumed(cluster: str, trained: Path, tmp_path: Path) ->
     )
     assert done.returncode == 0, done.stderr
     after = read_json(trained / "manifest.json")
+    assert "resuming from epoch 1: next is 2 of 2" in done.stderr
+    assert "chosen by validation accuracy" in done.stderr
+    assert "on 3 slices of 3 patients" in done.stderr
     assert after["epochs"] == 2
     assert after["fingerprint"] == before["fingerprint"]
     assert after["identity"] == before["answers"]
@@ -166,3 +172,5 @@ def test_training_run_is_resumed(cluster: str, trained: Path, tmp_path: Path) ->
     assert (steps[:4], len(steps)) == (first_steps, 7)
     rows = list(csv.DictReader((trained / "metrics.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert rows[0]["val_loss"] == ""
+    assert float(rows[1]["val_loss"]) > 0

@@ -104,8 +104,8 @@ def train_detector(**options: Unpack[TrainOptions]) -> None:
     """Train stage 1: a Mask R-CNN on slices with lesion masks.
 
     DATA is a folder with imgs/ and masks/, as CNCB has them. --split and --valid-split are lists of
-    image names. Without --valid and --valid-split, some patients are kept for validation. Run the
-    same command again to resume from the last checkpoint.
+    image names. Without --valid and --valid-split, some patients of each class are kept for
+    validation. Run the same command again to resume from the last checkpoint.
     """
     from cctmn.config import DetectorConfig
 
@@ -127,8 +127,9 @@ def train_classifier(**options: Unpack[TrainOptions]) -> None:
 
     MODEL is a detector, or a classifier to tune. DATA is a folder of CLASS_PATIENT_SCAN_SLICE.png,
     with --split a COVIDx-CT split file beside it; a folder with one folder per class; or a table
-    (.csv, .parquet) with label, patient, and one of uri, path, name. Run the same command again to
-    resume.
+    (.csv, .parquet) with label, patient, and one of uri, path, name. Without --valid and
+    --valid-split, some patients of each class are kept for validation. Run the same command again
+    to resume.
     """
     from cctmn.config import ClassifierConfig
 
@@ -174,11 +175,21 @@ def _train(cls: type[Any], options: TrainOptions) -> None:
 
 
 def _outcome_text(outcome: Any) -> str:
-    metrics = "  ".join(
-        f"{name} {value:.3f}" for name, value in outcome.metrics.items() if value is not None
+    part = outcome.validation
+    name = part["chosen_by"]
+    counts = " of ".join(
+        f"{part[noun]:,} {noun}" for noun in ("slices", "patients") if part.get(noun)
     )
-    seconds = f"{outcome.elapsed_s:.0f} s"
-    return f"{seconds}, best epoch {outcome.best_epoch} of {outcome.epochs}: {metrics}"
+    value = "undefined" if part["value"] is None else f"{part['value']:.3f}"
+    others = "  ".join(
+        f"{other} {value:.3f}"
+        for other, value in part["metrics"].items()
+        if value is not None and other != name
+    )
+    return (
+        f"{outcome.elapsed_s:.0f} s, best epoch {outcome.best_epoch} of {outcome.epochs}, chosen "
+        f"by validation {name} {value} on {counts}; other validation metrics: {others}"
+    )
 
 
 @click.command(

@@ -22,6 +22,7 @@ _SHOWN: Final = (
     "image_classes",
     "lesion_classes",
     "training_slices",
+    "validation",
     "calibration",
     "intended_use",
     "parameters",

@@ -179,6 +179,24 @@ class Card:
         return self.calibration.get("top_m")
 
     @property
+    def validation(self) -> dict[str, Any]:
+        """The validation part of the training and its metrics at this epoch; {} if not recorded.
+
+        `chosen_by` is the metric that chose the best epoch and `value` its value; `metrics` has all
+        of them, and `slices` and `patients` is what they stand on.
+        """
+        part = dict(self.provenance.get("validation") or {})
+        if "metrics" in self.provenance:  # of an earlier version
+            part = {
+                "chosen_by": "accuracy" if self.kind == "classifier" else "image_map",
+                "metrics": self.provenance["metrics"],
+                "slices": self.provenance.get("valid_slices"),
+            }
+        if "metrics" not in part:
+            return {}
+        return part | {"value": part["metrics"].get(part["chosen_by"])}
+
+    @property
     def described(self) -> dict[str, Any]:
         """The part of the card for reports, without who trained the model on what."""
         return {
@@ -190,6 +208,7 @@ class Card:
             "image_classes": list(self.arch.image_classes),
             "lesion_classes": list(self.arch.lesion_classes),
             "training_slices": self.provenance.get("slices"),
+            "validation": {k: v for k, v in self.validation.items() if k != "metrics"},
             "calibration": dict(self.calibration),
             "notes": list(self.notes),
             "intended_use": self.intended_use,

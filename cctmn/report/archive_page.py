@@ -169,6 +169,7 @@ def _provenance(archive: ScoredArchive, census: Census) -> Iterator[tuple[str, s
     yield "classes", ", ".join(archive.classes)
     yield "lesion classes", ", ".join(map(str, model.get("lesion_classes") or ()))
     yield "training slices", count_text(whole(model.get("training_slices")))
+    yield "best epoch chosen by", _validation(_dict(model.get("validation")))
     yield "scored until", archive.written
     elapsed, slices = number(last.get("elapsed_s")), whole(last.get("slices"))
     if elapsed and slices:
@@ -179,6 +180,16 @@ def _provenance(archive: ScoredArchive, census: Census) -> Iterator[tuple[str, s
             yield title, f"{decimal_text(census.times_ms[name] / scored, 0)} ms per slice, mean"
     yield "cctmn", str(_dict(manifest.get("versions")).get("cctmn") or "")
     yield "fingerprint", str(manifest.get("fingerprint") or "")
+
+
+def _validation(part: Mapping[str, Any]) -> str:
+    """Return the validation number that chose the best epoch, and what it stands on."""
+    value = number(part.get("value"))
+    if value is None:
+        return ""
+    text = f"validation {str(part.get('chosen_by')).replace('_', ' ')} {decimal_text(value, 3)}"
+    counts = ((whole(part.get(name)), name) for name in ("slices", "patients"))
+    return text + " on " + " of ".join(f"{count:,} {name}" for count, name in counts if count)
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -164,6 +164,7 @@ class _Hooks:
 
     out: str
     _kept: list[Any] = field(default_factory=list)
+    _resumed: dict[str, float | str] = field(default_factory=dict)
 
     def restore(self) -> Iterator[Path]:
         """Yield local copies of the checkpoints that are kept, the last one first."""
@@ -201,8 +202,14 @@ class _Hooks:
             ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def progress(self, **now: float | str) -> None:
-        """Write where the run is; the command that started it reads that."""
+        """Write where the run is; the command that started it reads that.
+
+        The epoch that was resumed from stays in the file, because the command looks now and then.
+        """
         import ray.train
 
+        if "resumed" in now:
+            self._resumed = {"resumed": now["resumed"], "epochs": now["epochs"]}
         if ray.train.get_context().get_world_rank() == 0:
-            store.put(store.join(self.out, PROGRESS), json.dumps(now).encode())
+            text = json.dumps({**self._resumed, **now})
+            store.put(store.join(self.out, PROGRESS), text.encode())

@@ -82,6 +82,8 @@ def run(
     here = _Run(task, steps, hardware, world, hooks)
     here.restore()
     history = here.history
+    if 0 < len(history.rows) < steps.epochs and world.rank == 0:
+        hooks.progress(resumed=len(history.rows), epochs=steps.epochs)
     for epoch in range(len(history.rows), steps.epochs):
         began = time.monotonic()
         try:
@@ -160,17 +162,26 @@ class _Run:
         self.history = History(**state["history"])
 
     def keep_if_best(self) -> None:
-        """Remember the weights of the best epoch so far, of equals the last."""
+        """Remember the weights of the best epoch so far."""
         if self.best_row() is self.history.rows[-1]:
             weights = self.task.net.state_dict()
             self.best = {name: value.detach().clone() for name, value in weights.items()}
 
     def best_row(self) -> dict[str, float]:
-        """Return the row of the best epoch so far."""
+        """Return the row of the best epoch so far: of equal metrics that of the lower loss.
+
+        Of equal losses too it is the earlier one. Rows of earlier versions have no validation loss;
+        of equal ones among them the last is the best, because its weights were kept.
+        """
         name = f"val_{self.task.best_metric}"
 
-        def rank(row: dict[str, float]) -> tuple[float, float]:
-            return -math.inf if math.isnan(row[name]) else row[name], row["epoch"]
+        def rank(row: dict[str, float]) -> tuple[float, float, float]:
+            metric, loss = row[name], row.get("val_loss", math.inf)
+            return (
+                -math.inf if math.isnan(metric) else metric,
+                -math.inf if math.isnan(loss) else -loss,
+                -row["epoch"] if "val_loss" in row else row["epoch"],
+            )
 
         return max(self.history.rows, key=rank)
 
@@ -192,9 +203,11 @@ class _Run:
         """A checkpoint: the last model, the best one, and what is needed to go on."""
         kept = tempfile.TemporaryDirectory()
         folder, net = Path(kept.name), self.task.net
-        checkpoint.save(net, folder / LAST, card=_with(card, self.history.rows[-1]))
+        last_card = _with(card, self.history.rows[-1], chosen_by=self.task.best_metric)
+        checkpoint.save(net, folder / LAST, card=last_card)
         best = checkpoint.filled(card.arch, self.best, where="best epoch")
-        checkpoint.save(best, folder / BEST, card=_with(card, self.best_row()))
+        best_card = _with(card, self.best_row(), chosen_by=self.task.best_metric)
+        checkpoint.save(best, folder / BEST, card=best_card)
         state = {"optimizer": self.optimizer.state_dict(), "history": vars(self.history)}
         torch.save(state, folder / STATE)
         (folder / STATE_DIGEST).write_text(_digest(folder / STATE))
@@ -245,7 +258,10 @@ class _Run:
         return table.cpu() / self.world.size
 
     def validate(self) -> dict[str, float]:
-        """Return the metrics of all validation slices; the workers divide the slices among them."""
+        """Return the mean loss and the metrics of all validation slices.
+
+        The workers divide the slices among them.
+        """
         size, count = self.world.size, self.task.valid_count
         if size > 1:
             # Batch norm's running statistics saw each worker's own slices: take their mean.
@@ -254,13 +270,15 @@ class _Run:
                     dist.all_reduce(buffer)
                     buffer /= size
         self.task.net.eval()
-        own = {i: self.task.validation_output(i) for i in range(self.world.rank, count, size)}
+        own = {i: self.task.validate(i) for i in range(self.world.rank, count, size)}
         parts: list[Any] = [own]
         if size > 1:
             parts = [None] * size
             dist.all_gather_object(parts, own)
         merged = {i: output for part in parts for i, output in part.items()}
-        return self.task.compute_metrics([merged[i] for i in range(count)])
+        validated = [merged[i] for i in range(count)]
+        loss = math.fsum(one.loss for one in validated) / count
+        return {"loss": loss, **self.task.compute_metrics([one.output for one in validated])}
 
 
 def _batches(
@@ -340,11 +358,12 @@ def _micro(hardware: Hardware, optim: Optim, world: World) -> int:
     return 1 if world.device.type == "cpu" else math.ceil(optim.batch_size / world.size)
 
 
-def _with(card: Card, row: dict[str, float]) -> Card:
-    """Return the card with the metrics of an epoch; nan becomes null, as JSON has no nan."""
+def _with(card: Card, row: dict[str, float], *, chosen_by: str) -> Card:
+    """Return the card with the validation metrics of an epoch; JSON has no nan, so it is null."""
     values = {k.removeprefix("val_"): v for k, v in row.items() if k.startswith("val_")}
-    metrics = {k: None if math.isnan(v) else round(v, 4) for k, v in values.items()}
-    epoch = {"epoch": int(row["epoch"]), "metrics": metrics}
+    metrics = {k: round(v, 4) if math.isfinite(v) else None for k, v in values.items()}
+    part = {**card.provenance.get("validation", {}), "chosen_by": chosen_by, "metrics": metrics}
+    epoch = {"epoch": int(row["epoch"]), "validation": part}
     return replace(card, provenance={**card.provenance, **epoch})
 
 

@@ -26,7 +26,10 @@ def write(history: History, out: str) -> None:
     """Write all three below `out`."""
     names = list(history.losses)
     rows = zip(*history.losses.values(), strict=True)
-    store.put(store.join(out, EPOCHS), _table(history.rows[0], map(dict.values, history.rows)))
+    # Epochs that an earlier version trained lack some columns; these are empty there.
+    columns = list(dict.fromkeys(name for row in reversed(history.rows) for name in row))
+    epochs = ([row.get(name) for name in columns] for row in history.rows)
+    store.put(store.join(out, EPOCHS), _table(columns, epochs))
     store.put(
         store.join(out, STEPS),
         _table(["step", *names], ([step + 1, *row] for step, row in enumerate(rows))),
@@ -34,11 +37,11 @@ def write(history: History, out: str) -> None:
     store.put(store.join(out, "tensorboard", EVENTS), _events(history))
 
 
-def _table(names: Iterable[str], rows: Iterable[Iterable[float]]) -> bytes:
+def _table(names: Iterable[str], rows: Iterable[Iterable[float | None]]) -> bytes:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(names)
-    table.writerows([f"{value:.7g}" for value in row] for row in rows)
+    table.writerows(["" if value is None else f"{value:.7g}" for value in row] for row in rows)
     return text.getvalue().encode()
 
 

@@ -25,6 +25,7 @@ from cctmn.data import splits
 from cctmn.errors import ConfigError
 from cctmn.identity import KEY, RunIdentity
 from cctmn.model import checkpoint
+from cctmn.model.card import read_card
 from cctmn.model.checkpoint import LoadedModel
 from cctmn.reporter import Reporter, duration, silent
 from cctmn.runtime import Resources
@@ -67,7 +68,7 @@ class TrainResult:
     model: str  # URI of the best epoch's model
     epochs: int
     best_epoch: int
-    metrics: dict[str, float | None]
+    validation: dict[str, Any]  # what chose the best epoch: see `Card.validation`
     elapsed_s: float
 
 
@@ -101,7 +102,7 @@ def train(job: TrainJob, *, address: str | None = None, report: Reporter = silen
                 name=job.model_name,
                 activation=job.stage.activation or start.card.activation,
                 note=job.config.note,
-                provenance=_provenance(job, counts=(len(train_set), len(valid_set))),
+                provenance=_provenance(job, parts=(train_set, valid_set)),
             )
             spec = Spec(job.config, train_set, valid_set, out, card)
             with runtime.session(address) as resources:
@@ -121,11 +122,13 @@ def train(job: TrainJob, *, address: str | None = None, report: Reporter = silen
             manifest = _finish(job, out=out, written=written, identity=identity)
             manifest |= {"epochs": steps.epochs, "steps": steps.total}
             folder.put_json(manifest_uri, manifest)
+        else:
+            report(f"all {manifest['epochs']} epochs are done; nothing is left to train")
     return TrainResult(
         model=store.join(out, "model"),
         epochs=manifest["epochs"],
         best_epoch=manifest["best_epoch"],
-        metrics=manifest["metrics"],
+        validation=read_card(store.join(out, "model")).validation,
         elapsed_s=time.monotonic() - began,
     )
 
@@ -202,8 +205,12 @@ def _workers(job: TrainJob, resources: Resources) -> tuple[int, bool]:
     return min(hardware.workers or have, batch), use_gpu
 
 
-def _provenance(job: TrainJob, *, counts: tuple[int, int]) -> dict[str, Any]:
-    """Where the weights come from; no path, for the model may be handed on."""
+def _provenance(job: TrainJob, *, parts: tuple[Samples, Samples]) -> dict[str, Any]:
+    """Where the weights come from; no path, for the model may be handed on.
+
+    The loop adds the validation metrics.
+    """
+    train_set, valid_set = parts
     settings = asdict(job.config)
     ignored = ["backbone", "truncation", "lesions", "init"] if job.model else []
     for name in ("hardware", *ignored):  # the model's own hold, see arch
@@ -215,8 +222,12 @@ def _provenance(job: TrainJob, *, counts: tuple[int, int]) -> dict[str, Any]:
         "stage": job.stage.name,
         "settings": settings,
         "seed": job.config.optim.seed,
-        "slices": counts[0],
-        "valid_slices": counts[1],
+        "slices": len(train_set),
+        "patients": validation.num_patients(train_set),
+        "validation": {
+            "slices": len(valid_set),
+            "patients": validation.num_patients(valid_set),
+        },
     }
 
 
@@ -229,7 +240,7 @@ def _finish(job: TrainJob, *, out: str, written: str, identity: RunIdentity) -> 
         "format": FORMAT,
         "stage": job.stage.name,
         "best_epoch": chosen.card.provenance["epoch"],
-        "metrics": chosen.card.provenance["metrics"],
+        "validation": chosen.card.validation,
         "fingerprint": identity.fingerprint(),
         KEY: identity.as_json(),
         "versions": versions.libraries(),
@@ -247,18 +258,24 @@ def _progress_reported(out: str, report: Reporter) -> Iterator[None]:
         return list(csv.DictReader((store.read_optional(table) or b"").decode().split()))
 
     def look(epochs: int) -> None:
-        before, ended = b"", False
+        before, ended, resumed = b"", False, None
         while not ended:
             ended = stop.wait(LOOK_S)
             # Storage may fail for a moment: the next look tries again.
             with suppress(errors.CctmnError, OSError, ValueError):
+                text = store.read_optional(progress)
+                now = json.loads(text or b"{}")
+                if now.get("resumed") not in (None, resumed):
+                    resumed = now["resumed"]
+                    report(
+                        f"resuming from epoch {resumed}: next is {resumed + 1} of {now['epochs']}"
+                    )
                 for row in rows()[epochs:]:
                     report(_epoch_line(row))
                     epochs += 1
-                now = store.read_optional(progress)
-                if now and now != before:
-                    report(_line(json.loads(now)), transient=True)
-                    before = now
+                if text and text != before and "step" in now:
+                    report(_line(now), transient=True)
+                    before = text
 
     thread = threading.Thread(target=look, args=[len(rows())], name="progress", daemon=True)
     thread.start()
@@ -274,9 +291,9 @@ def _epoch_line(row: dict[str, str]) -> str:
     metrics = "  ".join(
         f"{name.removeprefix('val_')} {float(value):.3f}"
         for name, value in row.items()
-        if name.startswith("val_")
+        if name.startswith("val_") and value
     )
-    return f"epoch {row['epoch']}: loss {float(row['loss']):.3f}  {metrics}"
+    return f"epoch {row['epoch']}: training loss {float(row['loss']):.3f}; validation: {metrics}"
 
 
 def _line(now: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -30,6 +30,13 @@ from cctmn.rle import encode
 
 Losses = dict[str, Tensor]
 Compared = tuple[detection.Instances, detection.Instances]  # predicted, true
+
+
+class Validated(NamedTuple):
+    """What one validation slice gives; small and picklable, so workers can exchange it."""
+
+    output: Any  # what `compute_metrics` reads
+    loss: float  # the training loss of this slice, in eval mode but for sampled proposals
 
 
 class Task(Protocol):
@@ -53,11 +60,11 @@ class Task(Protocol):
     def train(self) -> None:
         """Put the net into the mode that training needs."""
 
-    def validation_output(self, index: int) -> Any:
-        """Validation output for slice `index`; small and picklable, so workers can exchange it."""
+    def validate(self, index: int) -> Validated:
+        """Return the output and the loss of validation slice `index`; the net is in eval mode."""
 
     def compute_metrics(self, outputs: Sequence[Any]) -> dict[str, float]:
-        """Metrics of the whole validation set; `outputs` are in the order of its slices."""
+        """Metrics of the whole validation set; `outputs` are those of `validate`, in order."""
 
 
 @dataclass(eq=False)
@@ -86,11 +93,7 @@ class DetectorTask:
 
     def read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Picture (H x W, uint8), masks (M x H x W, uint8), labels (M)."""
-        lesions = self._read(self.slices[index])
-        return tuple(
-            torch.from_numpy(array)
-            for array in (lesions.pixels, lesions.masks_MHW, lesions.labels_M)
-        )  # type: ignore[return-value]
+        return _tensors(self._read(self.slices[index]))
 
     def _read(self, sample: LesionSample) -> LesionSlice:
         classes = self.net.arch.lesion_classes
@@ -109,14 +112,37 @@ class DetectorTask:
         losses: Losses = module(x_B3HW, sizes=sizes, targets=targets)
         return losses
 
-    def validation_output(self, index: int) -> Compared:
-        """Return the lesions that the net reports and the true ones."""
-        return compared(self.net, self._read(self.valid[index]))
+    def validate(self, index: int) -> Validated:
+        """Return the lesions that the net reports with the true ones, and the sum of the losses."""
+        lesions = self._read(self.valid[index])
+        return Validated(compared(self.net, lesions), self._validation_loss(lesions, seed=index))
+
+    def _validation_loss(self, lesions: LesionSlice, *, seed: int) -> float:
+        """Return the sum of the five losses of a slice.
+
+        torchvision computes them in training mode only. The backbone stays in eval mode, so its
+        batch norm uses and keeps its running statistics. The sampled anchors and RoIs follow from
+        `seed`, so that two epochs differ by their weights alone.
+        """
+        device = next(self.net.parameters()).device
+        self.net.train()
+        self.net.backbone.eval()
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            losses = self.losses(self.net, [_tensors(lesions)], device=device)
+        self.net.eval()
+        return float(sum(losses.values()))
 
     def compute_metrics(self, outputs: Sequence[Compared]) -> dict[str, float]:
         """Return the per-image and COCO's average precision."""
         predicted, truth = zip(*outputs, strict=True)
         return detection.summary(predicted, truth, classes=self.net.arch.lesion_classes)
+
+
+def _tensors(lesions: LesionSlice) -> tuple[Tensor, Tensor, Tensor]:
+    """Picture (H x W, uint8), masks (M x H x W, uint8), labels (M)."""
+    pixels, masks_MHW, labels_M = lesions.pixels, lesions.masks_MHW, lesions.labels_M
+    return torch.from_numpy(pixels), torch.from_numpy(masks_MHW), torch.from_numpy(labels_M)
 
 
 def compared(net: Detector | Classifier, truth: LesionSlice) -> Compared:
@@ -235,17 +261,29 @@ class ClassifierTask(_ClassTask):
         logits_BC = module(x_B3HW, sizes=sizes).float()
         return {"loss_class": CRITERIA[self.config.loss](logits_BC, labels_B)}
 
-    def validation_output(self, index: int) -> tuple[int, int]:
-        """True and predicted class."""
-        return classified(self.net, self.valid[index], contract=self.contract)
+    def validate(self, index: int) -> Validated:
+        """Return the true and predicted class, and the loss."""
+        sample = self.valid[index]
+        logits_C = _logits(self.net, sample, contract=self.contract)
+        return _validated(logits_C, label=sample.label, loss=self.config.loss)
 
 
 def classified(net: Classifier, sample: SliceSample, *, contract: InputContract) -> tuple[int, int]:
     """Return the true and the predicted class of one slice."""
+    return sample.label, int(_logits(net, sample, contract=contract).argmax())
+
+
+def _logits(net: Classifier, sample: SliceSample, *, contract: InputContract) -> Tensor:
     picture = read_slice(sample.image, contract=contract)
     (prediction,) = Predictor(net).predict([picture], areas=False)
     assert prediction.logits_C is not None
-    return sample.label, int(prediction.logits_C.argmax())
+    return torch.from_numpy(prediction.logits_C)
+
+
+def _validated(logits_C: Tensor, *, label: int, loss: str) -> Validated:
+    """Return the true and the predicted class of a slice, and its loss."""
+    value = CRITERIA[loss](logits_C[None].float(), torch.tensor([label]))
+    return Validated((label, int(logits_C.argmax())), float(value))
 
 
 @dataclass(eq=False)
@@ -275,12 +313,12 @@ class CachedTask(_ClassTask):
         features, labels_B = (torch.stack(part).to(device) for part in zip(*batch, strict=True))
         return {"loss_class": CRITERIA[self.loss](module(features).float(), labels_B)}
 
-    def validation_output(self, index: int) -> tuple[int, int]:
-        """True and predicted class."""
+    def validate(self, index: int) -> Validated:
+        """Return the true and predicted class, and the loss."""
         device = next(self.module.parameters()).device
         with torch.inference_mode():
-            logits_C = self.module(self.valid_features[index].to(device))
-        return int(self.valid_labels[index]), int(logits_C.argmax())
+            logits_C = self.module(self.valid_features[index].to(device)).cpu()
+        return _validated(logits_C, label=int(self.valid_labels[index]), loss=self.loss)
 
 
 def class_metrics(

@@ -18,7 +18,15 @@ from PIL import Image
 
 from cctmn import schema, store, tables
 from cctmn.errors import SLICE_CODES, DataError
-from cctmn.report import archive_report, gallery, profile, study_page, study_slices, worklist
+from cctmn.report import (
+    archive_page,
+    archive_report,
+    gallery,
+    profile,
+    study_page,
+    study_slices,
+    worklist,
+)
 from cctmn.report.archive import count, probability_of_disease, read
 from cctmn.report.numbers import percent_text
 from tests.commands import call, one_line
@@ -85,6 +93,15 @@ def test_first_page_counts_the_archive(three: Path) -> None:
         "stand-in",
     ):
         assert part in text, part
+
+
+def test_the_number_that_chose_the_model_is_a_validation_number_with_its_patients() -> None:
+    part = {"chosen_by": "accuracy", "value": 0.93, "slices": 90, "patients": 1200}
+    text = "validation accuracy 0.930 on 90 slices of 1,200 patients"
+    assert archive_page._validation(part) == text
+    # Cards of earlier versions do not know the patients, and imported models have no such number.
+    assert archive_page._validation(part | {"patients": None}) == text.partition(" of ")[0]
+    assert archive_page._validation({}) == ""
 
 
 def test_cautions_of_the_model_stand_above_all_numbers(three: Path) -> None:

@@ -16,6 +16,7 @@ from torchvision.models._api import WeightsEnum
 
 from cctmn import config
 from cctmn.config import ClassifierConfig, DetectorConfig
+from cctmn.data.lesions import LesionSample
 from cctmn.errors import CctmnError, ConfigError, DataError, ModelError, PreflightError
 from cctmn.model import checkpoint
 from cctmn.model.card import Card
@@ -293,12 +294,17 @@ def test_provenance_has_seed_and_settings_but_no_path(resnet18, tmp_path):
     place = f"{tmp_path}/secret"
     job = run.TrainJob(settings, data=Data(place), out=f"{place}/out")
     start = initial.detector(settings, model=None)
-    provenance = run._provenance(job, counts=(9, 2))
+    train, valid = (
+        tuple(LesionSample(f"{secret}_{i}", "", "", f"{secret}{i // 2}") for i in range(count))
+        for secret, count in (("secret-a", 9), ("secret-b", 2))
+    )
+    provenance = run._provenance(job, parts=(train, valid))
     card = trained_card(start.card, settings, provenance)
     text = json.dumps(dict(card.provenance))
     assert "secret" not in text
     assert str(tmp_path) not in text
-    assert (provenance["seed"], provenance["slices"], provenance["valid_slices"]) == (12, 9, 2)
+    assert (provenance["seed"], provenance["slices"], provenance["patients"]) == (12, 9, 5)
+    assert provenance["validation"] == {"slices": 2, "patients": 1}
     assert provenance["settings"]["optim"]["lr"] == 0.5
     assert provenance["settings"]["init"] == "file"
     assert "hardware" not in provenance["settings"]

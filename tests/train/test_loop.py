@@ -17,11 +17,12 @@ from cctmn.config import ClassifierConfig, Hardware, Optim
 from cctmn.data.lesions import open_lesions
 from cctmn.data.slices import open_slices
 from cctmn.errors import ModelError
+from cctmn.evaluate.model import EvaluatedModel
 from cctmn.model import checkpoint
 from cctmn.train import loop
 from cctmn.train.loop import BEST, LAST, STATE, STATE_DIGEST, History, World
 from cctmn.train.steps import Steps
-from cctmn.train.tasks import CachedTask, ClassifierTask, DetectorTask, Task
+from cctmn.train.tasks import CachedTask, ClassifierTask, DetectorTask, Task, Validated
 from tests.train.small import (
     Kept,
     classifier,
@@ -52,14 +53,20 @@ def stage2(folder: Path, *, variant: str) -> ClassifierTask:
     return ClassifierTask(classifier(), samples, samples[:1], contract(), config)
 
 
-def module_s(*, accuracies: tuple[float, ...] = ()) -> CachedTask:
-    """Stage 2 on made-up features, done in no time; its accuracy may be given for each epoch."""
+def module_s(*, accuracies: tuple[float, ...] = (), losses: tuple[float, ...] = ()) -> CachedTask:
+    """Stage 2 on made-up features, done in no time.
+
+    Its accuracy and its validation loss may be given for each epoch.
+    """
     features = torch.randn(5, 80, generator=torch.Generator().manual_seed(2))
     labels = torch.tensor([0, 1, 2, 0, 1])
     task = CachedTask(classifier(), features, labels, features[:2], labels[:2], "bce")
     if accuracies:
         given = iter(accuracies)
         task.compute_metrics = lambda output: {"accuracy": next(given)}
+    if losses:
+        each = iter(loss for loss in losses for _ in range(task.valid_count))
+        task.validate = lambda index: Validated((0, 0), next(each))
     return task
 
 
@@ -164,24 +171,62 @@ def test_checkpoints_are_models_and_wait_for_their_time(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "best"),
-    [((0.2, 0.9, 0.5), 2), ((0.2, 0.5, 0.5), 3), ((math.nan, 0.1, math.nan), 2)],
+    ("accuracies", "losses", "best"),
+    [
+        ((0.2, 0.9, 0.5), (1, 2, 1), 2),
+        ((0.2, 0.5, 0.5), (1, 1, 0.9), 3),
+        ((0.2, 0.5, 0.5), (1, 0.8, 0.9), 2),
+        ((0.5, 0.5, 0.5), (0.9, 0.9, 0.9), 1),
+        ((0.5, 0.5, 0.5), (math.nan, 0.9, 0.9), 2),
+        ((math.nan, 0.1, math.nan), (1, 1, 1), 2),
+    ],
 )
-def test_the_best_epoch_is_kept(tmp_path, accuracies, best):
+def test_the_best_epoch_is_that_of_the_best_metric_then_of_the_lower_loss(
+    tmp_path, accuracies, losses, best
+):
     kept, until = Kept(tmp_path / "kept"), module_s()
-    run(module_s(accuracies=accuracies), kept)
+    history = run(module_s(accuracies=accuracies, losses=losses), kept)
+    assert [row["val_loss"] for row in history.rows] == pytest.approx(losses, nan_ok=True)
     run(until, Kept(tmp_path / "until"), optim=replace(OPTIM, epochs=best))
     loaded = checkpoint.load(kept.last() / BEST)
     assert same(loaded.net.state_dict(), weights(until))
-    recorded = {"epoch": best, "metrics": {"accuracy": accuracies[best - 1]}}
-    assert loaded.card.provenance == recorded
+    metrics = {"loss": losses[best - 1], "accuracy": accuracies[best - 1]}
+    recorded = {"chosen_by": "accuracy", "metrics": metrics}
+    assert loaded.card.provenance == {"epoch": best, "validation": recorded}
+    assert loaded.card.validation["value"] == accuracies[best - 1]
+    shown = EvaluatedModel.from_description(loaded.card.described).as_json()["validation"]
+    assert shown == {"chosen_by": "accuracy", "value": accuracies[best - 1]}
+
+
+def test_epochs_of_an_earlier_version_have_no_loss_and_the_last_of_equals_is_best(tmp_path):
+    kept = Kept(tmp_path / "kept")
+    task = module_s(accuracies=(0.5, 0.5, 0.4))
+    here = loop._Run(task, Steps(5, OPTIM), LAST_EPOCH, World(), kept)
+    here.history.rows = [{"epoch": 1, "val_accuracy": 0.5}, {"epoch": 2, "val_accuracy": 0.5}]
+    assert here.best_row()["epoch"] == 2
+    here.history.rows.append({"epoch": 3, "val_accuracy": 0.5, "val_loss": 7.0})
+    assert here.best_row()["epoch"] == 3
+    here.history.rows.append({"epoch": 4, "val_accuracy": 0.5, "val_loss": 7.0})
+    assert here.best_row()["epoch"] == 3
+
+
+def test_the_epoch_that_is_resumed_from_is_reported(tmp_path):
+    kept = Kept(tmp_path)
+    run(module_s(), kept, optim=replace(OPTIM, epochs=2))
+    assert kept.shown == []
+    run(module_s(), kept)
+    assert kept.shown == [{"resumed": 2, "epochs": 3}]
+    run(module_s(), kept)  # all is done
+    assert len(kept.shown) == 1
 
 
 def test_an_undefined_metric_is_null_on_the_card(tmp_path):
     kept = Kept(tmp_path)
     run(module_s(accuracies=(math.nan,)), kept, optim=replace(OPTIM, epochs=1))
     for name in (BEST, LAST):
-        assert checkpoint.load(kept.last() / name).card.provenance["metrics"] == {"accuracy": None}
+        card = checkpoint.load(kept.last() / name).card
+        assert card.provenance["validation"]["metrics"]["accuracy"] is None
+        assert card.validation["value"] is None
 
 
 def test_the_best_epoch_before_an_interruption_is_kept(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import struct
 from collections import defaultdict
 from pathlib import Path
@@ -14,7 +15,8 @@ from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
 
 from cctmn.config import Hardware, Optim
-from cctmn.train import loop, record
+from cctmn.train import distributed, loop, record
+from cctmn.train import run as train_run
 from cctmn.train.loop import History, World
 from cctmn.train.tasks import CachedTask
 from tests.train.small import Kept, classifier, small_card
@@ -80,9 +82,14 @@ def test_a_continued_run_has_one_record_without_gaps(tmp_path, caplog):
     rows = table(tmp_path / "out" / "metrics.csv")
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert list(rows[0]) == list(history.rows[0])
-    assert {"loss", "val_accuracy", "val_f1", "val_sensitivity_covid", "steps_per_s"} <= set(
-        rows[0]
-    )
+    assert {
+        "loss",
+        "val_loss",
+        "val_accuracy",
+        "val_f1",
+        "val_sensitivity_covid",
+        "steps_per_s",
+    } <= set(rows[0])
     steps = table(tmp_path / "out" / "steps.csv")
     assert [row["step"] for row in steps] == [str(step) for step in range(1, 7)]
     assert list(steps[0]) == ["step", "loss", "loss_class"]
@@ -103,6 +110,35 @@ def test_a_continued_run_has_one_record_without_gaps(tmp_path, caplog):
     assert curves["epoch/val_accuracy"] == pytest.approx(dict(enumerate(accuracies, start=1)))
     assert "epoch/epoch" not in curves
     assert not caplog.records  # tensorboardX warns of every nan
+
+
+def test_epochs_of_an_earlier_version_have_an_empty_validation_loss(tmp_path):
+    rows = [{"epoch": 1, "val_accuracy": 0.5}, {"epoch": 2, "val_loss": 0.4, "val_accuracy": 0.5}]
+    record.write(History(rows=rows, losses={"loss": [1.0]}), f"file://{tmp_path}")
+    assert table(tmp_path / "metrics.csv") == [
+        {"epoch": "1", "val_loss": "", "val_accuracy": "0.5"},
+        {"epoch": "2", "val_loss": "0.4", "val_accuracy": "0.5"},
+    ]
+
+
+def test_the_command_says_once_that_it_resumes_and_names_the_validation_metrics(tmp_path):
+    said: list[str] = []
+
+    def report(text: str, *, transient: bool = False, names: str = "") -> None:
+        said.extend([] if transient else [text])
+
+    rows = [{"epoch": 1, "loss": 2.0, "val_accuracy": 0.5}]
+    record.write(History(rows=rows, losses={}), f"file://{tmp_path}")
+    with train_run._progress_reported(f"file://{tmp_path}", report):
+        now = {"resumed": 1, "epochs": 2, "epoch": 2, "loss": 1.5, "step": 3, "steps": 4}
+        text = json.dumps({**now, "steps_per_s": 1.0, "left_s": 1.0})
+        (tmp_path / distributed.PROGRESS).write_text(text)
+        rows.append({"epoch": 2, "loss": 1.25, "val_loss": 0.75, "val_accuracy": 0.5})
+        record.write(History(rows=rows, losses={}), f"file://{tmp_path}")
+    assert said == [
+        "resuming from epoch 1: next is 2 of 2",
+        "epoch 2: training loss 1.250; validation: loss 0.750  accuracy 0.500",
+    ]
 
 
 def test_a_long_run_is_thinned_for_tensorboard_only(tmp_path):

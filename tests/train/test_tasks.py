@@ -131,7 +131,11 @@ def test_training_sees_what_scoring_sees(slices):
         here = net(x_B3HW, sizes=sizes)[0].numpy()
     np.testing.assert_allclose(here, there.logits_C, atol=1e-5)
     net.eval()
-    assert task.validation_output(0) == (label, there.logits_C.argmax())
+    validated = task.validate(0)
+    assert validated.output == (label, there.logits_C.argmax())
+    with torch.no_grad():
+        losses = task.losses(net, [(pixels, label)], device=CPU)
+    assert validated.loss == pytest.approx(float(losses["loss_class"]), abs=1e-5)
 
 
 def test_without_any_box_every_weight_still_gets_a_gradient():
@@ -322,7 +326,7 @@ def test_ranked_boxes_are_computed_once(slices, tmp_path, monkeypatch):
 def test_predictions_that_are_the_truth_are_perfect(lesions):
     task = DetectorTask(quiet_detector(), lesions, lesions, contract(), "full")
     task.net.eval()
-    truths = [task.validation_output(i)[1] for i in range(3)]
+    truths = [task.validate(i).output[1] for i in range(3)]
     assert [len(truth.labels_M) for truth in truths] == [3, 0, 3]
     perfect = task.compute_metrics([(truth, truth) for truth in truths])
     assert set(perfect) >= {task.best_metric, "image_ap50", "coco_map"}
@@ -339,7 +343,7 @@ def test_predictions_that_are_the_truth_are_perfect(lesions):
 def test_the_nets_own_lesions_are_measured(lesions):
     net = fresh(small_arch(), seed=1)
     task = DetectorTask(net, lesions, lesions, contract(), "full")
-    result, truth = task.validation_output(0)
+    result, truth = task.validate(0).output
     (there,) = Predictor(net).predict([task.read(0)[0]])
     assert result.scores_M.tolist() == there.scores_M.tolist()
     assert [int(m) for m in detection.rle.area(result.masks)] == there.mask_px_M.tolist()
@@ -347,6 +351,20 @@ def test_the_nets_own_lesions_are_measured(lesions):
         lesions[0], lesion_classes=net.arch.lesion_classes, contract=contract()
     )
     assert truth.labels_M.tolist() == read.labels_M.tolist()
+
+
+def test_the_validation_loss_of_stage_1_changes_nothing(lesions):
+    net = fresh(small_arch(), seed=1)
+    task = DetectorTask(net, lesions, lesions, contract(), "full")
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    losses = [task.validate(0).loss, task.validate(0).loss, task.validate(2).loss]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert not any(module.training for module in net.modules())
+    assert losses[0] == losses[1] != losses[2]
+    assert losses[0] > 0
 
 
 def test_metrics_of_stage_2(slices):
