@@ -62,6 +62,13 @@ class ScoreConfig:
         False, "Also write the N ranked boxes that the classifier received (large)."
     )
     masks: bool = setting(False, "Also write the mask of each lesion, as COCO run lengths (large).")
+    lesion_nms_iou: float = setting(
+        0.0,
+        "NMS threshold of the reported lesions: of two that overlap by a larger IoU, the less "
+        "certain one is dropped; 0 = that of the model's card, which is 0.5 as published.",
+        low=0,
+        high=1,
+    )
     gpu_wait_min: float = setting(
         60.0,
         "How long to wait for a first GPU that the cluster does not have yet.",

@@ -73,7 +73,7 @@ def led_through(proxy: FaultProxy) -> Iterator[None]:
         patch.delenv("AWS_MAX_ATTEMPTS")  # of the tests; a job has more
         patch.setattr(s3_module, "PAGE_KEYS", PAGE_KEYS)
         # A real network takes a worker 4 s to load, and asks nothing of storage.
-        patch.setattr(models, "open_source", lambda _: stand_in())
+        patch.setattr(models, "open_source", lambda _, **__: stand_in())
         s3_client.clear()
         yield
     s3_client.clear()

@@ -119,7 +119,7 @@ def score(
     job = run.ScoreJob(
         inputs=inputs,
         out=out,
-        source=open_source(model),
+        source=open_source(model, lesion_nms_iou=settings.lesion_nms_iou),
         settings=settings,
         limit=limit,
         retry_errors=retry_errors,

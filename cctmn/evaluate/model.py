@@ -21,12 +21,15 @@ _SHOWN: Final = (
     "backbone",
     "image_classes",
     "lesion_classes",
+    "lesions",
     "training_slices",
     "validation",
     "calibration",
     "intended_use",
     "parameters",
 )
+
+_OF_RUN: Final = frozenset({"lesions"})
 
 
 @dataclass(frozen=True)
@@ -93,17 +96,20 @@ def evaluated_model(scored: Scored, *, folder: str | None) -> EvaluatedModel:
     if folder is not None:
         card = read_card(folder)
         scored.check_model(card, where=folder)
-        described |= card.described
+        # The lesions were chosen by the rule of the run, which a setting of it may have changed.
+        described = (
+            described | card.described | {k: described[k] for k in _OF_RUN & described.keys()}
+        )
     return EvaluatedModel.from_description(described)
 
 
 def _recorded(scored: Scored) -> dict[str, Any]:
     """Return the manifest's description of the model, {} in folders of older versions.
 
-    Older manifests keep the activation and the input contract under `answers` only, newer ones
-    under `identity` and `model`.
+    Older manifests keep the activation, the input contract and the lesion rule under `answers`
+    only, newer ones under `identity` and `model`.
     """
     manifest = scored.manifest
     of_model = RunIdentity.read(manifest).values.get("model") or {}
-    older = {key: of_model[key] for key in ("activation", "input") if key in of_model}
+    older = {key: of_model[key] for key in ("activation", "input", "lesions") if key in of_model}
     return older | (manifest.get("model") or {}) | {"model_id": scored.model_id}

@@ -115,11 +115,15 @@ class Arch:
         return tuple(2 ** (layer + 1) for layer in self.layers)
 
 
-def lesion_rule() -> dict[str, Any]:
-    """Return the rule by which reported lesions are chosen: the constants above."""
+def lesion_rule(*, nms_iou: float = LESION_NMS_IOU) -> dict[str, Any]:
+    """Return the rule by which reported lesions are chosen.
+
+    `nms_iou` is the NMS threshold of the RoI: of two overlapping lesions of one class, the one of
+    lower score is dropped if their IoU is above it. The rest are the constants above.
+    """
     return {
         "min_score": LESION_MIN_SCORE,
-        "nms_iou": LESION_NMS_IOU,
+        "nms_iou": nms_iou,
         "max": LESION_MAX,
     }
 
@@ -153,11 +157,13 @@ class Card:
         if self.activation not in ACTIVATIONS:
             raise ModelError(f"activation {self.activation!r} is unknown; use one of {ACTIVATIONS}")
         InputContract.from_card(self.input)
-        if dict(self.lesions) != lesion_rule():
+        nms_iou = self.lesions.get("nms_iou")
+        if dict(self.lesions) != lesion_rule(nms_iou=nms_iou):  # type: ignore[arg-type]
             raise ModelError(
                 "the lesion rule is of another version; use the version of cctmn that wrote it"
             )
-
+        if type(nms_iou) not in (int, float) or not 0 < nms_iou <= 1:  # type: ignore[operator]
+            raise ModelError("lesions: nms_iou is not between 0 and 1; correct it")
         for key, kinds in CALIBRATION.items():
             if key in self.calibration and type(self.calibration[key]) not in kinds:
                 raise ModelError(f"calibration: {key} is not a number; calibrate the model again")
@@ -167,6 +173,11 @@ class Card:
             )
         if not 0 <= self.calibration.get("patient_slope", 1) < math.inf:
             raise ModelError("calibration: patient_slope is below 0; calibrate the model again")
+
+    @property
+    def lesion_nms_iou(self) -> float:
+        """The NMS threshold by which the reported lesions are chosen."""
+        return float(self.lesions["nms_iou"])
 
     @property
     def temperature(self) -> float:
@@ -207,6 +218,7 @@ class Card:
             "backbone": f"{self.arch.backbone}, truncation {self.arch.truncation}",
             "image_classes": list(self.arch.image_classes),
             "lesion_classes": list(self.arch.lesion_classes),
+            "lesions": dict(self.lesions),
             "training_slices": self.provenance.get("slices"),
             "validation": {k: v for k, v in self.validation.items() if k != "metrics"},
             "calibration": dict(self.calibration),

@@ -176,6 +176,8 @@ def load(folder: Path | str, *, device: str = "cpu") -> LoadedModel:
     except SafetensorError:
         raise ModelError(f"{WEIGHTS} is damaged; copy the model again", folder) from None
     net = filled(card.arch, tensors, where=str(folder))
+    detector = net.detector if isinstance(net, Classifier) else net
+    detector.lesion_nms_iou = card.lesion_nms_iou
     return LoadedModel(net.to(device), card)
 
 

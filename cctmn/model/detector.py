@@ -168,6 +168,18 @@ class Detector(nn.Module):
             **masks,
         )
 
+    @property
+    def lesion_nms_iou(self) -> float:
+        """The NMS threshold by which reported lesions are chosen; the ranked boxes have their own.
+
+        The weights do not hold it: `checkpoint.load` takes it from the card.
+        """
+        return float(self.roi_heads.nms_thresh)
+
+    @lesion_nms_iou.setter
+    def lesion_nms_iou(self, iou: float) -> None:
+        self.roi_heads.nms_thresh = iou
+
     def forward(
         self, x_B3HW: Tensor, *, sizes: list[Size], targets: Sequence[Mapping[str, Tensor]]
     ) -> dict[str, Tensor]:

@@ -58,6 +58,7 @@ class Predictor:
 
     `device` defaults to the device of the network's weights. `precision` is that of the backbone;
     all that follows is float32. `threads` sets the number of CPU threads of this process.
+    `lesion_nms_iou` overrides the NMS threshold of the network's reported lesions.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Predictor:
         precision: Precision = "float32",
         threads: int | None = None,
         true_batches: bool | None = None,
+        lesion_nms_iou: float | None = None,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
@@ -76,6 +78,7 @@ class Predictor:
         self._detector = net.detector if isinstance(net, Classifier) else net
         self._device = next(net.parameters()).device
         self._precision = precision
+        self._nms_iou = self._detector.lesion_nms_iou if lesion_nms_iou is None else lesion_nms_iou
         # With one pyramid level, channels last is a fifth faster on the CPU, and its rounding is
         # nearer to float64 than that of the other layout, which swapped two boxes 3e-8 apart and
         # moved a logit by 0.7. A ResNet-50 with its four levels takes the same time either way,
@@ -119,7 +122,7 @@ class Predictor:
         features = self._features(x_B3HW)
         outputs = self._detector.box_outputs(x_B3HW, features, sizes=sizes)
         candidates = [output.candidates() for output in outputs]
-        parts = [_LesionTensors(*ranking.lesions(one)) for one in candidates]
+        parts = [_LesionTensors(*ranking.lesions(one, nms_iou=self._nms_iou)) for one in candidates]
 
         # 2. Module S.
         if self._classifier is not None:

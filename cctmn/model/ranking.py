@@ -152,8 +152,13 @@ def pad_rows(rows_NX: Tensor, *, count: int) -> Tensor:
     return F.pad(rows_NX, (0, 0, 0, count - len(rows_NX))) if len(rows_NX) < count else rows_NX
 
 
-def lesions(candidates: Candidates) -> tuple[Tensor, Tensor, Tensor]:
-    """The reported lesions by falling score: boxes_M4, scores_M, labels_M (from 1)."""
+def lesions(
+    candidates: Candidates, *, nms_iou: float = LESION_NMS_IOU
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The reported lesions by falling score: boxes_M4, scores_M, labels_M (from 1).
+
+    Of two overlapping lesions of one class, the second is dropped if their IoU exceeds `nms_iou`.
+    """
     likely = torch.where(candidates.scores_R > LESION_MIN_SCORE)[0]
     boxes, scores = candidates.boxes_R4[likely], candidates.scores_R[likely]
     labels = candidates.labels_R[likely]
@@ -162,6 +167,6 @@ def lesions(candidates: Candidates) -> tuple[Tensor, Tensor, Tensor]:
         scores_R=scores,
         labels_R=labels - 1,
         num_labels=candidates.num_classes,
-        iou=LESION_NMS_IOU,
+        iou=nms_iou,
     )[:LESION_MAX]
     return boxes[keep], scores[keep], labels[keep]

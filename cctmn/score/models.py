@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from cctmn.model.card import parameter_count, portable, read_card, read_weights
+from cctmn.model.card import lesion_rule, parameter_count, portable, read_card, read_weights
 from cctmn.score.scorer import ImageArray, ModelSource
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class NetScorer:
     """The networks of one model folder on this process's device."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, lesion_nms_iou: float) -> None:
         import torch
 
         from cctmn.model import checkpoint
@@ -28,16 +28,22 @@ class NetScorer:
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         # One thread, for there is one scorer per core.
-        self._predictor = Predictor(checkpoint.load(uri).net, device=device, threads=1)
+        net = checkpoint.load(uri).net
+        self._predictor = Predictor(net, device=device, threads=1, lesion_nms_iou=lesion_nms_iou)
 
     def predict(self, images: Sequence[ImageArray], *, masks: bool) -> list[Prediction]:
         """One prediction per image, in order; with `masks`, lesions have mask logits."""
         return self._predictor.predict(images, masks=masks)
 
 
-def open_source(folder: str) -> ModelSource:
-    """Open the model at a path or S3 URI. Raises ModelError unless its weights fit its card."""
+def open_source(folder: str, *, lesion_nms_iou: float = 0.0) -> ModelSource:
+    """Open the model at a path or S3 URI. Raises ModelError unless its weights fit its card.
+
+    `lesion_nms_iou` is the NMS threshold of the reported lesions; with 0 it is that of the card.
+    """
     card = read_card(folder)
+    if lesion_nms_iou:
+        card = replace(card, lesions=lesion_rule(nms_iou=lesion_nms_iou))
     weights = read_weights(folder, card=card)
     arch = card.arch
     identity: dict[str, Any] = {
@@ -60,7 +66,7 @@ def open_source(folder: str) -> ModelSource:
         activation=card.activation,
         input=dict(card.input),
         identity=identity,
-        load=functools.partial(NetScorer, portable(folder)),
+        load=functools.partial(NetScorer, portable(folder), lesion_nms_iou=card.lesion_nms_iou),
         mask_head=arch.mask_head,
         temperature=card.temperature,
         described=card.described | {"parameters": parameter_count(weights)},

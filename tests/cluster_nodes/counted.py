@@ -31,8 +31,8 @@ class Counted:
         return result
 
 
-def open_counted(folder: str) -> Any:
-    source = open_source(folder)
+def open_counted(folder: str, **options: Any) -> Any:
+    source = open_source(folder, **options)
     load = functools.partial(Counted, source.load, os.environ["CCTMN_TALLY"])
     return dataclasses.replace(source, load=load)
 

@@ -10,7 +10,7 @@ import torch
 
 from cctmn.errors import ModelError
 from cctmn.model import checkpoint
-from cctmn.model.card import Arch, Card, parse_card, read_card
+from cctmn.model.card import Arch, Card, lesion_rule, parse_card, read_card
 from cctmn.model.checkpoint import LoadedModel, fresh
 from cctmn.model.inference import Predictor
 from tests.conftest import S3Server
@@ -136,6 +136,9 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
         ({"activation": "tanh"}, "activation"),
         ({"input": {}}, "input contract"),
         ({"lesions": {"min_score": 0.1}}, "lesion rule"),
+        ({"lesions": lesion_rule(nms_iou=1.5)}, "nms_iou is not between 0 and 1"),
+        ({"lesions": lesion_rule(nms_iou="0.5")}, "nms_iou is not between 0 and 1"),
+        ({"lesions": lesion_rule() | {"max": 5}}, "lesion rule"),
         ({"notes": [1]}, "notes"),
     ],
 )

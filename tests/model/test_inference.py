@@ -48,6 +48,19 @@ def test_tensors_read_only_and_flipped_arrays_are_taken():
     assert all(same(predictions[0], one) for one in predictions)
 
 
+def test_a_higher_nms_threshold_reports_more_lesions_and_leaves_the_class_alone():
+    net = fresh(classifier_arch(), seed=1)
+    (pixels,) = made_up(1, size=(32, 32))
+    few, usual, many = (
+        Predictor(net, lesion_nms_iou=iou).predict([pixels])[0] for iou in (0.25, 0.5, 0.75)
+    )
+    assert len(few.scores_M) < len(usual.scores_M) < len(many.scores_M)
+    assert same(usual, Predictor(net).predict([pixels])[0])
+    for one in (few, many):
+        np.testing.assert_array_equal(one.logits_C, usual.logits_C)
+        np.testing.assert_array_equal(one.ranked_boxes_N4, usual.ranked_boxes_N4)
+
+
 def test_detector_inside_the_classifier_reports_the_detectors_lesions():
     net = fresh(classifier_arch(), seed=1)
     for pixels in made_up(2):

@@ -67,6 +67,14 @@ def test_nms_is_per_class_and_by_threshold():
     assert len(ranking.lesions(candidates([0.9, 0.8], boxes, [1, 2]))[0]) == 2
 
 
+def test_the_nms_threshold_decides_which_overlapping_lesions_stay():
+    # The second box overlaps the first by 0.6, the third by a third.
+    boxes = [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 6.0], [0.0, 5.0, 10.0, 15.0]]
+    for nms_iou, kept in ((0.25, 1), (0.5, 2), (0.75, 3), (1.0, 3)):
+        chosen = ranking.lesions(candidates([0.9, 0.8, 0.7], boxes, [1, 1, 1]), nms_iou=nms_iou)
+        assert len(chosen[1]) == kept
+
+
 def test_lesions_exceed_the_minimum_score_and_are_limited_in_number():
     assert len(ranking.lesions(candidates([0.05, 0.051]))[1]) == 1
     assert len(ranking.lesions(candidates([0.9] * 200))[1]) == 128
