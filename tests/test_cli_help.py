@@ -30,6 +30,7 @@ OPTIONS = {
     "-m/--model -o/--out/--output -q/--quiet",
     "report": "FOLDER --open --pictures --studies -q/--quiet",
     "labels covidx-ct": "SPLIT --exclude -o/--out/--output",
+    "labels sample": "PLACE --per-class --seed -o/--out/--output",
     "labels audit": "SETS --hash --json --names --root",
     "train detector": "--address --config --data --device --json --name --preset --root --set "
     "--split --valid --valid-split -m/--model -o/--out/--output -q/--quiet",

@@ -15,7 +15,8 @@ import click
 
 from cctmn import __version__
 from cctmn.cli.common import NearestGroup
-from cctmn.cli.evaluate import evaluate, labels, report
+from cctmn.cli.evaluate import evaluate, report
+from cctmn.cli.labels import labels
 from cctmn.cli.models import models
 from cctmn.cli.output import table, view
 from cctmn.cli.score import demo, doctor, errors, score
