@@ -64,7 +64,7 @@ RC: Final[dict[Any, Any]] = {
     "text.parse_math": False,  # a class may be called a$b$c
     "path.simplify": True,
 }
-NAMES_END: Final = 0.56  # width of the corner with names, in parts of the plot
+NAMES_END: Final = 0.56  # width of the corner with the legend, in parts of the plot
 NAME_Y, ROW_Y, ROW_PX = 0.05, 0.075, 18  # the lowest name, and from one to the next
 MOST_FALSE: Final = 8.0  # false positives per image at which a FROC curve usually ends
 Floats = NDArray[np.float64]
@@ -169,19 +169,22 @@ def _shares(axes: Axes, *, x: str, y: str) -> None:
 
 
 def _named(lines: Sequence[Line], *, left: bool) -> tuple[Figure, Axes]:
-    """The curves and their names: tied to them in the corner below, or in a list under the plot
-    where a curve runs through that corner.
+    """Return the curves with a legend: in the corner below them, or under the plot where a curve
+    runs through that corner.
+
+    Nothing but the legend's samples leads to a name: a line or a dot on a curve would look like an
+    operating point.
     """
     free = not any(_crosses(one, rows=len(lines), left=left) for one in lines)
     figure, axes = _axes(0 if free else 14 + ROW_PX * len(lines))
+    x = 0.03 if left or not free else 1 - NAMES_END
     for row, one in enumerate(lines):
         axes.plot(one.x, one.y, linewidth=1.8, clip_on=False, **_look(one))
         if free:
-            _tie(axes, one, row=row, rows=len(lines), left=left)
+            y = NAME_Y + ROW_Y * (len(lines) - 1 - row)
         else:
             y = -(62 + ROW_PX * row) / (HEIGHT_PX - 60)  # px below the axis, in parts of its height
-            axes.plot([0, 0.16], [y, y], linewidth=1.8, clip_on=False, **_look(one))
-            axes.text(0.19, y, one.name, va="center_baseline", fontsize=SMALL_PX)
+        _legend_row(axes, one, at=(x, y))
     return figure, axes
 
 
@@ -190,24 +193,14 @@ def _crosses(one: Line, *, rows: int, left: bool) -> bool:
     return bool((np.interp(x, one.x, one.y) < NAME_Y + ROW_Y * rows).any())
 
 
-def _tie(axes: Axes, one: Line, *, row: int, rows: int, left: bool) -> None:
-    """The name and a piece of its line that leads to the curve. No two ties cross: the lower a
-    name, the further out its tie.
-    """
-    depth = (row + 0.5) / rows
-    at_x = 0.62 + 0.30 * depth if left else 0.38 - 0.30 * depth
-    at_y = float(np.interp(at_x, one.x, one.y))
-    name_y = NAME_Y + ROW_Y * (rows - 1 - row)
-    edge = NAMES_END if left else 1 - NAMES_END
-    look = _look(one)
-    axes.plot([at_x, at_x], [at_y, name_y], color=look["color"], linewidth=0.7)
-    axes.plot([at_x, edge], [name_y, name_y], linewidth=1.8, **look)
-    axes.plot([at_x], [at_y], color=look["color"], marker="o", markersize=4.5, linestyle="none")
+def _legend_row(axes: Axes, one: Line, *, at: tuple[float, float]) -> None:
+    """Draw a piece of a curve's line and its name, in parts of the plot."""
+    x, y = at
+    axes.plot([x, x + 0.13], [y, y], linewidth=1.8, clip_on=False, zorder=3, **_look(one))
     axes.text(
-        edge - 0.02 if left else edge + 0.02,
-        name_y,
+        x + 0.16,
+        y,
         one.name,
-        ha="right" if left else "left",
         va="center_baseline",
         fontsize=SMALL_PX,
         bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.2},  # over grid and diagonal

@@ -333,6 +333,15 @@ def test_names_move_below_a_plot_whose_curves_run_through_their_corner(draw: Any
     assert heights == [plots.HEIGHT_PX, plots.HEIGHT_PX + 14 + 2 * plots.ROW_PX]
 
 
+@pytest.mark.parametrize("draw", [plots.roc, plots.pr])
+def test_no_mark_stands_on_a_curve(draw: Any) -> None:
+    """A reader takes a dot on a ROC curve for an operating point."""
+    curve = plots.line("covid", index=0, points={"x": [0.0, 0.1, 1.0], "y": [0.9, 0.9, 1.0]})
+    assert curve
+    ticks = 2 * 5
+    assert draw([curve], name="n", label="").count("<use") == ticks
+
+
 def test_a_curve_needs_two_known_points() -> None:
     points = {"x": [0.1, None, 0.3], "y": [0.5, 0.5, float("nan")]}
     assert plots.line("a", index=0, points=points) is None
