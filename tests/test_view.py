@@ -249,12 +249,12 @@ def test_the_outline_of_a_mask_follows_the_turn() -> None:
 
 def test_the_note_names_each_step_of_the_turn() -> None:
     turn = Turn(transpose=True, flip_cols=True)
-    assert page.turn_note(the_slice(turn)) == (
+    assert page.turn_note(turn, is_unknown=False) == (
         "Turned to the standard view: rows and columns exchanged, left and right flipped."
     )
-    assert page.turn_note(the_slice(Turn())) == ""
-    unknown = the_slice(Turn(), flags=frozenset({"orientation"}))
-    assert page.turn_note(unknown).startswith("Orientation unknown: shown as stored")
+    assert page.turn_note(Turn(), is_unknown=False) == ""
+    unknown = page.turn_note(Turn(), is_unknown=True)
+    assert unknown.startswith("Orientation unknown: shown as stored")
 
 
 def test_the_window_is_the_one_of_the_model(tmp_path: Path) -> None:
@@ -264,4 +264,4 @@ def test_the_window_is_the_one_of_the_model(tmp_path: Path) -> None:
     text = '{"model": {"input": ' + str(contract.to_card()).replace("'", '"') + "}}"
     (tmp_path / "manifest.json").write_text(text)
     assert run.input_contract(folder) == contract
-    assert page.window_text(the_slice(Turn()), contract) == "lung window -500/1000 HU"
+    assert page.window_text(contract) == "lung window -500/1000 HU"

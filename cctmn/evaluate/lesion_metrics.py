@@ -27,6 +27,7 @@ from cctmn.data.issues import first_few
 from cctmn.data.labels import base_name
 from cctmn.data.lesions import LesionSample, check_lesions, open_lesions, read_truth
 from cctmn.errors import ConfigError, DataError
+from cctmn.evaluate import lesion_cases
 from cctmn.evaluate.join import Scored
 from cctmn.evaluate.model import EvaluatedModel
 from cctmn.evaluate.options import EvaluationOptions, Part, few_patients
@@ -118,7 +119,29 @@ def evaluate(
             "detection metrics leave them out, and their worst case counts them as slices on "
             "which no lesion was detected."
         )
-    return Part({"detection": detection, "curves": {"froc": froc}}, metrics, warnings)
+    # 4. Choose images to look at.
+    sections: dict[str, Any] = {"detection": detection, "curves": {"froc": froc}}
+    ids = [rows[s.name]["slice_id"] if s.name in rows else "" for s in kept.samples]
+    if options.gallery:
+        places = np.flatnonzero(images.scored_I)
+        sections["cases"] = lesion_cases.choose(
+            [images.predicted[i] for i in places],
+            [images.truth[i] for i in places],
+            ids=[ids[i] for i in places],
+            patients=[images.patients[i] for i in places],
+            kind=kinds[-1],
+            scored=scored,
+        )
+
+    place_of = {ids[i]: int(i) for i in np.flatnonzero(images.scored_I)}
+
+    def true_lesions(slice_id: str) -> list[dict[str, Any]] | None:
+        place = place_of.get(slice_id)
+        if place is None:
+            return None
+        return lesion_cases.true_lesions(images.truth[place], classes=classes)
+
+    return Part(sections, metrics, warnings, true_lesions)
 
 
 def measure_detection(

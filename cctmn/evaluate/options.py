@@ -7,7 +7,7 @@ The part on classes (`slice_metrics.py`) and the part on lesions (`lesion_metric
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -44,6 +44,10 @@ class EvaluationOptions:
     overwrite: bool = False  # replace another evaluation in `to`
 
 
+# Returns the true lesions of a slice_id as metrics.json holds them, None where they are not known.
+TrueLesions = Callable[[str], list[dict[str, Any]] | None]
+
+
 @dataclass(frozen=True)
 class Part:
     """Sections of metrics.json, metrics by id, and warnings that a reader must see first."""
@@ -51,6 +55,7 @@ class Part:
     sections: dict[str, Any]
     metrics: dict[str, Metric]
     warnings: list[str]
+    true_lesions: TrueLesions | None = None
 
 
 def few_patients(counts: Mapping[str, int]) -> list[str]:

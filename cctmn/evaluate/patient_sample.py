@@ -42,12 +42,13 @@ class PatientSlices:
     several: int  # patients whose labelled slices show several diseases
     logits_MC: Floats
     study_M: Indices
+    row_M: Indices  # row of the predictions
     patient_S: Indices  # the patient of each study
     study_keys: list[str]  # keyed id of each study; "" where a patient's pictures stand for one
 
     def sample(self, model: EvaluatedModel) -> ClassifiedSample | None:
         """Return one entry per patient, or None if no patient has a usable slice."""
-        p_GC, class_G = self._predictions(model)
+        p_GC, class_G = self.predictions(model)
         scored_G = class_G >= 0
         if not scored_G.any():
             return None
@@ -65,7 +66,7 @@ class PatientSlices:
 
     def table(self, model: EvaluatedModel) -> dict[str, list[Any]]:
         """Return the columns of private/patients.csv, by patient: truth, prediction, studies."""
-        p_GC, class_G = self._predictions(model)
+        p_GC, class_G = self.predictions(model)
         used_S = np.bincount(self.study_M, minlength=len(self.patient_S))
         used_G = np.bincount(self.patient_S, used_S, minlength=len(self.names)).astype(int)
         keys: list[list[str]] = [[] for _ in self.names]
@@ -89,14 +90,37 @@ class PatientSlices:
         truth_S = self.truth_G[self.patient_S]
         return patients.fit_rule(p_MC, self.study_M, truth_G=truth_S, classes=self.classes)
 
-    def _predictions(self, model: EvaluatedModel) -> tuple[Floats, Indices]:
-        """Return probabilities and class of each patient; NaN and -1 without a usable slice."""
+    def deciding(self, model: EvaluatedModel) -> dict[int, list[int]]:
+        """Return the entries of M that decide about each patient, by falling evidence.
+
+        They are those of the sickest study; a patient without a usable slice has none.
+        """
+        p_MC, p_SC = self._of_slices_and_studies(model)
+        study_G = patients.sickest(
+            p_SC, self.patient_S, groups=len(self.names), classes=self.classes
+        )
+        patient_of = {int(study): g for g, study in enumerate(study_G) if study >= 0}
+        entries: dict[int, list[int]] = {}
+        for entry in model.patient_rule.deciding(
+            p_MC, self.study_M, groups=len(self.patient_S), classes=self.classes
+        ):
+            patient = patient_of.get(int(self.study_M[entry]))
+            if patient is not None:
+                entries.setdefault(patient, []).append(int(entry))
+        return entries
+
+    def _of_slices_and_studies(self, model: EvaluatedModel) -> tuple[Floats, Floats]:
         p_MC = probabilities(
             self.logits_MC, activation=model.activation, temperature=model.temperature
         )
         p_SC = model.patient_rule.probabilities(
             p_MC, self.study_M, groups=len(self.patient_S), classes=self.classes
         )
+        return p_MC, p_SC
+
+    def predictions(self, model: EvaluatedModel) -> tuple[Floats, Indices]:
+        """Return probabilities and class of each patient; NaN and -1 without a usable slice."""
+        _, p_SC = self._of_slices_and_studies(model)
         groups = len(self.names)
         p_GC = patients.of_sickest(p_SC, self.patient_S, groups=groups, classes=self.classes)
         scored_G = np.isfinite(p_GC).all(axis=1)
@@ -131,6 +155,7 @@ def patient_slices(joined: Joined) -> PatientSlices:
         several=several,
         logits_MC=np.stack(logits, axis=1).astype(np.float64)[used_R],
         study_M=study_R[used_R],
+        row_M=np.flatnonzero(used_R),
         patient_S=patient_S,
         study_keys=study_keys,
     )

@@ -12,8 +12,9 @@ import json
 from typing import Any
 
 from cctmn import store, versions
+from cctmn.contract import InputContract
 from cctmn.errors import ConfigError, ResumeError
-from cctmn.evaluate import lesion_metrics, slice_metrics
+from cctmn.evaluate import case_pictures, lesion_metrics, slice_metrics
 from cctmn.evaluate.join import read_scored
 from cctmn.evaluate.model import evaluated_model
 from cctmn.evaluate.options import EvaluationOptions, file_name
@@ -68,12 +69,26 @@ def evaluate(options: EvaluationOptions, *, report: Reporter = silent) -> dict[s
         },
     }
     for part in parts:
-        curves = content["curves"] | part.sections.get("curves", {})
-        content |= part.sections | {"curves": curves}
+        shared = {
+            name: content.get(name, {}) | part.sections.get(name, {})
+            for name in ("curves", "cases")
+        }
+        content |= part.sections | shared
     content["metrics"] = {id_: m.as_json() for part in parts for id_, m in part.metrics.items()}
     content["warnings"] = list(dict.fromkeys(text for part in parts for text in part.warnings))
     assert not document.unknown(content), document.unknown(content)
-    # 3. Write it.
+    # 3. Draw the cases, and write all.
+    if options.gallery:
+        for part in parts:
+            if part.true_lesions is not None:
+                case_pictures.add_truth(content["cases"], part.true_lesions)
+        contract = InputContract() if model.input is None else InputContract.from_card(model.input)
+        written = case_pictures.write(
+            content["cases"], out=scored.out, contract=contract, folder=to
+        )
+        report(f"{written} pictures for the gallery, in {options.to}/private/cases")
+    else:
+        del content["cases"]
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     store.put(store.join(to, document.FILE), text.encode())
     return content

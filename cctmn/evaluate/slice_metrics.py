@@ -14,11 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from cctmn import store
-from cctmn.contract import InputContract
 from cctmn.data.issues import first_few
 from cctmn.data.labels import Labels, identities, read_labels, read_table
 from cctmn.errors import ConfigError, DataError
-from cctmn.evaluate import audit, cases, cohorts
+from cctmn.evaluate import audit, cases, cohorts, patient_cases
 from cctmn.evaluate.join import NO_PREDICTION, Joined, Scored, join, read_scored
 from cctmn.evaluate.known_sets import KnownSet, known_set
 from cctmn.evaluate.model import EvaluatedModel, evaluated_model
@@ -102,10 +101,11 @@ def evaluate(
     training = training or model.training_slices
     sections["training"] = {"slices": training} if training else None
     if options.gallery:
-        contract = InputContract() if model.input is None else InputContract.from_card(model.input)
         sections["cases"] = cases.choose(joined, sample)
-        written = cases.write_pictures(joined, sections["cases"], contract=contract, folder=to)
-        report(f"{written} pictures for the gallery, in {options.to}/private/cases")
+        if of_patients is not None:
+            sections["cases"] |= patient_cases.choose(
+                patients, of_patients, scored=scored, model=model
+            )
     return Part(sections, metrics, warnings)
 
 

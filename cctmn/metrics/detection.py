@@ -102,6 +102,29 @@ def image_aps(
     return np.array([[_ap(iou_MT, iou=iou) for iou_MT in overlaps] for iou in IOUS])
 
 
+@dataclass(frozen=True)
+class ImageOutcome:
+    """How the detections of one image compare with its true lesions at an IoU above 0.5."""
+
+    ap50: float  # the published AP, of detections of any score
+    missed: int  # true lesions without a detection of their class
+    false: int  # detections without a true lesion of their class
+
+
+def image_outcome(
+    predicted: Instances, truth: Instances, *, kind: Kind, least_score: float
+) -> ImageOutcome:
+    """Compare one image; only detections of `least_score` or more hit, miss or are false."""
+    iou_MT = _overlaps(predicted, truth, kind=kind)
+    kept_M = np.sort(predicted.scores_M)[::-1] >= least_score
+    hit_MT = iou_MT[kept_M] > IOUS[AP50]
+    return ImageOutcome(
+        _ap(iou_MT, iou=IOUS[AP50]),
+        int((~hit_MT.any(axis=0)).sum()),
+        int((~hit_MT.any(axis=1)).sum()),
+    )
+
+
 def _overlaps(
     predicted: Instances, truth: Instances, *, kind: Kind = "mask"
 ) -> NDArray[np.float64]:

@@ -11,6 +11,17 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from cctmn.metrics.case_schema import CASES
+from cctmn.metrics.json_schema import (
+    COUNT,
+    COUNT_OR_NULL,
+    COUNTS,
+    NUMBER_OR_NULL,
+    TEXT,
+    TEXT_OR_NULL,
+    TEXTS,
+    object_of,
+)
 from cctmn.metrics.metric import catalogue, cohort_catalogue
 
 FILE: Final = "metrics.json"
@@ -24,130 +35,89 @@ PAPER_TEST: Final = "covidx-ct-test"
 # Files of format 1 did not name the set; its number of slices recognises it.
 _SET_OF_SLICES: Final = {58_782: PAPER_REMAINING, 21_191: PAPER_TEST}
 
-_COUNT: Final = {"type": "integer", "minimum": 0}
-_COUNT_OR_NULL: Final = {"type": ["integer", "null"], "minimum": 0}
-_NUMBER_OR_NULL: Final = {"type": ["number", "null"]}
-_TEXT: Final = {"type": "string"}
-_TEXT_OR_NULL: Final = {"type": ["string", "null"]}
-_COUNTS: Final = {"type": "object", "additionalProperties": _COUNT}
 _SHARED: Final = ("patients", "scans", "slices", "files", "pixels")
-_TEXTS: Final = {"type": "array", "items": _TEXT}
 
 
-def _object(
-    description: str, properties: Mapping[str, Any], *, optional: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """Return the schema of an object with these keys alone."""
-    return {
-        "description": description,
-        "type": "object",
-        "properties": dict(properties),
-        "required": [name for name in properties if name not in optional],
-        "additionalProperties": False,
-    }
-
-
-METRIC: Final = _object(
+METRIC: Final = object_of(
     "A value with its intervals and sample size.",
     {
-        "description": _TEXT,
-        "value": _NUMBER_OR_NULL,
-        "low": _NUMBER_OR_NULL,
-        "high": _NUMBER_OR_NULL,
-        "naive_low": _NUMBER_OR_NULL,
-        "naive_high": _NUMBER_OR_NULL,
-        "n": _COUNT,
-        "patients": _COUNT,
-        "fewest_patients": _COUNT,
-        "method": _TEXT,
+        "description": TEXT,
+        "value": NUMBER_OR_NULL,
+        "low": NUMBER_OR_NULL,
+        "high": NUMBER_OR_NULL,
+        "naive_low": NUMBER_OR_NULL,
+        "naive_high": NUMBER_OR_NULL,
+        "n": COUNT,
+        "patients": COUNT,
+        "fewest_patients": COUNT,
+        "method": TEXT,
     },
     optional=("fewest_patients",),
 )
-_CURVE: Final = _object(
+_CURVE: Final = object_of(
     "Points of a curve.",
     {name: {"type": "array", "items": {"type": "number"}} for name in ("x", "y")},
 )
-_MATRIX: Final = _object(
+_MATRIX: Final = object_of(
     "A confusion matrix: rows are true classes, columns predicted ones; `unscored` counts slices "
     "or patients of each true class without scores.",
     {
-        "matrix": {"type": "array", "items": {"type": "array", "items": _COUNT}},
-        "unscored": {"type": "array", "items": _COUNT},
+        "matrix": {"type": "array", "items": {"type": "array", "items": COUNT}},
+        "unscored": {"type": "array", "items": COUNT},
     },
 )
-_LESION: Final = _object(
-    "A detected lesion: box in px of the original image, score 0..1, class.",
-    {name: {"type": "number"} for name in ("x0", "y0", "x1", "y1", "score")} | {"label": _TEXT},
-)
-_CASE: Final = _object(
-    "A slice of the gallery.",
-    {
-        "slice_id": _TEXT,
-        "truth": _TEXT,
-        "predicted": _TEXT,
-        "p": {"type": "object", "additionalProperties": {"type": "number"}},
-        "rows": _COUNT,
-        "cols": _COUNT,
-        "spacing_row_mm": _NUMBER_OR_NULL,
-        "spacing_col_mm": _NUMBER_OR_NULL,
-        "lesions": {"type": "array", "items": _LESION},
-    },
-    optional=("spacing_row_mm", "spacing_col_mm"),
-)
-_CASES: Final = {"type": "array", "items": _CASE}
-
 SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     "format": {"description": "Version of this format.", "const": FORMAT},
-    "made": _object("Version of cctmn and time (UTC).", {"cctmn": _TEXT, "at": _TEXT}),
-    "title": {"description": "Title of the report.", **_TEXT},
+    "made": object_of("Version of cctmn and time (UTC).", {"cctmn": TEXT, "at": TEXT}),
+    "title": {"description": "Title of the report.", **TEXT},
     "classes": {
         "description": "Image classes in the order of the logits; empty for a detector.",
-        **_TEXTS,
+        **TEXTS,
     },
     "model": {
         "description": "The evaluated model: id, name, activation, the temperature that the "
         "logits were divided by, and further entries of its card.",
         "type": "object",
         "properties": {
-            "model_id": _TEXT,
-            "name": _TEXT,
+            "model_id": TEXT,
+            "name": TEXT,
             "activation": {"enum": ["sigmoid", "softmax"]},
             "temperature": {"type": "number", "exclusiveMinimum": 0},
             "top_m": {"type": "integer", "minimum": 1},
             "patient_intercept": {"type": "number"},
             "patient_slope": {"type": "number", "minimum": 0},
-            "calibrated_on": _TEXT_OR_NULL,
+            "calibrated_on": TEXT_OR_NULL,
         },
         "required": ["model_id", "name", "activation", "temperature", "top_m", "calibrated_on"],
     },
-    "model_size": _object("Number of trainable parameters.", {"parameters": _COUNT_OR_NULL}),
-    "bootstrap": _object(
+    "model_size": object_of("Number of trainable parameters.", {"parameters": COUNT_OR_NULL}),
+    "bootstrap": object_of(
         "How the intervals were made.",
-        {"resamples": _COUNT, "seed": {"type": "integer"}, "level": {"type": "number"}},
+        {"resamples": COUNT, "seed": {"type": "integer"}, "level": {"type": "number"}},
     ),
-    "accounting": _object(
+    "accounting": object_of(
         "Number of slices from indexed to evaluated, and of those that dropped out on the way.",
         {
-            "indexed": _COUNT,
-            "scored": _COUNT,
-            "passed_over": _COUNT,
-            "errors": _COUNT,
-            "pending": _COUNT,
-            "labelled": _COUNT,
-            "evaluated": _COUNT,
-            "labels_without_prediction": _COUNT,
-            "predictions_without_label": _COUNT,
-            "labelled_errors": {"description": "By error code, or `pending`.", **_COUNTS},
-            "abstained": _COUNT,
+            "indexed": COUNT,
+            "scored": COUNT,
+            "passed_over": COUNT,
+            "errors": COUNT,
+            "pending": COUNT,
+            "labelled": COUNT,
+            "evaluated": COUNT,
+            "labels_without_prediction": COUNT,
+            "predictions_without_label": COUNT,
+            "labelled_errors": {"description": "By error code, or `pending`.", **COUNTS},
+            "abstained": COUNT,
             "several_diseases": {
                 "description": "Patients with labelled slices of several diseases; each counts "
                 "by the disease of most slices.",
-                **_COUNT,
+                **COUNT,
             },
             "mixed_patients": {
                 "description": "In files of older versions: patients with slices of several "
                 "classes, which were excluded from patient-level metrics.",
-                **_COUNT,
+                **COUNT,
             },
         },
         optional=(
@@ -162,16 +132,16 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
             "mixed_patients",
         ),
     ),
-    "labels": _object(
+    "labels": object_of(
         "The labels: file name and hash, and their number by class.",
         {
-            "name": _TEXT,
-            "sha256": _TEXT,
-            "slices": _COUNT,
-            "patients": _COUNT,
-            "unknown_patients": {"description": "Slices whose patient is unknown.", **_COUNT},
-            "by_class": _COUNTS,
-            "key": _TEXT,
+            "name": TEXT,
+            "sha256": TEXT,
+            "slices": COUNT,
+            "patients": COUNT,
+            "unknown_patients": {"description": "Slices whose patient is unknown.", **COUNT},
+            "by_class": COUNTS,
+            "key": TEXT,
             "known_set": {
                 "description": "Name of a published set that these slices are.",
                 "enum": [PAPER_REMAINING, PAPER_TEST, None],
@@ -180,9 +150,9 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     ),
     "training": {
         "description": "Number of training slices, where it is known.",
-        "anyOf": [{"type": "null"}, _object("Training set.", {"slices": _COUNT})],
+        "anyOf": [{"type": "null"}, object_of("Training set.", {"slices": COUNT})],
     },
-    "confusion": _object(
+    "confusion": object_of(
         "Confusion matrices of slices and of patients.",
         {"slice": _MATRIX, "patient": _MATRIX},
         optional=("patient",),
@@ -194,38 +164,38 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         "type": "object",
         "properties": {
             "froc": _CURVE,
-            "reliability": _object(
+            "reliability": object_of(
                 "Mean probability of the predicted class, accuracy and slices of each bin.",
                 {
                     "confidence": {"type": "array", "items": {"type": "number"}},
                     "accuracy": {"type": "array", "items": {"type": "number"}},
-                    "n": {"type": "array", "items": _COUNT},
+                    "n": {"type": "array", "items": COUNT},
                 },
             ),
         },
         "patternProperties": {r"^(slice|patient)\.(roc|pr)\.[a-z0-9_]+$": _CURVE},
         "additionalProperties": False,
     },
-    "comparison": _object(
+    "comparison": object_of(
         "The other model, and the slices and patients that both models scored.",
-        {"model_id": _TEXT, "name": _TEXT, "n": _COUNT, "patients": _COUNT},
+        {"model_id": TEXT, "name": TEXT, "n": COUNT, "patients": COUNT},
     ),
     "cohorts": {
         "description": "Metrics by cohort; a cohort of fewer than ten patients is hidden.",
         "type": "array",
-        "items": _object(
+        "items": object_of(
             "A grouping by one or more columns.",
             {
-                "by": _TEXTS,
+                "by": TEXTS,
                 "cells": {
                     "type": "array",
-                    "items": _object(
+                    "items": object_of(
                         "One combination of values.",
                         {
-                            "values": _TEXTS,
+                            "values": TEXTS,
                             "hidden": {"type": "boolean"},
-                            "slices": _COUNT,
-                            "patients": _COUNT,
+                            "slices": COUNT,
+                            "patients": COUNT,
                             "metrics": {"type": "object", "additionalProperties": METRIC},
                         },
                         optional=("slices", "patients", "metrics"),
@@ -234,47 +204,44 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
             },
         ),
     },
-    "audit": _object(
+    "audit": object_of(
         "Patients, scans, slices, files and pictures that two sets share; null: not compared.",
         {
             "sets": {
                 "type": "array",
-                "items": _object(
+                "items": object_of(
                     "A set.",
-                    {"name": _TEXT}
+                    {"name": TEXT}
                     | dict.fromkeys(
-                        ("slices", "patients", "unknown_patients", "unreadable"), _COUNT
+                        ("slices", "patients", "unknown_patients", "unreadable"), COUNT
                     ),
                     optional=("unknown_patients", "unreadable"),
                 ),
             },
             "pairs": {
                 "type": "array",
-                "items": _object(
+                "items": object_of(
                     "Two sets.",
-                    {"a": _TEXT, "b": _TEXT} | dict.fromkeys(_SHARED, _COUNT_OR_NULL),
+                    {"a": TEXT, "b": TEXT} | dict.fromkeys(_SHARED, COUNT_OR_NULL),
                 ),
             },
-            "warnings": _TEXTS,
+            "warnings": TEXTS,
         },
     ),
-    "cases": _object(
-        "Slices of the gallery, at most one per patient in each list.",
-        {"misses": _CASES, "false_alarms": _CASES, "hits": _CASES},
-    ),
-    "detection": _object(
+    "cases": CASES,
+    "detection": object_of(
         "Images with lesion masks: how many, how many have a prediction, and why others have none.",
         {
-            "images": _COUNT,
-            "patients": _COUNT,
-            "joined": _COUNT,
-            "missing": _COUNT,
-            "errors": _COUNT,
-            "without_lesion": _COUNT,
-            "unreadable": _COUNT,
-            "lesions": _COUNT,
+            "images": COUNT,
+            "patients": COUNT,
+            "joined": COUNT,
+            "missing": COUNT,
+            "errors": COUNT,
+            "without_lesion": COUNT,
+            "unreadable": COUNT,
+            "lesions": COUNT,
             "froc_of": {"enum": ["box", "mask"]},
-            "note": _TEXT_OR_NULL,
+            "note": TEXT_OR_NULL,
         },
     ),
     "metrics": {
@@ -282,15 +249,15 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         "type": "object",
         "additionalProperties": METRIC,
     },
-    "warnings": {"description": "What a reader must know before any number.", **_TEXTS},
+    "warnings": {"description": "What a reader must know before any number.", **TEXTS},
     "versions": {
         "description": "Libraries of the evaluation.",
         "type": "object",
-        "additionalProperties": _TEXT_OR_NULL,
+        "additionalProperties": TEXT_OR_NULL,
     },
-    "scoring": _object(
+    "scoring": object_of(
         "Fingerprint of the settings and libraries of the scoring run.",
-        {"fingerprint": _TEXT_OR_NULL, "versions": {"type": "object"}},
+        {"fingerprint": TEXT_OR_NULL, "versions": {"type": "object"}},
     ),
 }
 # Sections that every evaluation has. The others depend on its options.

@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple
 
 FROC_RATES: Final = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per image, as usual
+# Detections of this score or more are drawn firmly, and in a gallery they are hits or false. The
+# model itself hardly believes in others.
+DRAWN_SCORE: Final = 0.5
 
 # Names of the metrics of a classifier; {} stands for the class.
 OVERALL: Final[Mapping[str, str]] = {

@@ -107,14 +107,22 @@ def of_sickest(p_SC: Floats, patient_S: Indices, *, groups: int, classes: Sequen
     Without a class "control" it is the study with the highest probability of any class. Rows of NaN
     are passed over; a patient without another row has NaN.
     """
+    study_G = sickest(p_SC, patient_S, groups=groups, classes=classes)
+    p_GC = np.full((groups, p_SC.shape[1]), np.nan)
+    p_GC[study_G >= 0] = p_SC[study_G[study_G >= 0]]
+    return p_GC
+
+
+def sickest(p_SC: Floats, patient_S: Indices, *, groups: int, classes: Sequence[str]) -> Indices:
+    """Return the study of each patient that decides, as in `of_sickest`; -1 without one."""
     healthy = classes.index(CONTROL) if CONTROL in classes else None
     evidence_S = p_SC.max(axis=1) if healthy is None else 1 - p_SC[:, healthy]
-    p_GC = np.full((groups, p_SC.shape[1]), np.nan)
+    study_G = np.full(groups, -1)
     known = np.flatnonzero(np.isfinite(evidence_S))
     # The last assignment of a patient counts, so the sickest study comes last.
     order = known[np.argsort(evidence_S[known], kind="stable")]
-    p_GC[patient_S[order]] = p_SC[order]
-    return p_GC
+    study_G[patient_S[order]] = order
+    return study_G
 
 
 def true_classes(

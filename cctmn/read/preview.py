@@ -1,4 +1,4 @@
-"""Small PNG pictures of slices for a person: the stored image in the model's window.
+"""PNG pictures of slices for a page: the turned image in the model's window.
 
 A picture holds nothing of the header. A slice that cannot be read is left out; its row has the
 reason.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 from PIL import Image
 
@@ -16,20 +17,45 @@ from cctmn.contract import InputContract
 from cctmn.errors import SliceError
 from cctmn.read import decode
 from cctmn.read.fetch import fetch
+from cctmn.read.geometry import Turn
 from cctmn.read.preprocess import window
 from cctmn.read.slice import Slice
 
-THREADS = 8  # a gallery is some two dozen slices
-LONG_SIDE_PX = 320  # on a page they are no larger, and two dozen of them stay below 2 MB
+THREADS: Final = 8  # a gallery is some two dozen slices
+FULL_PX: Final = 512  # the usual size of a CT slice, so that nothing is lost
+SMALL_PX: Final = 320  # for pages with many pictures; two dozen of them stay below 2 MB
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The picture of a slice, turned to the usual display, and how it came about."""
+
+    png: bytes
+    turn: Turn
+    is_oriented: bool
+    contract: InputContract | None  # its window; None for a picture, shown as stored
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry `display` of a case in metrics.json."""
+        shown = self.contract
+        return {
+            **asdict(self.turn),
+            "is_oriented": self.is_oriented,
+            "window_center_hu": None if shown is None else shown.window_center_hu,
+            "window_width_hu": None if shown is None else shown.window_width_hu,
+        }
 
 
 def previews(
-    rows: Sequence[dict[str, Any]], *, contract: InputContract
-) -> Iterator[tuple[str, bytes]]:
-    """slice_id and PNG of each row that can be read, in any order."""
+    rows: Sequence[dict[str, Any]], *, contract: InputContract, side_px: int
+) -> Iterator[tuple[str, Preview]]:
+    """Yield slice_id and picture of each row that can be read, in any order.
+
+    A picture's long side has at most `side_px`.
+    """
     for slice_id, slice_ in decoded(rows):
         if not isinstance(slice_, SliceError):
-            yield slice_id, _png(slice_, contract)
+            yield slice_id, _preview(slice_, contract, side_px=side_px)
 
 
 def decoded(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Slice | SliceError]]:
@@ -42,6 +68,14 @@ def decoded(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Slice | Slice
             yield row["slice_id"], _frame(data, row["frame"])
 
 
+def smaller(png: bytes, *, side_px: int) -> bytes | None:
+    """Return a picture with a long side of at most `side_px`, None if it is not a PNG."""
+    try:
+        return _png(Image.open(io.BytesIO(png), formats=["PNG"]), side_px=side_px)
+    except (OSError, SyntaxError, ValueError):  # what Pillow raises for a damaged file
+        return None
+
+
 def _frame(data: bytes | SliceError, frame: int) -> Slice | SliceError:
     if isinstance(data, SliceError):
         return data
@@ -51,12 +85,19 @@ def _frame(data: bytes | SliceError, frame: int) -> Slice | SliceError:
         return error
 
 
-def _png(slice_: Slice, contract: InputContract) -> bytes:
-    grey = slice_.pixels if slice_.unit == "grey8" else window(slice_.pixels, contract)
-    # boxes are in px of the stored image
-    stored = slice_.turn.undo(grey)
-    picture = Image.fromarray(stored)
-    picture.thumbnail((LONG_SIDE_PX, LONG_SIDE_PX), Image.Resampling.LANCZOS)
+def _preview(slice_: Slice, contract: InputContract, *, side_px: int) -> Preview:
+    is_picture = slice_.unit == "grey8"
+    grey = slice_.pixels if is_picture else window(slice_.pixels, contract)
+    return Preview(
+        _png(Image.fromarray(grey), side_px=side_px),
+        slice_.turn,
+        slice_.is_oriented,
+        None if is_picture else contract,
+    )
+
+
+def _png(picture: Image.Image, *, side_px: int) -> bytes:
+    picture.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

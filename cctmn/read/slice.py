@@ -35,5 +35,10 @@ class Slice:
     patient_id: str | None = None
     acquisition: Acquisition = field(default_factory=Acquisition)
 
+    @property
+    def is_oriented(self) -> bool:
+        """Whether left, right, front and back of the patient are known."""
+        return self.unit == "hu" and (self.turn != Turn() or "orientation" not in self.flags)
+
     def __post_init__(self) -> None:
         assert self.pixels.dtype == (np.float32 if self.unit == "hu" else np.uint8)

@@ -12,7 +12,7 @@ Writes: OUT/report, or OUT/private/report with pictures.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from cctmn import store, tables
 from cctmn.contract import InputContract
 from cctmn.errors import DataError
 from cctmn.metrics.patients import PatientRule
-from cctmn.read.preview import previews
+from cctmn.read.preview import SMALL_PX, Preview, previews
 from cctmn.report import archive_page, study_page, templates, worklist
 from cctmn.report.archive import Census, ScoredArchive, count, read
 from cctmn.report.study_slices import batches
@@ -141,11 +141,11 @@ def _write_studies(
     most = PICTURE_STUDIES if pictures else len(with_page)
     written = 0
     for batch in batches(archive, census, [row.study for row in with_page], most=most):
-        read_picture = pictures.of_studies(by_key[key] for key in batch) if pictures else None
+        shown = pictures.of_studies(by_key[key] for key in batch) if pictures else None
         for key, slices in batch.items():
             row = by_key[key]
             patient = row.study.get("patient_key")
-            context = study_page.context(archive, row, slices, rule=rule, picture=read_picture)
+            context = study_page.context(archive, row, slices, rule=rule, previews=shown)
             context |= {
                 "num_studies": len(rows),
                 "before": _neighbour(rows, row.rank - 1),
@@ -181,13 +181,12 @@ class _SlicePictures:
             for row in table.filter(pc.is_in(table["slice_id"], value_set=ids)).to_pylist():
                 self._objects[row["slice_id"]] = row
 
-    def of_studies(self, rows: Iterable[WorklistRow]) -> Callable[[str], bytes | None]:
-        """Return a function from the file name of a picture to its PNG, None without one."""
+    def of_studies(self, rows: Iterable[WorklistRow]) -> dict[str, Preview]:
+        """Return the pictures by slice_id."""
         wanted = [
             self._objects[one] for row in rows for one in self._ids(row) if one in self._objects
         ]
-        made = {f"{id_}.png": png for id_, png in previews(wanted, contract=self._contract)}
-        return made.get
+        return dict(previews(wanted, contract=self._contract, side_px=SMALL_PX))
 
     @staticmethod
     def _ids(row: WorklistRow) -> list[str]:

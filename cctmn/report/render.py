@@ -208,7 +208,7 @@ def _absent(context: dict[str, Any]) -> list[str]:
         "patient level": context["overall"]["patient"] or context["confusion"]["patient"],
         "cohorts": context["groupings"],
         "comparison with another model": context["comparison"],
-        "gallery of cases": context["gallery"].groups,
+        "gallery of cases": context["gallery"].groups or context["gallery"].walls,
         "audit of shared patients": context["audit"],
     }
     return [name for name, content in present.items() if not content]

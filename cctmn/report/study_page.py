@@ -6,7 +6,7 @@ Reads: a line of the worklist and the rows of the study.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -17,6 +17,7 @@ from cctmn.classes import CONTROL
 from cctmn.errors import SLICE_CODES, state_of
 from cctmn.metrics.metric import number
 from cctmn.metrics.patients import PatientRule
+from cctmn.read.preview import Preview
 from cctmn.report import gallery, profile
 from cctmn.report.archive import SCANNER, ScoredArchive
 from cctmn.report.numbers import decimal_text, percent_text
@@ -66,9 +67,9 @@ def context(
     rows: StudyRows,
     *,
     rule: PatientRule,
-    picture: Callable[[str], bytes | None] | None,
+    previews: Mapping[str, Preview] | None,
 ) -> dict[str, Any]:
-    """Return what the template shows; with `picture`, which reads PNGs, the slices are drawn."""
+    """Return what the template shows; with `previews`, by slice_id, the slices are drawn."""
     deciding = list(row.study.get("deciding_slices") or ())
     chosen = row.study.get("series_key") or ""
     of_series = [one for one in rows.slices if one.series == chosen]
@@ -90,7 +91,9 @@ def context(
             (code, state_of(code).replace("_", " "), n, SLICE_CODES.get(code, ""))
             for code, n in rows.codes.most_common()
         ],
-        "gallery": picture and _gallery(full[:SHOWN_SLICES], archive.classes, picture),
+        "gallery": None
+        if previews is None
+        else _gallery(full[:SHOWN_SLICES], archive.classes, previews),
     }
 
 
@@ -195,20 +198,22 @@ def _series_line(key: str, rows: Sequence[StudySlice], *, chosen: str) -> Series
 
 
 def _gallery(
-    rows: Sequence[Mapping[str, Any]],
-    classes: Sequence[str],
-    picture: Callable[[str], bytes | None],
+    rows: Sequence[Mapping[str, Any]], classes: Sequence[str], previews: Mapping[str, Preview]
 ) -> gallery.Gallery:
+    shared = ("spacing_row_mm", "spacing_col_mm", "slice_z_mm", "flags", "lesions")
     entries = [
         {
-            **{name: row.get(name) for name in ("spacing_row_mm", "spacing_col_mm", "lesions")},
+            **{name: row.get(name) for name in shared},
             "slice_id": row["slice_id"],
             "rows": row["rows"],
             "cols": row["cols"],
             "predicted": row.get("pred_class") or "",
             "p": {name: number(row.get(f"p_{name}")) for name in classes},
-            "place": f"z {decimal_text(number(row.get('slice_z_mm')))} mm",
         }
         for row in rows
     ]
-    return gallery.of_study(entries, classes=classes, read=picture)
+    for entry in entries:
+        if preview := previews.get(entry["slice_id"]):
+            entry["display"] = preview.as_json()
+    pngs = {f"{slice_id}.png": preview.png for slice_id, preview in previews.items()}
+    return gallery.of_study(entries, classes=classes, read=pngs.get)

@@ -15,7 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from cctmn import schema
+from cctmn.metrics.metric import DRAWN_SCORE
 from cctmn.report import numbers
+from cctmn.view.draw import SCALE_BAR_TEXT
 
 HERE: Final = Path(__file__).parent
 _BREAK: Final = re.compile(r"([_+/]|(?<!\d)\.|\.(?!\d))")
@@ -44,7 +46,12 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals.update(sentences=schema.FLAGS, reasons=schema.SERIES_REASONS)
+    environment.globals.update(
+        sentences=schema.FLAGS,
+        reasons=schema.SERIES_REASONS,
+        drawn_score=DRAWN_SCORE,
+        scale_bar_text=SCALE_BAR_TEXT,
+    )
     environment.filters.update(
         soft=soft,
         short=numbers.short_key,

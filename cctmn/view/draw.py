@@ -17,16 +17,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cctmn import rle
 from cctmn.contract import InputContract
-from cctmn.read.geometry import Affine, Turn
+from cctmn.metrics.metric import DRAWN_SCORE
+from cctmn.read.geometry import Affine
 from cctmn.read.preprocess import stretch_of, window
 from cctmn.read.slice import Slice
 
 SCALE_BAR_MM: Final = 50.0
+SCALE_BAR_TEXT: Final = "5 cm"
 # Told apart with any colour vision, and on grey (Okabe and Ito's palette, lightened).
 COLORS: Final = ("#ffb000", "#56c8f0", "#ff7ab8", "#8fe388")
 WHITE: Final = "#ffffff"
-# Lesions below this score are drawn thin: the model itself hardly believes in them.
-SURE: Final = 0.5
 _SHADOW: Final = "#000000"
 
 
@@ -70,8 +70,14 @@ def display(slice_: Slice, contract: InputContract, *, side_px: int, full: bool)
         Image.fromarray(turned).resize(size, Image.Resampling.BICUBIC),
         to_stored.inverse(),
         None if not across_mm else across_mm * width / size[0],
-        slice_.unit == "hu" and (slice_.turn != Turn() or "orientation" not in slice_.flags),
+        slice_.is_oriented,
     )
+
+
+def scale_bar_px(width_px: float, mm_per_px: float | None) -> float | None:
+    """Return the length of the scale bar; None if the spacing is unknown or cannot be true."""
+    length = SCALE_BAR_MM / mm_per_px if mm_per_px else 0
+    return length if width_px / 50 < length < 0.8 * width_px else None
 
 
 def annotate(
@@ -91,7 +97,7 @@ def annotate(
             max(round(x0), round(x1) - 1),
             max(round(y0), round(y1) - 1),
         )
-        pen.rectangle(corners, outline=color, width=2 if lesion["score"] >= SURE else 1)
+        pen.rectangle(corners, outline=color, width=2 if lesion["score"] >= DRAWN_SCORE else 1)
         # Above the box, so that a small lesion stays visible; at the top edge, below it.
         at, anchor = ((x0, y0 - 2), "ld") if y0 > 1.5 * text_px else ((x0, y1 + 2), "la")
         _text(pen, at, str(number), size=text_px, color=color, anchor=anchor)
@@ -148,15 +154,15 @@ def _scale_bar(
 ) -> None:
     """Draw 5 cm at the lower right, unless the spacing is unknown or cannot be true."""
     width, height = size
-    length = SCALE_BAR_MM / mm_per_px if mm_per_px else 0
-    if not width / 50 < length < 0.8 * width:
+    length = scale_bar_px(width, mm_per_px)
+    if length is None:
         return
     x1, y = width - 10, height - 12
     pen.line((x1 - length, y, x1, y), fill=_SHADOW, width=6)
     pen.line((x1 - length, y, x1, y), fill=WHITE, width=2)
     for x in (x1 - length, x1):
         pen.line((x, y - 5, x, y + 5), fill=WHITE, width=2)
-    _text(pen, (x1 - length / 2, y - 6), "5 cm", size=text_px, anchor="md")
+    _text(pen, (x1 - length / 2, y - 6), SCALE_BAR_TEXT, size=text_px, anchor="md")
 
 
 def _text(

@@ -95,8 +95,8 @@ def slice_lines(
     lines += bars(row, classes)
     lines += [TextLine(""), *_lesion_lines(row, colors)]
     lines += [TextLine(""), TextLine(f"z {_mm(row['slice_z_mm'])}"), TextLine(_size_text(row))]
-    lines.append(TextLine(window_text(slice_, contract)))
-    if note := turn_note(slice_):
+    lines.append(TextLine(window_text(contract if slice_.unit == "hu" else None)))
+    if note := _slice_note(slice_):
         lines.append(TextLine(note, color=WARNING))
     for flag in row["flags"] or ():
         color = WARNING if flag in schema.ABSTAIN_FLAGS else GREY
@@ -116,7 +116,7 @@ def tile_lines(row: Mapping[str, Any], slice_: Slice, *, number: int) -> list[Te
     score = "" if p is None else f"{row['pred_class']} {p:.3f}, "
     lines = [TextLine(f"{number}.  {score}{lesions}, z {_mm(row['slice_z_mm'])}")]
     lines.append(TextLine(row["slice_id"], TEXT_PX - 3, GREY))
-    if note := turn_note(slice_):
+    if note := _slice_note(slice_):
         lines.append(TextLine(note, TEXT_PX - 3, WARNING))
     if row["flags"]:
         lines.append(TextLine(f"flags: {', '.join(row['flags'])}", TEXT_PX - 3, GREY))
@@ -161,19 +161,22 @@ def bars(row: Mapping[str, Any], classes: Sequence[str]) -> list[TextLine]:
     return [TextLine(f"{name}  {p:.3f}", part=p) for name, p in scores if p is not None]
 
 
-def window_text(slice_: Slice | None, contract: InputContract) -> str:
-    """Return the window that a slice is shown in; of a picture it is not known."""
-    if slice_ is not None and slice_.unit != "hu":
+def window_text(contract: InputContract | None) -> str:
+    """Return the window that a slice is shown in; None stands for a picture without HU."""
+    if contract is None:
         return "picture without Hounsfield units, grey values as stored"
     center, width = contract.window_center_hu, contract.window_width_hu
     return f"lung window {center:g}/{width:g} HU"
 
 
-def turn_note(slice_: Slice) -> str:
-    """Return how the stored image was turned, "" if it was not and its orientation is known."""
-    turn = slice_.turn
+def turn_note(turn: Turn, *, is_unknown: bool) -> str:
+    """Return how the stored image was turned, "" if it was not.
+
+    `is_unknown` says that its header leaves the orientation open; a picture without a header has
+    nothing to say.
+    """
     if turn == Turn():
-        if slice_.unit == "hu" and "orientation" in slice_.flags:
+        if is_unknown:
             return "Orientation unknown: shown as stored, left and right may be swapped."
         return ""
     steps = [
@@ -186,6 +189,11 @@ def turn_note(slice_: Slice) -> str:
         if is_done
     ]
     return f"Turned to the standard view: {', '.join(steps)}."
+
+
+def _slice_note(slice_: Slice) -> str:
+    is_unknown = slice_.unit == "hu" and not slice_.is_oriented
+    return turn_note(slice_.turn, is_unknown=is_unknown)
 
 
 def _lesion_lines(row: Mapping[str, Any], colors: Mapping[str, str]) -> list[TextLine]:

@@ -118,7 +118,7 @@ def _study_page(
         selection.study,
         shown=len(tiles),
         classes=_classes(selection.study),
-        window=page.window_text(None, contract),
+        window=page.window_text(contract),
     )
     return page.sheet(tiles, title, columns=max(2, min(4, math.ceil(math.sqrt(len(tiles))))))
 

@@ -26,8 +26,12 @@ def write_output(
     errors: Mapping[str, str] | None = None,
     model_id: str = "standin",
     columns: Mapping[str, Sequence[Any]] | None = None,
+    classes: Sequence[str] = CLASSES,
 ) -> None:
-    """Write predictions of these names; `errors` has codes by name, "pending" for no row."""
+    """Write predictions of these names; `errors` has codes by name, "pending" for no row.
+
+    A detector has no classes.
+    """
     (out / "predictions").mkdir(parents=True)
     (out / "private/inventory").mkdir(parents=True)
     errors = errors or {}
@@ -53,12 +57,12 @@ def write_output(
         if not code:
             lesion = {"x0": 8, "y0": 8, "x1": 30, "y1": 24, "score": 0.9, "label": "lesion"}
             row |= {"rows": 64, "cols": 64, "lesions": [lesion], "num_lesions": 1}
-            row |= {f"logit_{c}": logits_NC[i, k] for k, c in enumerate(CLASSES)}
+            row |= {f"logit_{c}": logits_NC[i, k] for k, c in enumerate(classes)}
             row |= {name: values[i] for name, values in (columns or {}).items()}
         rows.append(row)
     for n, start in enumerate(range(0, len(rows), FILE_ROWS)):
         part = pa.Table.from_pylist(
-            rows[start : start + FILE_ROWS], schema=schema.predictions(CLASSES)
+            rows[start : start + FILE_ROWS], schema=schema.predictions(classes)
         )
         pq.write_table(part, out / f"predictions/part-{n:05d}.parquet")
     manifest = {

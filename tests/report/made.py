@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from cctmn.evaluate.lesion_cases import outline
 from cctmn.metrics import document
 from cctmn.phantom import draw
 
@@ -123,9 +124,13 @@ def metrics(*, classes: Sequence[str] = CLASSES, seed: int = 0, cases: int = 8) 
             "patients": patients,
         },
         "cases": {
-            "misses": [_case(k, classes, wrong=True) for k in range(cases)],
+            "misses": [detailed(_case(k, classes, wrong=True)) for k in range(cases)],
             "false_alarms": [_case(cases + k, classes, wrong=True) for k in range(cases)],
             "hits": [_case(2 * cases + k, classes, wrong=False) for k in range(cases)],
+            "lowest_ap": [_image(3 * cases + k) for k in range(min(2, cases))],
+            "false_boxes": [],
+            "missed_patients": [_patient(4 * cases, classes)] if cases else [],
+            "false_alarm_patients": [],
         },
         "training": {"slices": 3000},
         "model_size": {"parameters": 11_450_000},
@@ -171,17 +176,18 @@ def folder(
     private = path / "private" / "cases"
     private.mkdir(parents=True)
     (path / "metrics.json").write_text(json.dumps(content))
-    cases = [case for kind in (content.get("cases") or {}).values() for case in kind]
+    entries = [one for kind in (content.get("cases") or {}).values() for one in kind]
+    cases = [case for one in entries for case in one.get("slices", [one])]
     for k, case in enumerate(cases[leave_out:] if pictures else []):
         (private / f"{case['slice_id']}.png").write_bytes(picture(k + leave_out))
     return str(path)
 
 
-def picture(seed: int) -> bytes:
+def picture(seed: int, *, side_px: int = PICTURE_PX) -> bytes:
     """Return a phantom slice as an 8-bit grey PNG in a lung window."""
     grey = np.clip((_phantom(seed).hu + 1350) / 1500 * 255, 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(grey).resize((PICTURE_PX, PICTURE_PX)).save(buffer, "PNG", optimize=True)
+    Image.fromarray(grey).resize((side_px, side_px)).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -222,6 +228,50 @@ def _case(seed: int, classes: Sequence[str], *, wrong: bool) -> dict[str, Any]:
         "rows": size,
         "cols": size,
         "lesions": sorted(lesions, key=lambda one: -one["score"]),
+    }
+
+
+def detailed(case: dict[str, Any], **display: Any) -> dict[str, Any]:
+    """Return a case with what an evaluation adds if it can read the slice."""
+    shown = dict.fromkeys(("transpose", "flip_rows", "flip_cols"), False)
+    shown |= {"is_oriented": True, "window_center_hu": -600, "window_width_hu": 1500}
+    return case | {
+        "patient_key": hashlib.sha256(case["slice_id"].encode()).hexdigest()[:32],
+        "slice_z_mm": -120.5,
+        "spacing_row_mm": 0.7,
+        "spacing_col_mm": 0.7,
+        "flags": ["lossy"],
+        "display": shown | display,
+    }
+
+
+def _image(seed: int) -> dict[str, Any]:
+    """Return an image with lesion masks, of a detector without classes."""
+    case = detailed(_case(seed, CLASSES, wrong=False))
+    for name in ("truth", "predicted", "p"):
+        del case[name]
+    marked, count = ndimage.label(np.isin(_phantom(seed).labels, list(LESIONS)))
+    true_lesions = [
+        {"x0": 1.0, "y0": 1.0, "x1": 9.0, "y1": 9.0, "label": "ggo"}
+        | {"outline": outline(marked == number)}
+        for number in range(1, count + 1)
+    ]
+    outcome = {"ap50": 0.25, "missed": 1, "false_boxes": 2}
+    return case | outcome | {"true_lesions": true_lesions}
+
+
+def _patient(seed: int, classes: Sequence[str]) -> dict[str, Any]:
+    """Return a missed patient with two of seven deciding slices."""
+    slices = [detailed(_case(seed + k, classes, wrong=True)) for k in range(2)]
+    for one in slices:
+        del one["truth"]
+    return {
+        "patient_key": slices[0]["patient_key"],
+        "truth": classes[-1],
+        "predicted": classes[0],
+        "p": slices[0]["p"],
+        "deciding": 7,
+        "slices": slices,
     }
 
 

@@ -330,7 +330,7 @@ def test_pixels_that_are_not_square_are_drawn_square_in_mm() -> None:
     entry = {"slice_id": "a", "rows": 50, "cols": 100, "predicted": "covid", "lesions": [lesion]}
     entry |= {"spacing_row_mm": 1.4, "spacing_col_mm": 0.7}
     [case] = gallery.of_study([entry], classes=(), read=lambda _: None).groups[0].cases
-    assert (case.cols, case.height) == (100, 100)
+    assert (case.width, case.height) == (100, 100)
     assert (case.boxes[0].y, case.boxes[0].height, case.boxes[0].width) == (20, 20, 10)
 
 

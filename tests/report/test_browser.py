@@ -126,7 +126,7 @@ def test_page_fits_and_pictures_load(
     assert width <= inner
     pictures = browser.execute_async_script(LOADED)
     assert pictures == [made.PICTURE_PX] * len(pictures)
-    assert len(pictures) == {"full": 11, "minimum": 0, "six": 2, "guessing": 2}[name]
+    assert len(pictures) == {"full": 15, "minimum": 0, "six": 5, "guessing": 5}[name]
     assert browser.execute_script(UNREADABLE) == []
     requests = browser.execute_script(
         "return performance.getEntriesByType('resource').map(e=>e.name)"
@@ -139,6 +139,34 @@ def test_page_fits_and_pictures_load(
     path.write_bytes(base64.b64decode(shot["data"]))
     assert path.read_bytes().startswith(PNG)
     assert path.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_click_enlarges_a_picture_and_the_page_still_fits(
+    browser: Any, reports: dict[str, str], size: str
+) -> None:
+    show(browser, reports["full"], size=size)
+    width = "return document.querySelector('.wall .zoom svg').getBoundingClientRect().width"
+    before = browser.execute_script(width)
+    browser.execute_script("document.querySelector('.wall .zoom summary').click()")
+    assert browser.execute_script(width) > 1.5 * before
+    browser.execute_script("document.querySelector('.row .zoom summary').click()")
+    browser.execute_script("document.querySelector('.listed summary').click()")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= SIZES[size][0]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_no_mark_of_a_picture_is_cut(browser: Any, reports: dict[str, str], size: str) -> None:
+    show(browser, reports["full"], size=size)
+    cut = browser.execute_script("""
+      return [...document.querySelectorAll('.case svg')].flatMap(svg => {
+        const frame = svg.getBoundingClientRect();
+        return [...svg.querySelectorAll('text.side, text.length, path.bar')].filter(one => {
+          const a = one.getBoundingClientRect();
+          return a.left < frame.left - 1 || a.right > frame.right + 1 ||
+                 a.top < frame.top - 3 || a.bottom > frame.bottom + 3; })
+          .map(one => one.textContent || 'the bar'); });""")
+    assert cut == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import re
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from cctmn.errors import DataError
-from cctmn.metrics.metric import Metric
+from cctmn.metrics.metric import DRAWN_SCORE, Metric
 from cctmn.report import gallery, plots, render
 from cctmn.report.numbers import anchor, interval_text, naive_text, times_narrower, value_text
 from tests.report import made
@@ -96,7 +95,7 @@ def test_page_has_all_sections(full: str) -> None:
     assert page.text.index("Read this first") < page.text.index("Which interval to read")
     assert "Not evaluated in this run" not in page.text
     assert "fewer than 10 patients" in page.text
-    assert sum(tag == "image" for tag, _ in page.tags) == 23
+    assert sum(tag == "image" for tag, _ in page.tags) == 8 + 8 + 8 + 2 + 2 - 1
     assert "no picture in private/cases" in page.text
     assert len(full.encode()) < 4_000_000
 
@@ -178,10 +177,11 @@ def test_text_of_the_file_is_escaped(tmp_path: Path) -> None:
     content["accounting"]["labelled_errors"] = {evil: 2}
     content["cohorts"][0]["by"] = [evil]
     content["audit"]["sets"][0]["name"] = evil
-    for kind in content["cases"].values():
-        kind[0]["lesions"] = [
-            {"x0": 1, "y0": 1, "x1": 9, "y1": 9, "score": 0.5, "label": evil}
-        ]  # fmt: skip
+    lesions = [{"x0": 1, "y0": 1, "x1": 9, "y1": 9, "score": 0.5, "label": evil}]
+    for kind in ("misses", "false_alarms", "hits", "lowest_ap"):
+        [case] = content["cases"][kind]
+        case |= {"lesions": lesions, "flags": [evil], "patient_key": evil}
+    content["cases"]["missed_patients"][0]["patient_key"] = evil
     text = rendered(tmp_path, content, pictures=True)
     page = assert_sound(text)
     assert "<script" not in text
@@ -269,12 +269,14 @@ def test_malformed_sections_raise_one_line_with_their_name(tmp_path: Path) -> No
 
 
 def test_boxes_are_drawn_in_px_of_the_slice(full: str) -> None:
-    case = made.metrics()["cases"]["misses"][1]
-    assert f'<svg viewBox="0 0 {case["cols"]} {case["rows"]}" role="img"' in full
+    case = next(
+        one for one in made.metrics()["cases"]["hits"] if one["lesions"][0]["score"] >= DRAWN_SCORE
+    )
+    assert f'<svg viewBox="0 0 {case["cols"]} {case["rows"]}" style=' in full
     lesion = case["lesions"][0]
     assert f'x="{lesion["x0"]:.1f}" y="{lesion["y0"]:.1f}"' in full
     assert f"</b> {lesion['label']} {lesion['score']:.2f}</span>" in full
-    assert full.count('vector-effect="non-scaling-stroke"') == 2 * full.count('class="box b') - 4
+    assert full.count('<rect class="under"') == full.count('<rect class="box b')
 
 
 def test_lines_differ_without_colour() -> None:
@@ -287,15 +289,31 @@ def test_lines_differ_without_colour() -> None:
     [
         (None, "no picture in private/cases"),
         (b"GIF89a", "the file in private/cases is not a PNG"),
-        (gallery.PNG + bytes(gallery.BUDGET_BYTES), "left out to keep this file small"),
     ],
 )
 def test_a_missing_picture_has_a_reason(data: bytes | None, reason: str) -> None:
     cases = made.metrics(cases=1)["cases"]
     built = gallery.build(cases, classes=made.CLASSES, read=lambda name: data)
-    assert (built.pictures, built.missing) == (0, 3)
     cases_shown = [case for group in built.groups for case in group.cases]
+    cases_shown += built.walls[0].patients[0].slices
+    assert (built.pictures, built.missing) == (0, len(cases_shown)) == (0, 6)
     assert all(reason in case.no_picture for case in cases_shown)
+
+
+def test_a_damaged_picture_of_a_patient_is_left_out() -> None:
+    cases = {"missed_patients": made.metrics(cases=1)["cases"]["missed_patients"]}
+    data = gallery.PNG + b"no picture"
+    built = gallery.build(cases, classes=made.CLASSES, read=lambda name: data)
+    assert "not a PNG" in built.walls[0].patients[0].slices[0].no_picture
+
+
+def test_pictures_beyond_the_budget_are_left_out() -> None:
+    data = gallery.PNG + bytes(gallery.BUDGET_BYTES // 2)
+    cases = made.metrics(cases=3)["cases"]
+    built = gallery.build({"hits": cases["hits"]}, classes=made.CLASSES, read=lambda name: data)
+    shown = [case.no_picture for case in built.groups[0].cases]
+    assert shown[0] == ""
+    assert "left out to keep this file small" in shown[2]
 
 
 def test_a_slice_id_is_not_used_as_a_path() -> None:
@@ -303,14 +321,6 @@ def test_a_slice_id_is_not_used_as_a_path() -> None:
     asked: list[str] = []
     gallery.build(cases, classes=made.CLASSES, read=lambda name: asked.append(name))
     assert asked == []
-
-
-def test_further_boxes_are_counted_but_not_drawn() -> None:
-    case = copy.deepcopy(made.metrics(cases=1)["cases"]["hits"][0])
-    case["lesions"] = [case["lesions"][0]] * 30
-    built = gallery.build({"hits": [case]}, classes=made.CLASSES, read=lambda name: None)
-    assert len(built.groups[0].cases[0].boxes) == gallery.BOXES
-    assert built.groups[0].cases[0].more == 30 - gallery.BOXES
 
 
 # --- curves
