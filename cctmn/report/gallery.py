@@ -27,36 +27,36 @@ BUDGET_BYTES: Final = 7_500_000
 WALL_PX: Final = 256
 DASHES: Final = ("", "7 4", "2 3", "9 3 2 3", "12 5", "4 2 1 2")  # px of the screen
 KINDS: Final = (
-    ("misses", "Misses", "slices with disease, predicted as another class"),
-    ("false_alarms", "False alarms", "slices without disease, predicted as a disease"),
+    ("misses", "Misses", "Slices with disease, predicted as another class"),
+    ("false_alarms", "False alarms", "Slices without disease, predicted as a disease"),
     (
         "hits",
         "Best hits",
-        "slices with disease, predicted correctly with the highest probabilities",
+        "Slices with disease, predicted correctly with the highest probabilities",
     ),
     (
         "lowest_ap",
         "Worst images by their lesions",
-        "images with lesion masks of the lowest AP at an IoU of 0.5; of equal AP, those with most "
+        "Images with lesion masks of the lowest AP at an IoU of 0.5; of equal AP, those with most "
         "missed lesions first",
     ),
     (
         "false_boxes",
         "Most false boxes",
-        "images with lesion masks and most detected lesions that are no true lesion",
+        "Images with lesion masks and most detected lesions that are no true lesion",
     ),
 )
 WALLS: Final = (
     (
         "missed_patients",
         "Missed patients",
-        "patients with disease, predicted as another class, with the slices that decided, "
+        "Patients with disease, predicted as another class, with the slices that decided, "
         "strongest evidence of disease first",
     ),
     (
         "false_alarm_patients",
         "Falsely alarmed patients",
-        "patients without disease, predicted as sick, with the slices that decided, strongest "
+        "Patients without disease, predicted as sick, with the slices that decided, strongest "
         "evidence of disease first",
     ),
 )

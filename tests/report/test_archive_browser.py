@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from cctmn.report import archive_report
 from tests.report import scored
 from tests.report.scored import a_slice, an_error, scan, with_mask
+from tests.report.test_archive_report import with_images
 from tests.report.test_browser import CONTRAST, SIZES, browser, show
 
-__all__ = ["browser"]  # a fixture
+__all__ = ["browser", "with_images"]  # fixtures
 
 PAGES = ("index.html", "worklist.html", "studies/sick.html", "studies/empty.html")
 # Cells with a number that takes more than one line.
@@ -66,3 +68,15 @@ def test_a_line_of_the_worklist_leads_to_the_page_of_its_study(
     assert browser.current_url == pages["studies/sick.html"]
     browser.execute_script("document.querySelector('.kind a').click()")
     assert browser.current_url == pages["worklist.html"] + "#s-1"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_picture_fills_its_card(browser: Any, with_images: Path, size: str) -> None:
+    uri = archive_report.write(str(with_images), pictures=True).uri
+    show(browser, uri.replace("index.html", "studies/sick.html"), size=size)
+    widths = browser.execute_script(
+        "return [...document.querySelectorAll('.case')].map(one => [one.clientWidth,"
+        "one.querySelector('svg').getBoundingClientRect().width])"
+    )
+    assert len(widths) == 3
+    assert all(drawn == pytest.approx(card, abs=1) for card, drawn in widths)

@@ -126,6 +126,7 @@ def test_true_lesions_are_drawn_with_a_legend(tmp_path: Path) -> None:
     assert "</svg> true lesion</span>" in text
     assert f"AP 0.25, 1 of {len(case['true_lesions'])} missed, 2 false" in text
     assert "overlap by an IoU above 0.5" in text
+    assert "Images with lesion masks of the lowest AP at an IoU of 0.5;" in text
     plain = page(tmp_path / "plain", {"hits": made.metrics(cases=1)["cases"]["hits"]})
     assert "true lesion" not in plain
 
@@ -169,7 +170,7 @@ def test_pictures_of_patients_are_smaller() -> None:
 
 def test_a_picture_opens_enlarged_without_a_script(tmp_path: Path) -> None:
     text = page(tmp_path, {"hits": made.metrics(cases=1)["cases"]["hits"]})
-    assert re.search(r'<details class="zoom"><summary>\s*<span class="frame">\s*<svg', text)
+    assert re.search(r'<details class="zoom"><summary>\s*<span class="drawing">\s*<svg', text)
     assert "<script" not in text
 
 
