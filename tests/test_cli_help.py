@@ -39,7 +39,7 @@ OPTIONS = {
     "models import": "FILE --as-classifier --lesions --overwrite --seed -o/--out/--output",
     "models show": "FOLDER --json",
     "models verify": "FOLDER",
-    "models calibrate": "FOLDER SCORED --key --label-map --labels --overwrite --root",
+    "models calibrate": "FOLDER SCORED --key --label-map --labels --overwrite --prevalence --root",
     "models evaluate": "FOLDER --json --label-map --lesions --record --slices --split",
     "settings": "STAGE --json --preset",
     "submit": "SCRIPT ARGS --address --env --follow --json --no-upload --no-wait --stop "

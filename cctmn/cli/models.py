@@ -119,6 +119,12 @@ Example:
 @click.option("--labels", required=True, metavar="LABELS", help="Labels of validation slices.")
 @join_options
 @label_map_option
+@click.option(
+    "--prevalence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="FRACTION",
+    help="Fraction of sick patients where the model will be used; default: as in LABELS.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a calibration on other labels.")
 def models_calibrate(
     folder: str,
@@ -128,6 +134,7 @@ def models_calibrate(
     key: str,
     root: str | None,
     label_map: tuple[str, ...],
+    prevalence: float | None,
     overwrite: bool,
 ) -> None:
     """Fit the temperature and patient rule of MODEL.
@@ -145,6 +152,7 @@ def models_calibrate(
         out=scored,
         labels=labels,
         joining=joining,
+        prevalence=prevalence,
         overwrite=overwrite,
         report=TerminalReporter(quiet=False),
     )

@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cctmn.data import set_record
 from cctmn.data.labels import read_labels
 from cctmn.errors import DataError, ModelError
-from cctmn.evaluate.join import join, read_scored
+from cctmn.evaluate import independence
+from cctmn.evaluate.join import Joined, join, read_scored
 from cctmn.evaluate.options import file_name
 from cctmn.evaluate.patient_sample import patient_slices
 from cctmn.metrics.calibration import fit_temperature, losses
-from cctmn.model.card import calibrated, read_card
+from cctmn.model.card import Card, calibrated, read_card
 from cctmn.reporter import Reporter, silent
 
 
@@ -41,10 +43,14 @@ def calibrate(
     out: str,
     labels: str,
     joining: Joining = Joining(),
+    prevalence: float | None = None,
     overwrite: bool = False,
     report: Reporter = silent,
 ) -> dict[str, Any]:
     """Fit on the scored slices of `out`, write the card of `model`, and return its calibration.
+
+    `prevalence` is the fraction of sick patients where the model will be used, 0..1; None stands
+    for that of the validation patients.
 
     Raises ConfigError if another model scored `out`, DataError if the labels do not allow a fit,
     and ModelError if the card is calibrated on other labels and `overwrite` is not set.
@@ -62,21 +68,47 @@ def calibrate(
     logits_NC, truth_N = joined.logits(), joined.labels.truth_N[joined.scored_N]
     if not len(truth_N):
         raise DataError("every labelled slice is an error row; give other slices to fit on", labels)
-    temperature = round(fit_temperature(logits_NC, truth_N, activation=card.activation), 4)
     calibration: dict[str, Any] = {
-        "temperature": temperature,
+        "temperature": card.temperature,
         "labels": file_name(labels),
         "labels_sha256": truth.sha256,
         "slices": len(truth_N),
-        "loss_before": _loss(logits_NC, truth_N, card.activation),
-        "loss_after": _loss(logits_NC / temperature, truth_N, card.activation),
+        "set": set_record.record(independence.members_of(joined.labels)),
     }
+    if truth.of_patients:
+        report("the labels are of patients, so only the rule for patients is fitted")
+    else:
+        temperature = round(fit_temperature(logits_NC, truth_N, activation=card.activation), 4)
+        calibration |= {
+            "temperature": temperature,
+            "loss_before": _loss(logits_NC, truth_N, card.activation),
+            "loss_after": _loss(logits_NC / temperature, truth_N, card.activation),
+        }
+    calibration |= _rule(joined, card, calibration["temperature"], prevalence=prevalence)
+    fitted = calibrated(model, calibration=calibration).calibration
+    return {key: value for key, value in fitted.items() if key != "set"}
+
+
+def _rule(
+    joined: Joined, card: Card, temperature: float, *, prevalence: float | None
+) -> dict[str, Any]:
+    """Return the rule for patients, at the prevalence of validation or a stated one."""
     patients = patient_slices(joined)
-    if patients.names:
-        rule = patients.fit(activation=card.activation, temperature=temperature)
-        calibration |= {"patients": len(patients.names)}
-        calibration |= {} if rule is None else rule.as_calibration()
-    return dict(calibrated(model, calibration=calibration).calibration)
+    rule = patients.fit(activation=card.activation, temperature=temperature)
+    if rule is None:
+        if prevalence is not None:
+            raise DataError(
+                "a prevalence needs a rule for patients; give validation patients with and without "
+                "disease",
+                joined.labels.place,
+            )
+        return {"patients": len(patients.names)} if patients.names else {}
+    seen = patients.prevalence()
+    counted = {"patients": len(patients.names), "validation_prevalence": round(seen, 4)}
+    if prevalence is None:
+        return counted | rule.as_calibration()
+    moved = rule.at_prevalence(prevalence, fitted_at=seen)
+    return counted | {"prevalence": prevalence} | moved.as_calibration()
 
 
 def _loss(logits_NC: NDArray[np.float64], truth_N: NDArray[np.int64], activation: str) -> float:

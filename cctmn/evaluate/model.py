@@ -45,6 +45,7 @@ class EvaluatedModel:
     calibrated_on: str | None = None  # file name of the labels of the calibration
     calibration_sha256: str | None = None  # hash of those labels
     lesion_classes: tuple[str, ...] = ()
+    fitted_on: Mapping[str, Any] = field(default_factory=dict)  # records of sets, by their name
     notes: tuple[str, ...] = ()  # cautions of the card
     trained: bool = True  # False: at least one part has random weights
     training_slices: int | None = None
@@ -66,6 +67,7 @@ class EvaluatedModel:
             calibrated_on=calibration.get("labels"),
             calibration_sha256=calibration.get("labels_sha256"),
             lesion_classes=tuple(described.get("lesion_classes") or ()),
+            fitted_on=described.get("fitted_on") or {},
             notes=tuple(described.get("notes") or ()),
             trained=described.get("trained") is not False,
             training_slices=described.get("training_slices"),

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cctmn import store, studies
+from cctmn.classes import CONTROL
 from cctmn.data.issues import first_few
 from cctmn.errors import DataError
 from cctmn.evaluate.join import Joined
@@ -83,6 +84,12 @@ class PatientSlices:
             "num_used": [str(n) for n in used_G],
             "study_keys": [" ".join(sorted(of_patient)) for of_patient in keys],
         }
+
+    def prevalence(self) -> float:
+        """Return the fraction of the patients that are sick, 0..1; 1 without a class "control"."""
+        if CONTROL not in self.classes:
+            return 1.0
+        return float((self.truth_G != self.classes.index(CONTROL)).mean())
 
     def fit(self, *, activation: str, temperature: float) -> patients.PatientRule | None:
         """Return the rule that suits these patients best; each of their studies counts."""

@@ -17,7 +17,7 @@ from cctmn import store
 from cctmn.data.issues import first_few
 from cctmn.data.labels import Labels, identities, read_labels, read_table
 from cctmn.errors import ConfigError, DataError
-from cctmn.evaluate import audit, cases, cohorts, patient_cases
+from cctmn.evaluate import audit, cases, cohorts, independence, patient_cases
 from cctmn.evaluate.join import NO_PREDICTION, Joined, Scored, join, read_scored
 from cctmn.evaluate.known_sets import KnownSet, known_set
 from cctmn.evaluate.model import EvaluatedModel, evaluated_model
@@ -94,7 +94,11 @@ def evaluate(
     if options.by:
         known_N = np.array([bool(name) for name in joined.patient_ids])[joined.scored_N]
         sections["cohorts"] = cohorts.tables(cohort_values, sample, known_N=known_N)
-    warnings = _warnings(joined, model, known)
+    fitted = independence.check(labels, model.fitted_on, needed=_fitted_sets(model, options))
+    sections["independence"] = fitted.section
+    for line in fitted.lines:
+        report(line)
+    warnings = _warnings(joined, model, known) + fitted.warnings
     if audited is not None:
         sections["audit"] = audited
         warnings += audited["warnings"]
@@ -107,6 +111,13 @@ def evaluate(
                 patients, of_patients, scored=scored, model=model
             )
     return Part(sections, metrics, warnings)
+
+
+def _fitted_sets(model: EvaluatedModel, options: EvaluationOptions) -> tuple[str, ...]:
+    """Return the sets that must be compared with the labels. An audit compares the first."""
+    audited = () if options.training is None else ("training",)
+    unfitted = () if model.rule_is_fitted or model.calibrated_on else ("calibration",)
+    return tuple(name for name in independence.SETS if name not in (*audited, *unfitted))
 
 
 def _report_unjoined(joined: Joined, to: str, report: Reporter) -> None:
@@ -274,7 +285,7 @@ def _warnings(joined: Joined, model: EvaluatedModel, known: KnownSet | None) -> 
             "evidence of disease. That rule was not fitted on validation patients.",
         ),
         (
-            model.calibration_sha256 == joined.labels.sha256,
+            model.calibration_sha256 == joined.labels.sha256 and not model.fitted_on,
             "The temperature was fitted on these very labels, so the calibration shown here is "
             "not a test.",
         ),

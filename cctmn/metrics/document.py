@@ -228,6 +228,23 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
             "warnings": TEXTS,
         },
     ),
+    "independence": object_of(
+        "How many patients and slices of the labels are in the sets that the model was fitted on, "
+        "by the records of its card; `notes` says what was compared.",
+        {
+            "sets": {
+                "type": "object",
+                "additionalProperties": object_of(
+                    "A recorded set.",
+                    dict.fromkeys(
+                        ("patients", "slices", "recorded_patients", "recorded_slices"), COUNT
+                    )
+                    | {"is_sampled": {"type": "boolean"}},
+                ),
+            },
+            "notes": TEXTS,
+        },
+    ),
     "cases": CASES,
     "detection": object_of(
         "Images with lesion masks: how many, how many have a prediction, and why others have none.",

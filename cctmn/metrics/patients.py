@@ -13,7 +13,7 @@ Shape suffixes: N slices, G patients, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -63,6 +63,14 @@ class PatientRule:
             "patient_intercept": self.intercept,
             "patient_slope": self.slope,
         }
+
+    def at_prevalence(self, prevalence: float, *, fitted_at: float) -> PatientRule:
+        """Return the rule for patients of whom another fraction is sick (0..1, by Bayes).
+
+        The evidence that sick and healthy patients show is taken to be the same there.
+        """
+        shift = special.logit(prevalence) - special.logit(fitted_at)
+        return replace(self, intercept=round(self.intercept + float(shift), 4))
 
     def probabilities(
         self, p_NC: Floats, group_N: Indices, *, groups: int, classes: Sequence[str]

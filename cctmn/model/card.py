@@ -208,6 +208,14 @@ class Card:
         return part | {"value": part["metrics"].get(part["chosen_by"])}
 
     @property
+    def fitted_on(self) -> dict[str, Any]:
+        """Records of the sets of the training, the validation and the calibration, where kept."""
+        sets = dict(self.provenance.get("sets") or {})
+        return sets | (
+            {"calibration": self.calibration["set"]} if "set" in self.calibration else {}
+        )
+
+    @property
     def described(self) -> dict[str, Any]:
         """The part of the card for reports, without who trained the model on what."""
         return {
@@ -221,7 +229,8 @@ class Card:
             "lesions": dict(self.lesions),
             "training_slices": self.provenance.get("slices"),
             "validation": {k: v for k, v in self.validation.items() if k != "metrics"},
-            "calibration": dict(self.calibration),
+            "calibration": {k: v for k, v in self.calibration.items() if k != "set"},
+            "fitted_on": self.fitted_on,
             "notes": list(self.notes),
             "intended_use": self.intended_use,
         }

@@ -27,7 +27,16 @@ TEMPLATE: Final = "report.html.j2"
 STYLES: Final = ("base.css", "cases.css", "report.css")
 PICTURES: Final = "private/cases"
 # Sections that the template reads by key, without a type of their own.
-SECTIONS: Final = ("made", "model", "labels", "accounting", "comparison", "audit", "detection")
+SECTIONS: Final = (
+    "made",
+    "model",
+    "labels",
+    "accounting",
+    "comparison",
+    "independence",
+    "audit",
+    "detection",
+)
 LISTS: Final = {"audit": ("sets", "pairs")}  # keys of these sections that hold lists of tables
 
 
@@ -106,6 +115,7 @@ def _context(evaluation: Evaluation, *, folder: str) -> dict[str, Any]:
         "comparison": section["comparison"],
         "differences": sections.differences(evaluation),
         "gallery": build("cases", make=lambda: _gallery(evaluation, folder)),
+        "independence": section["independence"],
         "audit": section["audit"],
         "provenance": build(
             "model, labels, versions", make=lambda: sections.provenance(evaluation)

@@ -21,7 +21,8 @@ from typing import Any, Final
 
 from cctmn import __version__, errors, folder, runtime, store, versions
 from cctmn.config import ClassifierConfig, DetectorConfig
-from cctmn.data import splits
+from cctmn.data import set_record, splits
+from cctmn.data.set_record import Members
 from cctmn.errors import ConfigError
 from cctmn.identity import KEY, RunIdentity
 from cctmn.model import checkpoint
@@ -222,6 +223,12 @@ def _provenance(job: TrainJob, *, parts: tuple[Samples, Samples]) -> dict[str, A
         "stage": job.stage.name,
         "settings": settings,
         "seed": job.config.optim.seed,
+        "sets": {
+            name: set_record.record(
+                Members.of([s.patient for s in samples], [s.image for s in samples])
+            )
+            for name, samples in zip(validation.PARTS, parts, strict=True)
+        },
         "slices": len(train_set),
         "patients": validation.num_patients(train_set),
         "validation": {

@@ -29,6 +29,11 @@ def model(tmp_path: Path, fresh_model: Path) -> Path:
     return Path(shutil.copytree(fresh_model, tmp_path / "model"))
 
 
+def set_apart(model: Path) -> dict:
+    """The calibration of a card without the record of its set, which has a key of its own."""
+    return {k: v for k, v in read_card(model).calibration.items() if k != "set"}
+
+
 def validation(folder: Path, model: Path, *, sharpness: float = 4.0) -> tuple[str, str]:
     names, logits, truth = study(90, most=30, skill=1.0)
     model_id = read_card(model).model_id
@@ -59,7 +64,8 @@ def test_calibrate_writes_the_card_and_evaluation_uses_it(tmp_path, model):
     metrics = run.evaluate(options)
     assert metrics["model"]["temperature"] == card.temperature
     assert metrics["model"]["top_m"] == card.top_m
-    assert any("fitted on these very labels" in text for text in metrics["warnings"])
+    assert any("90 patients and" in text and "not a test" in text for text in metrics["warnings"])
+    assert metrics["independence"]["sets"]["calibration"]["patients"] == 90
     raw = run.evaluate(EvaluationOptions(**(vars(options) | {"model": None, "overwrite": True})))
     ece = [m["metrics"]["calibration.ece"]["value"] for m in (metrics, raw)]
     assert ece[0] < ece[1]
@@ -133,7 +139,7 @@ def test_a_calibration_on_other_labels_is_not_replaced_unasked(tmp_path, model):
     other.write_text(Path(labels).read_text() + "\n")
     with pytest.raises(ModelError, match=r"calibrated on other labels; .* --overwrite"):
         calibrate(str(model), out=out, labels=str(other))
-    assert read_card(model).calibration == first
+    assert set_apart(model) == first
     replaced = calibrate(str(model), out=out, labels=str(other), overwrite=True)
     assert replaced["labels"] == "other.csv"
 
@@ -153,8 +159,80 @@ def test_a_map_says_what_labels_of_validation_slices_mean(tmp_path, model):
     mapped = ("--label-map", "0=control,1=CP,2=COVID-19")
     done = call("models", "calibrate", model, out, "--labels", numbers, *mapped)
     assert done.returncode == 0
-    by_numbers = read_card(model).calibration
+    by_numbers = set_apart(model)
     assert calibrate(str(model), out=out, labels=labels, overwrite=True) == by_numbers | {
         "labels": "valid.csv",
         "labels_sha256": read_card(model).calibration["labels_sha256"],
     }
+
+
+def evaluated(folder: Path, model: Path, names, logits, truth) -> dict:
+    write_output(folder / "out", names, logits, model_id=read_card(model).model_id)
+    labels = write_labels(folder / "labels.csv", names, truth)
+    options = EvaluationOptions(
+        out=str(folder / "out"),
+        labels=str(labels),
+        to=str(folder / "e"),
+        model=str(model),
+        gallery=False,
+        resampling=Resampling(resamples=100),
+    )
+    return run.evaluate(options)
+
+
+def test_patients_of_the_calibration_are_recognised_in_another_file_of_labels(tmp_path, model):
+    out, labels = validation(tmp_path, model)
+    calibrate(str(model), out=out, labels=labels)
+    names, logits, truth = study(90, most=30, skill=1.0)
+    some = [i for i, name in enumerate(names) if int(name.split("_")[1]) % 3 == 0][::-1]
+    some += [i for i, name in enumerate(names) if int(name.split("_")[1]) == 1]
+    part = evaluated(tmp_path, model, [names[i] for i in some], logits[some], truth[some])
+    shared = part["independence"]["sets"]["calibration"]
+    assert (shared["patients"], shared["recorded_patients"]) == (31, 90)
+    assert shared["is_sampled"]  # its slices are more than 500
+    assert 0 < shared["slices"] < len(some)
+    [warning] = [text for text in part["warnings"] if "calibration set" in text]
+    assert "31 patients and" in warning
+
+
+def test_independence_is_said_where_it_holds_and_where_nobody_knows(tmp_path, model):
+    out, labels = validation(tmp_path, model)
+    calibrate(str(model), out=out, labels=labels)
+    names, logits, truth = study(20)
+    names = [name.replace("_", "_9", 1) for name in names]
+    other = evaluated(tmp_path, model, names, logits, truth)
+    assert other["independence"]["sets"]["calibration"]["patients"] == 0
+    first, second = other["independence"]["notes"]
+    assert "training and validation set was not checked" in first
+    assert "no patient and no slice of this set are in the calibration set (90 patients" in second
+    assert not any("not a test" in text for text in other["warnings"])
+
+
+def test_labels_of_patients_fit_the_rule_alone(tmp_path, model):
+    out, labels = validation(tmp_path, model)
+    text = Path(labels).read_text().replace("label", "patient_label", 1)
+    (tmp_path / "patients.csv").write_text(text)
+    lines: list[str] = []
+    fitted = calibrate(
+        str(model),
+        out=out,
+        labels=str(tmp_path / "patients.csv"),
+        report=lambda text, *, transient=False, names="": lines.append(text),
+    )
+    assert fitted["temperature"] == 1
+    assert "loss_after" not in fitted
+    assert fitted["patient_slope"] > 0
+    assert any("only the rule for patients is fitted" in line for line in lines)
+
+
+def test_a_stated_prevalence_moves_the_rule_by_bayes(tmp_path, model):
+    out, labels = validation(tmp_path, model)
+    plain = calibrate(str(model), out=out, labels=labels)
+    rare = calibrate(str(model), out=out, labels=labels, prevalence=0.05)
+    seen = plain["validation_prevalence"]
+    assert seen == pytest.approx(2 / 3, abs=0.01)
+    odds = (0.05 / 0.95) / (seen / (1 - seen))
+    moved = rare["patient_intercept"] - plain["patient_intercept"]
+    assert moved == pytest.approx(np.log(odds), abs=1e-3)
+    assert rare["patient_slope"] == plain["patient_slope"]
+    assert (rare["prevalence"], "prevalence" in plain) == (0.05, False)
