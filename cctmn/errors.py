@@ -26,6 +26,9 @@ EXIT_BUG: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_ERROR_RATE: Final = 3
 EXIT_REFUSED: Final = 4
+# Results of `cctmn accept` other than passed, which is EXIT_OK.
+EXIT_NOT_ACCEPTED: Final = 5
+EXIT_TOO_FEW: Final = 6
 EXIT_STOPPED: Final = 130
 
 

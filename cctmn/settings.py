@@ -126,7 +126,7 @@ def replace(settings: C, key: str, value: Any, *, command: str, where: str) -> C
             f"{where}{key}: no such setting{nearest(key, known)}; "
             f"`cctmn settings {command}` lists all"
         )
-    checked = _check(known[key], value, where=where)
+    checked = check(known[key], value, where=where)
     *tables, last = key.split(".")
     holders: list[Any] = [settings]
     for table in tables:
@@ -136,7 +136,7 @@ def replace(settings: C, key: str, value: Any, *, command: str, where: str) -> C
     return checked
 
 
-def _check(setting: Setting, value: Any, *, where: str) -> Any:
+def check(setting: Setting, value: Any, *, where: str) -> Any:
     """Return the value in the setting's type. Raises ConfigError if it is not allowed."""
     name, wanted = f"{where}{setting.key}", type(setting.default)
     if wanted is float and type(value) is int:

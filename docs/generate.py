@@ -19,6 +19,7 @@ import click
 from cctmn import config, errors, schema
 from cctmn.cli import cli
 from cctmn.cli.common import leaf_commands
+from cctmn.evaluate import criteria
 from cctmn.metrics import document, metric
 from cctmn.schema import Column
 from cctmn.store import s3_errors
@@ -145,6 +146,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "settings-score": lambda: config.markdown("score"),
     "settings-detector": lambda: config.markdown("detector"),
     "settings-classifier": lambda: config.markdown("classifier"),
+    "criteria": criteria.markdown,
     "predictions": _predictions,
     "lesions": lambda: columns(schema.LESION_COLUMNS),
     "studies": lambda: columns(schema.study_columns(["CLASS"])),

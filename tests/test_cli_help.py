@@ -28,6 +28,10 @@ OPTIONS = {
     "evaluate": "SCORED --against --by --json --key --label-map --labels --mask-split --masks "
     "--no-gallery --overwrite --resamples --root --seed --to --training "
     "-m/--model -o/--out/--output -q/--quiet",
+    "samplesize": "--expected --icc --json --level --lower-bound --power --prevalence --sided "
+    "--slices-per-patient --width",
+    "accept": "CRITERIA SCORED --json --key --label-map --labels --overwrite --root "
+    "-m/--model -o/--out/--output -q/--quiet",
     "report": "FOLDER --open --pictures --studies -q/--quiet",
     "labels covidx-ct": "SPLIT --exclude -o/--out/--output",
     "labels sample": "PLACE --per-class --seed -o/--out/--output",

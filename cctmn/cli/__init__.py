@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 
 from cctmn import __version__
+from cctmn.cli.accept import accept, samplesize
 from cctmn.cli.common import NearestGroup
 from cctmn.cli.evaluate import evaluate, report
 from cctmn.cli.labels import labels
@@ -57,6 +58,8 @@ for command in (
     view,
     evaluate,
     report,
+    samplesize,
+    accept,
     labels,
     train,
     models,

@@ -73,7 +73,7 @@ Example:
 @_file_option(".png")
 @click.option("--full", is_flag=True, help="Shrink no slice: show every pixel.")
 def view(out: str, what: str, *, to: str, full: bool) -> None:
-    """Draw a slice with its lesions, or the deciding slices of a study.
+    """Draw a slice with its lesions, or a study's deciding slices.
 
     SLICE is a slice_id or the name of a file, with ::MEMBER in an archive and #FRAME of several
     frames. STUDY is a study_key. The first 6 digits of an id, or more, are enough. The slices are

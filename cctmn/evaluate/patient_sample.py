@@ -68,8 +68,7 @@ class PatientSlices:
     def table(self, model: EvaluatedModel) -> dict[str, list[Any]]:
         """Return the columns of private/patients.csv, by patient: truth, prediction, studies."""
         p_GC, class_G = self.predictions(model)
-        used_S = np.bincount(self.study_M, minlength=len(self.patient_S))
-        used_G = np.bincount(self.patient_S, used_S, minlength=len(self.names)).astype(int)
+        used_G = self.used_slices()
         keys: list[list[str]] = [[] for _ in self.names]
         for patient, study in zip(self.patient_S, self.study_keys, strict=True):
             keys[patient] += [study] * (study != "")
@@ -90,6 +89,11 @@ class PatientSlices:
         if CONTROL not in self.classes:
             return 1.0
         return float((self.truth_G != self.classes.index(CONTROL)).mean())
+
+    def used_slices(self) -> Indices:
+        """Return the number of slices that speak for each patient."""
+        used_S = np.bincount(self.study_M, minlength=len(self.patient_S))
+        return np.bincount(self.patient_S, used_S, minlength=len(self.names)).astype(np.int64)
 
     def fit(self, *, activation: str, temperature: float) -> patients.PatientRule | None:
         """Return the rule that suits these patients best; each of their studies counts."""

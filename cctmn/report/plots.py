@@ -1,4 +1,4 @@
-"""Curves as SVG inside the page: ROC, precision and recall, reliability, FROC.
+"""Curves as SVG inside the page: ROC, precision and recall, reliability, FROC, net benefit.
 
 Each plot is `<svg>` text for a column of 360 px, so that a phone shows it without scaling. Colours
 are variables of the page's style sheet, text uses the page's font, ids contain the name of the
@@ -19,6 +19,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from cctmn.metrics.metric import number
@@ -149,6 +150,33 @@ def froc(curve: Line, *, name: str, label: str) -> str:
         return _svg(figure, name=name, label=label)
 
 
+def net_benefit(lines: Sequence[Line], *, threshold: float, name: str, label: str) -> str:
+    """Net benefit over threshold probability, with a mark at the threshold of the test.
+
+    Treating everybody falls far below 0, where nothing is of use, so the plot ends there.
+    """
+    most = max(float(one.y.max()) for one in lines)
+    with matplotlib.rc_context(RC):
+        figure, axes = _axes(14 + ROW_PX * len(lines))
+        if 0 <= threshold <= 1:
+            axes.axvline(threshold, color=MUTED, linewidth=1)
+            side = "right" if threshold > 0.6 else "left"
+            x = threshold - 0.02 if side == "right" else threshold + 0.02
+            axes.text(
+                x, 0.96, "threshold", ha=side, va="top", color=MUTED, fontsize=SMALL_PX,
+                transform=axes.get_xaxis_transform(),
+            )  # fmt: skip
+        for row, one in enumerate(lines):
+            axes.plot(one.x, one.y, linewidth=1.8, **_look(one))
+            _legend_row(axes, one, at=(0.03, _below(row)))
+        _shares(axes, x="threshold probability, %", y="net benefit")
+        high = max(most, 1e-3) * 1.12
+        ticks = MaxNLocator(5).tick_values(0, high)
+        ticks = [float(tick) for tick in ticks if 0 <= tick <= high]
+        axes.set(ylim=(-0.15 * high, high), yticks=ticks, yticklabels=[f"{t:g}" for t in ticks])
+        return _svg(figure, name=name, label=label)
+
+
 def _axes(below_px: int = 0) -> tuple[Figure, Axes]:
     """One plot, with room for a list of names below it."""
     height_px = HEIGHT_PX + below_px
@@ -183,9 +211,14 @@ def _named(lines: Sequence[Line], *, left: bool) -> tuple[Figure, Axes]:
         if free:
             y = NAME_Y + ROW_Y * (len(lines) - 1 - row)
         else:
-            y = -(62 + ROW_PX * row) / (HEIGHT_PX - 60)  # px below the axis, in parts of its height
+            y = _below(row)
         _legend_row(axes, one, at=(x, y))
     return figure, axes
+
+
+def _below(row: int) -> float:
+    """Return the place of a row of a legend under the plot, in parts of the height of the plot."""
+    return -(62 + ROW_PX * row) / (HEIGHT_PX - 60)
 
 
 def _crosses(one: Line, *, rows: int, left: bool) -> bool:
@@ -196,13 +229,15 @@ def _crosses(one: Line, *, rows: int, left: bool) -> bool:
 def _legend_row(axes: Axes, one: Line, *, at: tuple[float, float]) -> None:
     """Draw a piece of a curve's line and its name, in parts of the plot."""
     x, y = at
-    axes.plot([x, x + 0.13], [y, y], linewidth=1.8, clip_on=False, zorder=3, **_look(one))
+    place: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False, "zorder": 3}
+    axes.plot([x, x + 0.13], [y, y], linewidth=1.8, **place, **_look(one))
     axes.text(
         x + 0.16,
         y,
         one.name,
         va="center_baseline",
         fontsize=SMALL_PX,
+        **place,
         bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.2},  # over grid and diagonal
     )
 
