@@ -39,7 +39,7 @@ class TrainOptions(TypedDict):
 
 @click.group(cls=NearestGroup)
 def train() -> None:
-    """Train a lesion detector, then a classifier on its ranked boxes."""
+    """Train a lesion detector, then a classifier on its boxes."""
 
 
 def _train_options(command: Callable[..., None]) -> Callable[..., None]:
