@@ -117,6 +117,18 @@ def test_a_small_subgroup_is_hidden_with_its_value_and_size(folder: Path) -> Non
     assert (usual["values"], usual["verdict"]) == (["usual"], "pass")
 
 
+def test_numbers_from_which_a_hidden_subgroup_follows_are_withheld(folder: Path) -> None:
+    """All patients less those of the usual site are the four of the rare one."""
+    usual = accept(folder, criteria(folder, "accuracy 0.7 site"))[1]["criteria"][0]
+    assert {usual[key] for key in ("value", "bound", "patients", "slices")} == {None}
+    assert "numbers withheld: those of fewer than 10 would follow" in usual["reason"]
+
+
+def test_a_hidden_subgroup_leaves_the_numbers_of_criteria_for_all(folder: Path) -> None:
+    path = criteria(folder, "accuracy 0.7", "accuracy 0.7 site")
+    assert accept(folder, path)[1]["criteria"][0]["patients"] == PATIENTS
+
+
 def test_a_slice_can_be_the_unit(folder: Path) -> None:
     point = FIXED + 'unit = "slice"\npositive = "covid"\n'
     code, result, _ = accept(folder, criteria(folder, "sensitivity 0.5", point=point))

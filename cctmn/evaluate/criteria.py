@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 from cctmn import store
 from cctmn.classes import JOIN_KEYS
 from cctmn.errors import ConfigError
-from cctmn.evaluate.cohorts import FEWEST_PATIENTS
+from cctmn.evaluate.disclosure import FEWEST_PATIENTS
 from cctmn.metrics.binary import NAMES, RATIOS, SMALLER_IS_BETTER
 from cctmn.settings import check, describe, nearest, setting, to_text
 

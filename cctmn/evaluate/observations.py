@@ -42,6 +42,7 @@ class Observations:
     joined: Joined
     names: list[str] | None  # the patient of each observation; None for slices
     unscored: int  # observations without a score
+    known_N: NDArray[np.bool_]  # whether the patient of each observation is known
     unknown: int  # labelled slices whose patient is not known
 
     def subgroups(self, columns: Sequence[str], *, where: str, place: str) -> list[tuple[str, ...]]:
@@ -82,6 +83,7 @@ def observe(joined: Joined, model: EvaluatedModel, *, point: OperatingPoint) -> 
         truth_N = patients.truth_G
         names, group_N = patients.names, np.arange(len(patients.names))
         slices_N = patients.used_slices()
+        known_N = np.ones(len(names), np.bool_)
     else:
         score_N = np.full(len(joined.scored_N), np.nan)
         p_MC = probabilities(
@@ -95,6 +97,7 @@ def observe(joined: Joined, model: EvaluatedModel, *, point: OperatingPoint) -> 
         truth_N, names = joined.labels.truth_N, None
         group_N, _ = bootstrap.group_patients(joined.patient_ids)
         slices_N = np.ones(len(truth_N), np.int64)
+        known_N = np.array([name != "" for name in joined.patient_ids], np.bool_)
     positive_N = (
         truth_N != classes.index(CONTROL)
         if point.positive == ANY_DISEASE
@@ -103,7 +106,7 @@ def observe(joined: Joined, model: EvaluatedModel, *, point: OperatingPoint) -> 
     without_N = np.isnan(score_N)
     score_N = np.where(without_N, np.where(positive_N, MISSED, FALSE_ALARM), score_N)
     sample = BinarySample(score_N, positive_N, group_N, slices_N)
-    return Observations(sample, joined, names, int(without_N.sum()), unknown)
+    return Observations(sample, joined, names, int(without_N.sum()), known_N, unknown)
 
 
 def check_positive(classes: Sequence[str], *, positive: str, place: str) -> None:

@@ -1,7 +1,8 @@
 """The verdict on each criterion of an acceptance test, and on all of them together.
 
 A subgroup of fewer patients than the criteria file states is not judged, and neither its values nor
-its size are shown, as with cohorts.
+its size are shown. Numbers of further subgroups are withheld where they would give away a metric of
+fewer than ten patients, as with cohorts (`disclosure.py`); their verdicts stay.
 
 Reads: criteria and observations.
 Writes: the rows of acceptance.json.
@@ -11,11 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cctmn.evaluate.criteria import Criteria, Criterion
+from cctmn.evaluate.disclosure import FEWEST_PATIENTS, publishable
 from cctmn.evaluate.observations import Observations
 from cctmn.metrics import binary
 from cctmn.metrics.binary import BinarySample, Conditions
@@ -23,15 +27,18 @@ from cctmn.metrics.binary import BinarySample, Conditions
 ACCEPTED: Final = "pass"
 FAIL: Final = "fail"
 TOO_FEW: Final = "too few patients"
+NUMBERS: Final = ("value", "bound", "patients", "slices")
 
 
 def judge(criteria: Criteria, observed: Observations, *, at: Conditions) -> list[dict[str, Any]]:
     """Return one row per criterion, or per subgroup of it, in the order of the file."""
-    return [
-        row
+    judged = [
+        one
         for i, criterion in enumerate(criteria.criteria, start=1)
-        for row in _rows(criterion, criteria, observed, where=f"criteria[{i}].by", at=at)
+        for one in _cells(criterion, criteria, observed, where=f"criteria[{i}].by", at=at)
     ]
+    _withhold(judged, observed)
+    return [one.row for one in judged]
 
 
 def overall(rows: Sequence[dict[str, Any]]) -> str:
@@ -40,25 +47,68 @@ def overall(rows: Sequence[dict[str, Any]]) -> str:
     return next(verdict for verdict in (FAIL, TOO_FEW, ACCEPTED) if verdict in found)
 
 
-def _rows(
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """A row, and the observations that its numbers are computed from."""
+
+    row: dict[str, Any]
+    in_N: NDArray[np.bool_]
+
+    def sums(self, positive_N: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+        """Return the groups of observations about whom the numbers say something."""
+        metric = self.row["metric"]
+        if metric == "accuracy":
+            return [self.in_N]
+        if metric == "sensitivity":
+            return [self.in_N & positive_N]
+        if metric == "specificity":
+            return [self.in_N & ~positive_N]
+        return [self.in_N & positive_N, self.in_N & ~positive_N]
+
+
+def _cells(
     criterion: Criterion, criteria: Criteria, observed: Observations, *, where: str, at: Conditions
-) -> Iterator[dict[str, Any]]:
-    fewest = criteria.rules.fewest_patients
+) -> Iterator[_Judged]:
+    fewest, sample = criteria.rules.fewest_patients, observed.sample
     if not criterion.by:
-        yield _row(criterion, observed.sample, values=(), fewest=fewest, at=at)
+        everybody_N = np.ones(len(sample.score_N), np.bool_)
+        yield _Judged(_row(criterion, sample, values=(), fewest=fewest, at=at), everybody_N)
         return
     keys = observed.subgroups(criterion.columns, where=where, place=criteria.place)
     hidden = 0
     for values in sorted(set(keys)):
-        part = observed.sample.part(np.array([key == values for key in keys], np.bool_))
+        in_N = np.array([key == values for key in keys], np.bool_)
+        part = sample.part(in_N)
         if part.patients < fewest:
             hidden += 1
             continue
-        yield _row(criterion, part, values=values, fewest=fewest, at=at)
+        yield _Judged(_row(criterion, part, values=values, fewest=fewest, at=at), in_N)
     if hidden:
         reason = f"fewer than {fewest:,} patients each"
         shown = (f"{hidden} more", *[""] * (len(criterion.columns) - 1))
-        yield _described(criterion, values=shown) | _unjudged(reason) | {"hidden": True}
+        row = _described(criterion, values=shown) | _unjudged(reason) | {"hidden": True}
+        yield _Judged(row, np.zeros(len(keys), np.bool_))
+
+
+def _withhold(judged: Sequence[_Judged], observed: Observations) -> None:
+    """Remove the numbers of rows from which those of few patients would follow."""
+    sample = observed.sample
+    cells = [one for one in judged if one.row["by"] and one.row["verdict"] != TOO_FEW]
+    if not cells:
+        return
+    positive_N = sample.positive_N
+    sums = [(i, of_N) for i, one in enumerate(cells) for of_N in one.sums(positive_N)]
+    shown_S = publishable(
+        np.array([of_N for _, of_N in sums]),
+        always_TN=np.array([np.ones_like(positive_N), positive_N, ~positive_N]),
+        parts=[],
+        group_N=sample.group_N,
+        known_N=observed.known_N,
+    )
+    for i in {i for (i, _), shown in zip(sums, shown_S, strict=True) if not shown}:
+        row = cells[i].row
+        row |= dict.fromkeys(NUMBERS)
+        row["reason"] += f"; numbers withheld: those of fewer than {FEWEST_PATIENTS} would follow"
 
 
 def _row(
@@ -102,8 +152,7 @@ def _described(criterion: Criterion, *, values: Sequence[str]) -> dict[str, Any]
 
 
 def _unjudged(reason: str) -> dict[str, Any]:
-    numbers = dict.fromkeys(("value", "bound", "patients", "slices"))
-    return numbers | {"verdict": TOO_FEW, "reason": reason}
+    return dict.fromkeys(NUMBERS) | {"verdict": TOO_FEW, "reason": reason}
 
 
 def _finite(value: float) -> float | None:

@@ -4,7 +4,7 @@ Sensitivity, specificity and accuracy are proportions over patients, with exact 
 likelihood ratio is the quotient of two of them, and its bounds are recovered from theirs on the
 logarithmic scale (MOVER: Zou and Donner, Statistics in Medicine 2008;27:1693-1702). The predictive
 values follow from the likelihood ratios by Bayes' theorem, and so do their bounds. The area under
-the ROC curve gets a bootstrap over patients.
+the ROC curve has the interval of a proportion with the variance of a bootstrap over patients.
 
 Reads: score, truth and patient of each observation, which is a patient or a slice.
 Writes: estimates with their bounds, a threshold, and the net benefit by threshold.
@@ -21,10 +21,10 @@ from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from cctmn.metrics import bootstrap
 from cctmn.metrics.classification import Ranking, areas
+from cctmn.metrics.proportions import LEVEL, Interval, cluster_interval, effective_interval
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -80,7 +80,7 @@ class Conditions:
 
     threshold: float  # a score of at least this is positive
     prevalence: float
-    level: float = bootstrap.LEVEL
+    level: float = LEVEL
 
 
 @dataclass(frozen=True)
@@ -154,47 +154,19 @@ def decision_curve(sample: BinarySample, *, prevalence: float) -> dict[str, list
     return {name: [round(float(v), 6) for v in values] for name, values in curves.items()}
 
 
-def cluster_interval(
-    hits_G: Indices, n_G: Indices, *, level: float = bootstrap.LEVEL
-) -> tuple[float, float] | None:
-    """Return the exact interval of a proportion over patients, None below five patients.
-
-    It is that of Clopper and Pearson at the effective sample size of the patients' observations
-    (Korn and Graubard, Survey Methodology 1998;24:193-201).
-    """
-    groups = len(n_G)
-    if groups < 5:
-        return None
-    n, hits = float(n_G.sum()), float(hits_G.sum())
-    size, p = n, hits / n
-    if (n_G != 1).any():
-        variance = groups / (groups - 1) * float(((hits_G - p * n_G) ** 2).sum()) / n**2
-        # Without an error, or without a difference, only the patients are known to be independent.
-        size = p * (1 - p) / variance if variance > 0 else float(groups)
-        of_slices, of_groups = (stats.t.ppf((1 + level) / 2, df - 1) for df in (n, groups))
-        size = min(size, n) * float(of_slices / of_groups) ** 2
-    x, tail = p * size, (1 - level) / 2
-    low = 0.0 if hits == 0 else float(stats.beta.ppf(tail, x, size - x + 1))
-    high = 1.0 if hits == n else float(stats.beta.ppf(1 - tail, x + 1, size - x))
-    return low, high
-
-
-def _rate(
-    sample: BinarySample, *, at: Conditions, level: float
-) -> tuple[float, tuple[float, float] | None]:
+def _rate(sample: BinarySample, *, at: Conditions, level: float) -> tuple[float, Interval | None]:
     """Return the fraction of observations that are decided rightly, and its interval."""
     right_N = (sample.score_N >= at.threshold) == sample.positive_N
     if not len(right_N):
         return math.nan, None
     _, group_N = np.unique(sample.group_N, return_inverse=True)
-    hits_G = np.bincount(group_N, right_N).astype(np.int64)
-    n_G = np.bincount(group_N).astype(np.int64)
-    return float(right_N.mean()), cluster_interval(hits_G, n_G, level=level)
+    right_G, n_G = (np.bincount(group_N, w).astype(np.float64) for w in (right_N, None))
+    return float(right_N.mean()), cluster_interval(right_G, n_G, level=level)
 
 
 def _combined(
     positives: BinarySample, negatives: BinarySample, *, metric: str, at: Conditions
-) -> tuple[float, tuple[float, float] | None]:
+) -> tuple[float, Interval | None]:
     """Return a likelihood ratio or a predictive value, and its interval."""
     sensitivity, of_positives = _rate(positives, at=at, level=at.level)
     specificity, of_negatives = _rate(negatives, at=at, level=at.level)
@@ -244,10 +216,8 @@ def _probability(odds: float) -> float:
     return 1.0 if odds == math.inf else odds / (1 + odds)
 
 
-def _area(
-    sample: BinarySample, *, fewest: int, level: float
-) -> tuple[float, tuple[float, float] | None]:
-    """Return the area under the ROC curve and its bootstrap interval over patients."""
+def _area(sample: BinarySample, *, fewest: int, level: float) -> tuple[float, Interval | None]:
+    """Return the area under the ROC curve and its interval, as `cctmn evaluate` computes it."""
     if not fewest:
         return math.nan, None
     _, group_N = np.unique(sample.group_N, return_inverse=True)
@@ -258,11 +228,10 @@ def _area(
 
     value = float(statistic(np.ones((1, sample.patients)))["auc"][0])
     resampled = bootstrap.bootstrap(sample.patients, statistic, width=len(group_N))["auc"]
-    ends = bootstrap.interval(resampled, level=level)
-    if ends is not None and ends[0] == ends[1] == value and value in (0, 1):
-        # No pair was ranked wrongly, so the bootstrap has no width.
-        ends = bootstrap.exact_interval(fewest, proportion=int(value), level=level)
-    return value, ends
+    variance = bootstrap.variance(resampled, groups=fewest)
+    return value, effective_interval(
+        value, variance=variance, n=len(group_N), patients=fewest, level=level
+    )
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -17,9 +17,8 @@ import numpy as np
 from scipy import stats
 
 from cctmn.errors import ConfigError
+from cctmn.metrics.proportions import FEWEST_PATIENTS
 
-# With fewer patients there is no interval.
-FEWEST: Final = 5
 LARGEST: Final = 1_000_000
 # Beyond this many standard deviations a binomial count has a probability of less than 1e-15.
 _SPREAD: Final = 9.0
@@ -79,7 +78,7 @@ def for_bound(proportion: float, *, bound: float, level: float, power: float) ->
         last = int(n[lacking[-1]]) if len(lacking) else 0
         # The second half of the numbers shows that the power does not fall again.
         if last <= most / 2:
-            return max(last + 1, FEWEST)
+            return max(last + 1, FEWEST_PATIENTS)
         most *= 2
     raise _too_many("give a lower bound that is further from the expected value")
 
@@ -106,8 +105,8 @@ def in_all(patients: int, *, prevalence: float) -> int:
 
 
 def _smallest(enough: Callable[[int], bool], *, remedy: str) -> int:
-    """Return the smallest number, at least FEWEST, that is enough; more than enough is too."""
-    low, high = FEWEST - 1, FEWEST
+    """Return the smallest number that is enough, which every larger one must be too."""
+    low, high = FEWEST_PATIENTS - 1, FEWEST_PATIENTS
     while not enough(high):
         low, high = high, 2 * high
         if high > LARGEST:

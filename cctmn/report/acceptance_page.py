@@ -103,13 +103,13 @@ def _row(row: Mapping[str, Any]) -> JudgedRow:
     else:
         subgroup = ", ".join(f"{n}: {v}" for n, v in zip(row["by"], values, strict=True))
     limit = row["at_most"] if smaller else row["at_least"]
-    judged = row["verdict"] != verdicts.TOO_FEW
+    shown = row["patients"] is not None
     return JudgedRow(
         name=NAMES[metric],
         subgroup=subgroup,
         required=("≤ " if smaller else "≥ ") + _limit_text(metric, limit),
-        value=_value_text(metric, row["value"]) if judged else DASH,
-        bound=_bound_text(metric, row["bound"], up=smaller) if judged else DASH,
+        value=_value_text(metric, row["value"]) if shown else DASH,
+        bound=_bound_text(metric, row["bound"], up=smaller) if shown else DASH,
         patients=row["patients"],
         slices=row["slices"],
         verdict=row["verdict"],

@@ -8,7 +8,7 @@ from scipy import stats
 
 from cctmn.errors import ConfigError
 from cctmn.metrics import sample_size
-from cctmn.metrics.binary import cluster_interval
+from cctmn.metrics.proportions import clopper_pearson, cluster_interval
 from cctmn.metrics.sample_size import Clusters
 
 
@@ -34,6 +34,14 @@ def test_the_number_for_a_width_agrees_with_simulated_tests(
         k for k in range(int(0.7 * n), 2 * n) if simulated_width(k, proportion, level) <= width
     )
     assert n == pytest.approx(by_simulation, rel=0.1)
+
+
+def test_the_expected_width_is_that_of_the_interval_of_evaluate() -> None:
+    chances = stats.binom.pmf(np.arange(8), 7, 0.8)
+    ends = [clopper_pearson(right, 7, level=0.9) for right in range(8)]
+    by_hand = sum(chance * (high - low) for chance, (low, high) in zip(chances, ends, strict=True))
+    width = sample_size.expected_width(7, proportion=0.8, level=0.9)
+    assert width == pytest.approx(by_hand)
 
 
 def test_the_number_for_a_width_is_the_smallest() -> None:
@@ -75,7 +83,9 @@ def test_the_number_of_patients_with_several_slices_agrees_with_simulated_tests(
     widths = []
     for _ in range(400):
         of_patient_G = rng.beta(proportion * scale, (1 - proportion) * scale, patients)
-        ends = cluster_interval(rng.binomial(slices, of_patient_G), np.full(patients, slices))
+        ends = cluster_interval(
+            rng.binomial(slices, of_patient_G).astype(float), np.full(patients, float(slices))
+        )
         assert ends is not None
         widths.append(ends[1] - ends[0])
     # The width falls with the root of the number, so 5 % of it are 10 % of the patients.
