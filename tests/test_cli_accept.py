@@ -93,7 +93,7 @@ def test_too_few_patients_is_neither_pass_nor_fail(folder: Path) -> None:
     few = result["criteria"][1]
     assert few["verdict"] == "too few patients"
     assert {few[key] for key in ("value", "bound", "patients", "slices")} == {None}
-    assert "computed from fewer than 30 patients" in page
+    assert "fewer than 30 patients without it" in page
 
 
 def test_a_failure_outweighs_a_lack_of_patients(folder: Path) -> None:
@@ -143,8 +143,17 @@ def test_the_threshold_is_chosen_on_validation_patients(folder: Path) -> None:
     point = result["operating_point"]
     assert code == 0
     assert 0.9 < point["threshold"] < 1
+    assert result["notes"] == []
     assert point["chosen_on"]["patients"] == PATIENTS
     assert point["chosen_on"]["labels_sha256"] in page
+
+
+def test_few_validation_patients_are_noted(folder: Path) -> None:
+    make_set(folder / "valid", prefix="v", seed=1)
+    labels = folder / "valid/labels.csv"
+    labels.write_text("".join(labels.read_text().splitlines(keepends=True)[:31]))
+    _, result, _ = accept(folder, criteria(folder, "sensitivity 0.5", point=CHOSEN))
+    assert result["notes"] == ["The threshold was chosen on only 6 positive patients."]
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,7 @@ def samplesize(
     """
     from cctmn.metrics import sample_size
 
+    stated = level
     if (width is None) == (lower_bound is None):
         raise ConfigError("either --width or --lower-bound is needed; give one of them")
     if (slices_per_patient is None) != (icc is None):
@@ -199,8 +200,9 @@ def samplesize(
             f"{numbers['patients']:,} patients in all, of whom so many are expected to be of the "
             "class"
         )
+    bound = f"{stated:g}, {sided}-sided"
     click.echo(
-        f"The expected width of the interval is at most {width:g}."
+        f"The expected width of the interval (level {bound}) is at most {width:g}."
         if width is not None
-        else f"The lower bound reaches {lower_bound:g} with a power of {power:g}."
+        else f"The lower bound (level {bound}) reaches {lower_bound:g} with a power of {power:g}."
     )

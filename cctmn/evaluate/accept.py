@@ -34,7 +34,7 @@ from cctmn.evaluate.fit_calibration import Joining
 from cctmn.evaluate.join import Joined, join, read_scored
 from cctmn.evaluate.model import EvaluatedModel, evaluated_model
 from cctmn.evaluate.observations import Observations, check_positive, observe
-from cctmn.evaluate.options import file_name
+from cctmn.evaluate.options import FEW_PATIENTS, file_name
 from cctmn.metrics.binary import Conditions, decision_curve, threshold_for
 from cctmn.reporter import Reporter, silent
 
@@ -175,13 +175,17 @@ def _operating_point(
             place,
         )
     labels = validation.joined.labels
+    counts = _counts(validation)
     chosen = {
         "sensitivity": point.sensitivity,
         "labels": file_name(place),
         "labels_sha256": labels.sha256,
         "fingerprint": validation.joined.scored.manifest.get("fingerprint"),
-        **_counts(validation),
+        **counts,
     }
+    if counts["positive"] < FEW_PATIENTS:
+        noun = "patients" if point.unit == "patient" else "slices"
+        notes.append(f"The threshold was chosen on only {counts['positive']} positive {noun}.")
     return section | {"threshold": threshold, "chosen_on": chosen}, notes
 
 

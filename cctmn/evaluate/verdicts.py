@@ -124,7 +124,9 @@ def _row(
     smaller = criterion.metric in binary.SMALLER_IS_BETTER
     bound = measured.high if smaller else measured.low
     if measured.fewest < fewest:
-        return described | _unjudged(f"computed from fewer than {fewest:,} patients")
+        whom = {"sensitivity": " with it", "specificity": " without it", "accuracy": ""}
+        text = whom.get(criterion.metric, " with it, or without it")
+        return described | _unjudged(f"fewer than {fewest:,} patients{text}")
     if bound is None or math.isnan(bound):
         return described | _unjudged("too few patients for an interval")
     passed = bound <= criterion.limit if smaller else bound >= criterion.limit
