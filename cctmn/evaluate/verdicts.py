@@ -11,7 +11,7 @@ Writes: the rows of acceptance.json.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,15 +29,31 @@ FAIL: Final = "fail"
 TOO_FEW: Final = "too few patients"
 NUMBERS: Final = ("value", "bound", "patients", "slices")
 
+# The observations of each subgroup, by its values of the columns.
+Subgroups = Mapping[tuple[str, ...], NDArray[np.bool_]]
+
 
 def judge(criteria: Criteria, observed: Observations, *, at: Conditions) -> list[dict[str, Any]]:
     """Return one row per criterion, or per subgroup of it, in the order of the file."""
-    judged = [
-        one
-        for i, criterion in enumerate(criteria.criteria, start=1)
-        for one in _cells(criterion, criteria, observed, where=f"criteria[{i}].by", at=at)
-    ]
-    _withhold(judged, observed)
+    everybody_N = np.ones_like(observed.sample.positive_N)
+    subgroups: dict[tuple[str, ...], Subgroups] = {(): {(): everybody_N}}
+    judged: list[_Judged] = []
+    for i, criterion in enumerate(criteria.criteria, start=1):
+        columns = criterion.columns
+        if columns not in subgroups:
+            keys = observed.subgroups(columns, where=f"criteria[{i}].by", place=criteria.place)
+            subgroups[columns] = {
+                values: np.array([key == values for key in keys], np.bool_)
+                for values in sorted(set(keys))
+            }
+        judged += _rows(
+            criterion,
+            subgroups[columns],
+            sample=observed.sample,
+            fewest=criteria.rules.fewest_patients,
+            at=at,
+        )
+    _withhold(judged, list(subgroups.values()), observed=observed)
     return [one.row for one in judged]
 
 
@@ -66,20 +82,18 @@ class _Judged:
         return [self.in_N & positive_N, self.in_N & ~positive_N]
 
 
-def _cells(
-    criterion: Criterion, criteria: Criteria, observed: Observations, *, where: str, at: Conditions
+def _rows(
+    criterion: Criterion,
+    subgroups: Subgroups,
+    *,
+    sample: BinarySample,
+    fewest: int,
+    at: Conditions,
 ) -> Iterator[_Judged]:
-    fewest, sample = criteria.rules.fewest_patients, observed.sample
-    if not criterion.by:
-        everybody_N = np.ones(len(sample.score_N), np.bool_)
-        yield _Judged(_row(criterion, sample, values=(), fewest=fewest, at=at), everybody_N)
-        return
-    keys = observed.subgroups(criterion.columns, where=where, place=criteria.place)
     hidden = 0
-    for values in sorted(set(keys)):
-        in_N = np.array([key == values for key in keys], np.bool_)
+    for values, in_N in subgroups.items():
         part = sample.part(in_N)
-        if part.patients < fewest:
+        if criterion.by and part.patients < fewest:
             hidden += 1
             continue
         yield _Judged(_row(criterion, part, values=values, fewest=fewest, at=at), in_N)
@@ -87,10 +101,12 @@ def _cells(
         reason = f"fewer than {fewest:,} patients each"
         shown = (f"{hidden} more", *[""] * (len(criterion.columns) - 1))
         row = _described(criterion, values=shown) | _unjudged(reason) | {"hidden": True}
-        yield _Judged(row, np.zeros(len(keys), np.bool_))
+        yield _Judged(row, np.zeros_like(sample.positive_N))
 
 
-def _withhold(judged: Sequence[_Judged], observed: Observations) -> None:
+def _withhold(
+    judged: Sequence[_Judged], subgroups: Sequence[Subgroups], *, observed: Observations
+) -> None:
     """Remove the numbers of rows from which those of few patients would follow."""
     sample = observed.sample
     cells = [one for one in judged if one.row["by"] and one.row["verdict"] != TOO_FEW]
@@ -98,17 +114,42 @@ def _withhold(judged: Sequence[_Judged], observed: Observations) -> None:
         return
     positive_N = sample.positive_N
     sums = [(i, of_N) for i, one in enumerate(cells) for of_N in one.sums(positive_N)]
+    protected = _few(subgroups, observed)
     shown_S = publishable(
-        np.array([of_N for _, of_N in sums]),
+        np.array([*(of_N for _, of_N in sums), *protected]),
         always_TN=np.array([np.ones_like(positive_N), positive_N, ~positive_N]),
         parts=[],
         group_N=sample.group_N,
         known_N=observed.known_N,
     )
-    for i in {i for (i, _), shown in zip(sums, shown_S, strict=True) if not shown}:
+    for i in {i for (i, _), shown in zip(sums, shown_S[: len(sums)], strict=True) if not shown}:
         row = cells[i].row
         row |= dict.fromkeys(NUMBERS)
         row["reason"] += f"; numbers withheld: those of fewer than {FEWEST_PATIENTS} would follow"
+
+
+def _few(subgroups: Sequence[Subgroups], observed: Observations) -> list[NDArray[np.bool_]]:
+    """Return the groups of fewer than ten patients whose numbers must not follow from others.
+
+    They are the small subgroups, and all small ones together inside a larger subgroup: the rest of
+    it without the others.
+    """
+    positive_N = observed.sample.positive_N
+    found: dict[bytes, NDArray[np.bool_]] = {}
+
+    def is_few(of_N: NDArray[np.bool_]) -> bool:
+        known = observed.sample.group_N[of_N & observed.known_N]
+        return bool(of_N.any()) and len(np.unique(known)) < FEWEST_PATIENTS
+
+    wholes = [in_N for cells in subgroups for in_N in cells.values()]
+    for of_N in (np.ones_like(positive_N), positive_N, ~positive_N):
+        for cells in subgroups:
+            few = [part_N for in_N in cells.values() if is_few(part_N := in_N & of_N)]
+            for whole_N in wholes:
+                inside = [part_N for part_N in few if not (part_N & ~whole_N).any()]
+                rest_N = np.any([np.zeros_like(positive_N), *inside], axis=0)
+                found |= {one.tobytes(): one for one in (*inside, rest_N) if is_few(one)}
+    return list(found.values())
 
 
 def _row(
