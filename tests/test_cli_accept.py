@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cctmn.pseudonym import pseudonym
 from tests.commands import call, one_line
 from tests.evaluate.outputs import CLASSES, write_labels, write_output
 
@@ -234,8 +236,6 @@ def test_patients_without_a_score_count_as_wrong(tmp_path: Path) -> None:
 
 
 def test_the_result_names_its_inputs_by_their_hashes(folder: Path) -> None:
-    import hashlib
-
     path = criteria(folder, "sensitivity 0.5", top='title = "Our <test>"\n')
     _, result, page = accept(folder, path)
     labels = (folder / "test/labels.csv").read_bytes()
@@ -347,3 +347,37 @@ def test_a_one_sided_bound_needs_fewer_patients() -> None:
 )
 def test_a_sample_size_that_is_not_defined_is_refused(args: list[object], message: str) -> None:
     one_line(call("samplesize", "--expected", 0.9, *args), code=2, message=message)
+
+
+def make_dicom(folder: Path, *, first: int, key: bytes = b"k" * 32) -> None:
+    """Scored slices of studies, and a table with one row per patient of the header."""
+    patients = [first + p for p in range(40) for _ in range(SLICES)]
+    truth = [1 if p % 2 else 0 for p in patients]
+    keys = [pseudonym(key, "patient", f"P{p}") for p in patients]
+    names = [f"{first}_{i}.dcm" for i in range(len(patients))]
+    folder.mkdir()
+    write_output(
+        folder / "out",
+        names,
+        6 * np.eye(3)[truth] - 3,
+        columns={"patient_key": keys, "study_key": keys, "series_key": keys},
+    )
+    (folder / "out/private/key").write_bytes(key)
+    rows = [f"P{first + p},{CLASSES[(first + p) % 2]}" for p in range(40)]
+    (folder / "labels.csv").write_text("patient,patient_label\n" + "\n".join(rows) + "\n")
+
+
+@pytest.mark.parametrize(("first", "code"), [(100, 0), (20, 2)])
+def test_tables_of_patients_are_joined_and_compared(tmp_path: Path, first: int, code: int) -> None:
+    make_dicom(tmp_path / "test", first=0)
+    make_dicom(tmp_path / "valid", first=first, key=b"v" * 32)
+    path = criteria(tmp_path, "sensitivity 0.5", point=CHOSEN + 'key = "patient"\n')
+    labels = tmp_path / "test/labels.csv"
+    args = ("--labels", labels, "--key", "patient", "-o", tmp_path / "a")
+    done = call("accept", path, tmp_path / "test/out", *args)
+    assert done.returncode == code, done.stderr
+    if code:
+        one_line(done, code=2, message="shares 20 patients")
+    else:
+        [row] = json.loads((tmp_path / "a/acceptance.json").read_text())["criteria"]
+        assert (row["patients"], row["slices"], row["value"]) == (20, 60, 1.0)
