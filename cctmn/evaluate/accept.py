@@ -175,17 +175,16 @@ def _operating_point(
             place,
         )
     labels = validation.joined.labels
-    counts = _counts(validation)
     chosen = {
         "sensitivity": point.sensitivity,
         "labels": file_name(place),
         "labels_sha256": labels.sha256,
         "fingerprint": validation.joined.scored.manifest.get("fingerprint"),
-        **counts,
+        **_counts(validation),
     }
-    if counts["positive"] < FEW_PATIENTS:
-        noun = "patients" if point.unit == "patient" else "slices"
-        notes.append(f"The threshold was chosen on only {counts['positive']} positive {noun}.")
+    sick = validation.sample.part(validation.sample.positive_N).patients
+    if sick < FEW_PATIENTS:
+        notes.append(f"The threshold was chosen on only {sick} positive patients.")
     return section | {"threshold": threshold, "chosen_on": chosen}, notes
 
 
