@@ -208,10 +208,7 @@ def _named(lines: Sequence[Line], *, left: bool) -> tuple[Figure, Axes]:
     x = 0.03 if left or not free else 1 - NAMES_END
     for row, one in enumerate(lines):
         axes.plot(one.x, one.y, linewidth=1.8, clip_on=False, **_look(one))
-        if free:
-            y = NAME_Y + ROW_Y * (len(lines) - 1 - row)
-        else:
-            y = _below(row)
+        y = NAME_Y + ROW_Y * (len(lines) - 1 - row) if free else _below(row)
         _legend_row(axes, one, at=(x, y))
     return figure, axes
 
