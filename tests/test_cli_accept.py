@@ -123,7 +123,7 @@ def test_numbers_from_which_a_hidden_subgroup_follows_are_withheld(folder: Path)
     """All patients less those of the usual site are the four of the rare one."""
     usual = accept(folder, criteria(folder, "accuracy 0.7 site"))[1]["criteria"][0]
     assert {usual[key] for key in ("value", "bound", "patients", "slices")} == {None}
-    assert "numbers withheld: those of fewer than 10 would follow" in usual["reason"]
+    assert "numbers withheld: those of fewer than 10 patients would follow" in usual["reason"]
 
 
 def test_a_hidden_subgroup_leaves_the_numbers_of_criteria_for_all(folder: Path) -> None:

@@ -125,7 +125,8 @@ def _withhold(
     for i in {i for (i, _), shown in zip(sums, shown_S[: len(sums)], strict=True) if not shown}:
         row = cells[i].row
         row |= dict.fromkeys(NUMBERS)
-        row["reason"] += f"; numbers withheld: those of fewer than {FEWEST_PATIENTS} would follow"
+        few = f"fewer than {FEWEST_PATIENTS} patients"
+        row["reason"] += f"; numbers withheld: those of {few} would follow"
 
 
 def _few(subgroups: Sequence[Subgroups], observed: Observations) -> list[NDArray[np.bool_]]:
