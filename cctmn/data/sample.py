@@ -135,11 +135,13 @@ def draw_rows(slices: Sequence[_Slice], *, per_class: int, seed: int, where: str
                 of_people[one.person].append(row)
         count = sum(map(len, of_people.values()))
         if count < per_class:
+            # A column of another content may hold names, which no log shows.
+            known = label in COVIDX_CLASSES
             raise DataError(
-                f"a class has {count:,} slices, fewer than {per_class:,}; lower --per-class, or "
-                "add slices of this class",
+                f"{f'the class {label}' if known else 'a class'} has {count:,} slices, fewer than "
+                f"{per_class:,}; lower --per-class, or add slices of this class",
                 where,
-                label,
+                "" if known else label,
             )
         # By hashes and not by a generator, whose stream may change with numpy.
         people = sorted(of_people, key=lambda person: _hash(seed, *person))

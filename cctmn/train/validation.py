@@ -42,20 +42,21 @@ def draw(
     own parts. Raises DataError if a class would be missing from either part.
     """
     fraction, seed = stage.config.valid_fraction, stage.config.optim.seed
-    with suppress(DataError):
-        parts: tuple[Any, Any] = splits.held_out(samples, fraction=fraction, seed=seed)
-        if begun_with(parts):
-            report(
-                "this run was begun with validation patients drawn whatever their class; it goes "
-                "on with them"
-            )
-            return parts
     patients: Mapping[PatientKey, Sequence[Any]] = splits.by_patient(samples)
     if isinstance(samples[0], LesionSample):
         strata = strata_of_lesions(patients)
     else:
         strata = strata_of_classes(patients, classes=classes, where=where)
-    parts = splits.held_out(samples, fraction=fraction, seed=seed, strata=strata)
+    with suppress(DataError):
+        before: tuple[Any, Any] = splits.held_out(samples, fraction=fraction, seed=seed)
+        if begun_with(before):
+            if before != splits.held_out(samples, fraction=fraction, seed=seed, strata=strata):
+                report(
+                    "this run was begun with validation patients drawn whatever their class; it "
+                    "goes on with them"
+                )
+            return before
+    parts: tuple[Any, Any] = splits.held_out(samples, fraction=fraction, seed=seed, strata=strata)
     _check_classes(parts, stage=stage, classes=classes, where=where)
     return parts
 

@@ -125,7 +125,12 @@ def test_a_drawn_table_is_a_training_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "out", "options", "message"),
     [
-        ("all.csv", "x.csv", ["--per-class", 69], "a class has 52 slices, fewer than 69; lower "),
+        (
+            "all.csv",
+            "x.csv",
+            ["--per-class", 69],
+            "the class covid has 52 slices, fewer than 69; lower ",
+        ),
         ("all.csv", "x.txt", ["--per-class", 1], "give a .csv or .parquet file"),
         ("all.csv", "all.csv", ["--per-class", 1], "is LABELS itself"),
         ("a.json", "x.csv", ["--per-class", 1], "give a .csv or .parquet, or a .txt split"),

@@ -150,9 +150,9 @@ def test_both_stages_and_scoring_on_s3(cluster: str, s3: Any, made: Path, tmp_pa
     assert all((after[name] == before[name]).all() for name in after)
     rows = table("s3://project/out-classifier/metrics.csv")
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    assert (
-        classifier.best_epoch == max(rows, key=lambda r: (r["val_accuracy"], r["epoch"]))["epoch"]
-    )
+    best = max(rows, key=lambda r: (r["val_accuracy"], -r["val_loss"], -r["epoch"]))
+    assert classifier.best_epoch == best["epoch"]
+    assert (classifier.validation["slices"], classifier.validation["patients"]) == (3, 3)
 
 
 def test_tuning_to_other_classes_is_followed_by_scoring(
