@@ -68,10 +68,14 @@ def tables(
     sums_SN = np.array([cells[i].members(name, sample) for i, name in keys])
     everything = _Cell((), (), np.ones(len(sample.truth_N), np.bool_))
     place = {key: s for s, key in enumerate(keys)}
+    tables_of: dict[tuple[tuple[str, ...], str], list[int]] = {}
+    for (i, name), s in place.items():
+        tables_of.setdefault((cells[i].columns, name), []).append(s)
     shown_S = publishable(
         sums_SN,
         always_TN=np.array([everything.members(n, sample) for n in everything.metrics(sample)]),
         parts=[(place[i, "accuracy"], s) for (i, _), s in place.items()],
+        partitions=list(tables_of.values()),
         group_N=sample.group_N,
         known_N=known_N,
     )

@@ -34,13 +34,15 @@ def publishable(
     sums_SN: Bools,
     *,
     always_TN: Bools,
-    parts: Sequence[tuple[int, int]],
+    parts: Sequence[tuple[int, int]] = (),
+    partitions: Sequence[Sequence[int]] = (),
     group_N: NDArray[np.int64],
     known_N: Bools,
 ) -> Bools:
     """Return which of S sums may be published beside T that are published in any case.
 
     `parts` holds pairs of sums (whole, part): without the whole, its part is not published either.
+    The sums of one of the `partitions` have no slice in common, such as the cohorts of a table.
     A slice whose patient is not known (`known_N` is False) counts as no patient at all, because all
     such slices may be of one.
     """
@@ -52,7 +54,8 @@ def publishable(
         for whole, part in parts:
             shown_S[part] &= shown_S[whole]
         published = np.vstack([always_TA, sums_SA[shown_S]])
-        small = atoms.small(np.vstack([sums_SA, _differences(published)]))
+        rests = [_rests(published, sums_SA[[s for s in one if shown_S[s]]]) for one in partitions]
+        small = atoms.small(np.vstack([sums_SA, _differences(published), *rests]))
         # A small class of the whole set is shown with its metrics in any case.
         small = small[~_weights(small, of=always_TA)[0]]
         follows, weights = _weights(small, of=published)
@@ -88,15 +91,22 @@ class _Atoms:
 
 
 def _differences(sets_SA: Bools) -> Bools:
-    """Return each set less another that is a part of it, and what is left of it without all its
-    parts that do not overlap.
-    """
+    """Return each set less another that is a part of it."""
     left = []
     for whole_A in sets_SA:
         inside = sets_SA[~(sets_SA & ~whole_A).any(axis=1)]
         left.append(whole_A & ~inside[inside.sum(axis=1) < whole_A.sum()])
     empty = np.zeros((0, sets_SA.shape[1]), np.bool_)
     return np.unique(np.vstack([empty, *left]), axis=0)
+
+
+def _rests(wholes_SA: Bools, members_MA: Bools) -> Bools:
+    """Return what is left of each set without all the members that are parts of it."""
+    rests = [
+        whole_A & ~members_MA[~(members_MA & ~whole_A).any(axis=1)].any(axis=0)
+        for whole_A in wholes_SA
+    ]
+    return np.array(rests, np.bool_).reshape(len(rests), wholes_SA.shape[1])
 
 
 def _weights(sets_SA: Bools, *, of: Bools) -> tuple[Bools, NDArray[np.float64]]:

@@ -118,7 +118,6 @@ def _withhold(
     shown_S = publishable(
         np.array([*(of_N for _, of_N in sums), *protected]),
         always_TN=np.array([np.ones_like(positive_N), positive_N, ~positive_N]),
-        parts=[],
         group_N=sample.group_N,
         known_N=observed.known_N,
     )

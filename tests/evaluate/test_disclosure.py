@@ -102,6 +102,16 @@ def test_what_need_not_be_hidden_is_shown() -> None:
     assert [cell["patients"] for cell in cells] == [40, 40]
 
 
+def test_small_cohorts_together_are_hidden_too() -> None:
+    """Of 100, 100, 5 and 4 patients: the rest of all without both large ones is nine patients."""
+    group_N = np.arange(209)
+    truth_N, none = group_N % 2, np.empty(0, np.int64)
+    sample = ClassifiedSample(CLASSES, truth_N, np.eye(2)[truth_N], group_N, 209, none, none)
+    site = np.repeat(["A", "B", "C", "D"], [100, 100, 5, 4])
+    [table] = cohorts.tables({("site",): [site.tolist()]}, sample, known_N=np.ones(209, np.bool_))
+    assert [cell["values"] for cell in table["cells"]] == [["B"], ["3 more"]]
+
+
 def test_slices_of_unknown_patients_are_hidden() -> None:
     sample, columns = made(3)
     assert shown(tables(sample, columns))
