@@ -82,10 +82,19 @@ def models_show(folder: str, *, as_json: bool) -> None:
     """Print the card of MODEL."""
     from dataclasses import asdict
 
+    from cctmn.data import set_record
     from cctmn.model.card import read_card
 
     card = asdict(read_card(folder))
-    click.echo(json.dumps(card, indent=2) if as_json else tree_text(card))
+    if as_json:
+        click.echo(json.dumps(card, indent=2))
+        return
+    if "set" in card["calibration"]:
+        card["calibration"]["set"] = set_record.summary(card["calibration"]["set"])
+    if "sets" in card["provenance"]:
+        sets = card["provenance"]["sets"].items()
+        card["provenance"]["sets"] = {name: set_record.summary(one) for name, one in sets}
+    click.echo(tree_text(card))
 
 
 @models.command(

@@ -81,6 +81,12 @@ def record(members: Members) -> dict[str, Any]:
     }
 
 
+def summary(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how many members a record has, and by how many hashes, for a person to read."""
+    counts = {kind: (recorded[kind]["count"], recorded[kind]["hashes"].split()) for kind in _KINDS}
+    return {k: f"{n:,}, by {len(hashes):,} keyed hashes" for k, (n, hashes) in counts.items()}
+
+
 def compare(recorded: Mapping[str, Any], members: Members) -> Shared:
     """Compare a set with a recorded one. Raises KeyError or TypeError if it is not a record."""
     key, shared = recorded["key"], {}

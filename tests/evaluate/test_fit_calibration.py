@@ -236,3 +236,11 @@ def test_a_stated_prevalence_moves_the_rule_by_bayes(tmp_path, model):
     assert moved == pytest.approx(np.log(odds), abs=1e-3)
     assert rare["patient_slope"] == plain["patient_slope"]
     assert (rare["prevalence"], "prevalence" in plain) == (0.05, False)
+
+
+def test_show_counts_the_members_of_recorded_sets(tmp_path, model):
+    out, labels = validation(tmp_path, model)
+    calibrate(str(model), out=out, labels=labels)
+    text = call("models", "show", model).stdout
+    assert "patients: 90, by 90 keyed hashes" in text
+    assert max(map(len, text.splitlines())) < 400
