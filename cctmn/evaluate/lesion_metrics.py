@@ -10,6 +10,7 @@ Shape suffixes: I images, B resamples, G patients.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -110,6 +111,7 @@ def evaluate(
         "unreadable": len(kept.issues.unreadable),
         "lesions": sum(len(one.labels_M) for one in images.truth),
         "froc_of": kinds[-1],
+        "masks_sha256": _masks_sha256(kept.samples),
         "note": None if scored.has_masks else NO_MASKS,
     }
     warnings = [*model.notes, *few_patients({"with masks": len(set(images.patients))})]
@@ -215,6 +217,15 @@ def _with_worst_case(
                 metric, id=worst_id, description=descriptions[worst_id]
             )
     return scored.metrics | worst_metrics, scored.froc
+
+
+def _masks_sha256(samples: Sequence[LesionSample]) -> str:
+    """Return a hash of the masks, by which a report knows evaluations of the same masks.
+
+    It depends neither on names nor on order.
+    """
+    hashes = sorted(hashlib.sha256(store.read_all(one.mask)).hexdigest() for one in samples)
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def _rows(

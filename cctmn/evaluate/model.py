@@ -22,12 +22,18 @@ _SHOWN: Final = (
     "image_classes",
     "lesion_classes",
     "lesions",
+    "ranked",
+    "hidden",
+    "mask_head",
     "training_slices",
+    "training",
     "validation",
     "calibration",
     "intended_use",
     "parameters",
 )
+# Entries that are the section `model_size`: all parameters, those of module S and of batch norm.
+MODEL_SIZE: Final = ("parameters", "module_s", "batch_norm")
 
 _OF_RUN: Final = frozenset({"lesions"})
 
@@ -49,7 +55,7 @@ class EvaluatedModel:
     notes: tuple[str, ...] = ()  # cautions of the card
     trained: bool = True  # False: at least one part has random weights
     training_slices: int | None = None
-    parameters: int | None = None
+    model_size: Mapping[str, int | None] = field(default_factory=dict)
     input: Mapping[str, Any] | None = None  # the input contract; None if not recorded
     shown: Mapping[str, Any] = field(default_factory=dict)  # further entries for metrics.json
 
@@ -71,7 +77,7 @@ class EvaluatedModel:
             notes=tuple(described.get("notes") or ()),
             trained=described.get("trained") is not False,
             training_slices=described.get("training_slices"),
-            parameters=described.get("parameters"),
+            model_size={key: described.get(key) for key in MODEL_SIZE},
             input=described.get("input"),
             shown={key: described[key] for key in _SHOWN if key in described},
         )

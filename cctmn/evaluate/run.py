@@ -54,7 +54,7 @@ def evaluate(options: EvaluationOptions, *, report: Reporter = silent) -> dict[s
         "title": title,
         "classes": list(scored.classes),
         "model": model.as_json(),
-        "model_size": {"parameters": model.parameters},
+        "model_size": dict(model.model_size),
         "bootstrap": {
             "resamples": options.resampling.resamples,
             "seed": options.resampling.seed,

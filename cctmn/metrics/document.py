@@ -90,7 +90,11 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         },
         "required": ["model_id", "name", "activation", "temperature", "top_m", "calibrated_on"],
     },
-    "model_size": object_of("Number of trainable parameters.", {"parameters": COUNT_OR_NULL}),
+    "model_size": object_of(
+        "Number of parameters: all, those of module S (0 in a detector), and of batch norm.",
+        dict.fromkeys(("parameters", "module_s", "batch_norm"), COUNT_OR_NULL),
+        optional=("module_s", "batch_norm"),
+    ),
     "bootstrap": object_of(
         "How the intervals were made.",
         {"resamples": COUNT, "seed": {"type": "integer"}, "level": {"type": "number"}},
@@ -258,8 +262,10 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
             "unreadable": COUNT,
             "lesions": COUNT,
             "froc_of": {"enum": ["box", "mask"]},
+            "masks_sha256": {"description": "Hash of the masks, whatever their names.", **TEXT},
             "note": TEXT_OR_NULL,
         },
+        optional=("masks_sha256",),
     ),
     "metrics": {
         "description": "Every metric by its id, see `metric.catalogue`.",

@@ -41,6 +41,9 @@ CALIBRATION: Final[Mapping[str, tuple[type, ...]]] = {
     "patient_slope": (float, int),
 }
 
+# Entries of the provenance that say how a model was trained.
+TRAINING: Final = ("stage", "settings", "slices", "valid_slices", "epoch")
+
 RANKED: Final[Mapping[str, int]] = {"resnet18": 128, "resnet34": 128, "resnet50": 256}  # N
 HIDDEN: Final[Mapping[str, int]] = {"resnet18": 512, "resnet34": 512, "resnet50": 1024}  # F
 LAST_LAYER: Final = 4  # residual layers of a ResNet
@@ -224,10 +227,14 @@ class Card:
             "trained": self.trained,
             "activation": self.activation,
             "backbone": f"{self.arch.backbone}, truncation {self.arch.truncation}",
+            "ranked": self.arch.ranked,
+            "hidden": self.arch.hidden,
+            "mask_head": self.arch.mask_head,
             "image_classes": list(self.arch.image_classes),
             "lesion_classes": list(self.arch.lesion_classes),
             "lesions": dict(self.lesions),
             "training_slices": self.provenance.get("slices"),
+            "training": _training(self.provenance),
             "validation": {k: v for k, v in self.validation.items() if k != "metrics"},
             "calibration": {k: v for k, v in self.calibration.items() if k != "set"},
             "fitted_on": self.fitted_on,
@@ -239,6 +246,20 @@ class Card:
     def model_id(self) -> str:
         """First 12 hex digits of the weights' sha256, as in the predictions table."""
         return self.weights_sha256[:12]
+
+
+def _training(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a model was trained, and the model that it started from, without files or notes.
+
+    An imported checkpoint says hardly anything of this.
+    """
+    entries = {key: provenance[key] for key in TRAINING if key in provenance}
+    if isinstance(settings := entries.get("settings"), Mapping):
+        entries["settings"] = {k: v for k, v in settings.items() if k != "note"}
+    before = provenance.get("started_from")
+    if isinstance(before, Mapping) and (earlier := _training(before)):
+        entries["started_from"] = earlier
+    return entries
 
 
 def parse_card(card_bytes: bytes, *, where: str) -> Card:
@@ -285,19 +306,30 @@ def read_weights(folder: Path | str, *, card: Card) -> bytes:
     raise ModelError(f"{WEIGHTS} {problem}; copy the model again", folder)
 
 
-def parameter_count(weights: bytes) -> int:
-    """Count the trainable parameters in a safetensors file, so without batch norm's statistics."""
+def parameter_counts(weights: bytes) -> dict[str, int]:
+    """Count the parameters in a safetensors file: all, those of module S, and of batch norm.
+
+    The running statistics of batch norm are buffers, which no optimiser changes, and do not count.
+    Raises ModelError if the file is damaged.
+    """
     size = int.from_bytes(weights[:8], "little")
     try:
         tensors = json.loads(weights[8 : 8 + size])
     except ValueError:
         raise ModelError(f"{WEIGHTS} is damaged; copy the model again") from None
-    return sum(
-        math.prod(tensor["shape"])
+    counts = {
+        name: math.prod(tensor["shape"])
         for name, tensor in tensors.items()
         if name != "__metadata__"
         and not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
-    )
+    }
+    norms = [n.removesuffix("running_mean") for n in tensors if n.endswith(".running_mean")]
+    of_norms = [f"{norm}{part}" for norm in norms for part in ("weight", "bias")]
+    return {
+        "parameters": sum(counts.values()),
+        "module_s": sum(n for name, n in counts.items() if name.startswith("module_s.")),
+        "batch_norm": sum(counts.get(name, 0) for name in of_norms),
+    }
 
 
 def calibrated(folder: Path | str, *, calibration: Mapping[str, Any]) -> Card:

@@ -1,8 +1,7 @@
 """Stage 1, the Mask R-CNN lesion detector, built from torchvision's public parts.
 
 In training it gives the five losses, in eval mode the raw box-head output of each slice, from which
-`ranking` makes lesions and ranked boxes. `inference` turns these into predictions. The constants
-are the author's (method.md, stage 1).
+`ranking` makes lesions and ranked boxes. `inference` turns these into predictions.
 
 Shape suffixes: B slices, H W px, P proposals, K classes with background, M lesions, A anchors.
 """
@@ -11,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -26,32 +24,25 @@ from torchvision.ops.poolers import initLevelMapper
 from cctmn.model import ranking
 from cctmn.model.backbone import CHANNELS, Backbone, Size
 from cctmn.model.card import LESION_MAX, LESION_MIN_SCORE, LESION_NMS_IOU, Arch
-
-ANCHOR_SIZES_PX: Final = (2, 4, 8, 16, 32)
-ASPECT_RATIOS: Final = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0)  # height / width
-
-RPN_FOREGROUND_IOU: Final = 0.7
-RPN_BACKGROUND_IOU: Final = 0.3
-RPN_SAMPLES: Final = 256  # anchors per slice in the loss
-RPN_POSITIVE: Final = 0.75  # largest fraction of positive ones among them
-RPN_NMS_IOU: Final = 0.75
-PROPOSALS: Final = {"training": 2000, "testing": 1000}  # per level before NMS, per slice after it
-
-ROI_FOREGROUND_IOU: Final = 0.75
-ROI_BACKGROUND_IOU: Final = 0.5  # proposals between the two are ignored
-ROI_SAMPLES: Final = 256
-ROI_POSITIVE: Final = 0.75
-ROI_CELLS: Final = 7
-ROI_SAMPLING: Final = 2
-ROI_WIDTH: Final = 128  # of both fully connected layers
-
-MASK_CELLS: Final = 14  # the predictor doubles them to 28
-MASK_LAYERS: Final = {"resnet18": (128,), "resnet34": (128,), "resnet50": (256,) * 4}
-# Threshold of the logit, which is pasted without a sigmoid. The author's masks are the pixels whose
-# logit exceeds 0.5, which is a probability of 0.62. Their areas are 4 % smaller than those by the
-# rule of torchvision.
-MASK_LOGIT: Final = 0.5
-
+from cctmn.model.constants import (
+    ANCHOR_SIZES_PX,
+    ASPECT_RATIOS,
+    MASK_CELLS,
+    MASK_LAYERS,
+    PROPOSALS,
+    ROI_BACKGROUND_IOU,
+    ROI_CELLS,
+    ROI_FOREGROUND_IOU,
+    ROI_POSITIVE,
+    ROI_SAMPLES,
+    ROI_SAMPLING,
+    ROI_WIDTH,
+    RPN_BACKGROUND_IOU,
+    RPN_FOREGROUND_IOU,
+    RPN_NMS_IOU,
+    RPN_POSITIVE,
+    RPN_SAMPLES,
+)
 
 # Builds the pooling layer of a head from an Arch and the number of cells per side. The layer takes
 # feature maps, one tensor of boxes per slice, and the sizes of the slices.

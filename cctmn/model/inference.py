@@ -24,7 +24,8 @@ from cctmn.contract import MEAN, STD
 from cctmn.model import ranking
 from cctmn.model.backbone import Size
 from cctmn.model.classifier import Classifier
-from cctmn.model.detector import MASK_LOGIT, Detector
+from cctmn.model.constants import MASK_LOGIT
+from cctmn.model.detector import Detector
 
 MULTIPLE_PX: Final = 32  # stride of the deepest layer; torchvision pads to it as well
 Precision = Literal["float32", "bfloat16"]

@@ -21,7 +21,7 @@ from cctmn.classes import COVIDX_CLASSES, LESION_MODES
 from cctmn.errors import ModelError
 from cctmn.model.card import LAST_LAYER, Arch, Card
 from cctmn.model.checkpoint import Net, filled
-from cctmn.model.detector import ANCHOR_SIZES_PX, ASPECT_RATIOS
+from cctmn.model.constants import ANCHOR_SIZES_PX, ASPECT_RATIOS
 from cctmn.model.unpickle import Record, TensorRef, read
 
 IMAGE_CLASSES: Final = {3: COVIDX_CLASSES, 2: ("control", "covid")}  # 2: iCTCF

@@ -21,9 +21,8 @@ from torchvision.ops import clip_boxes_to_image, nms
 
 from cctmn.errors import ModelError
 from cctmn.model.card import LESION_MAX, LESION_MIN_SCORE, LESION_NMS_IOU
+from cctmn.model.constants import RANKED_MIN_SCORE, RANKED_NMS_IOU
 
-RANKED_NMS_IOU: Final = 0.75  # method.md, stage 2
-RANKED_MIN_SCORE: Final = -0.01  # method.md, stage 2: below any probability, so that all pass
 # Scale of the encoded deltas; torchvision's RoIHeads use the same.
 BOX_WEIGHTS: Final = (10.0, 10.0, 5.0, 5.0)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from cctmn.model.card import lesion_rule, parameter_count, portable, read_card, read_weights
+from cctmn.model.card import lesion_rule, parameter_counts, portable, read_card, read_weights
 from cctmn.score.scorer import ImageArray, ModelSource
 
 if TYPE_CHECKING:
@@ -69,5 +69,5 @@ def open_source(folder: str, *, lesion_nms_iou: float = 0.0) -> ModelSource:
         load=functools.partial(NetScorer, portable(folder), lesion_nms_iou=card.lesion_nms_iou),
         mask_head=arch.mask_head,
         temperature=card.temperature,
-        described=card.described | {"parameters": parameter_count(weights)},
+        described=card.described | parameter_counts(weights),
     )

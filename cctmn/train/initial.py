@@ -20,7 +20,7 @@ from cctmn.classes import LESION_MODES
 from cctmn.config import ClassifierConfig, DetectorConfig
 from cctmn.errors import ConfigError, ModelError, PreflightError
 from cctmn.model import checkpoint
-from cctmn.model.card import Arch, Card
+from cctmn.model.card import TRAINING, Arch, Card
 from cctmn.model.checkpoint import LoadedModel
 from cctmn.model.detector import Detector
 
@@ -112,7 +112,9 @@ def trained_card(
     notes = [n for n in card.notes if "untrained" not in n]
     if note and note not in notes:
         notes.append(note)
-    before = {k: card.provenance[k] for k in ("source", "sha256") if k in card.provenance}
+    # The settings of stage 1 stay on the card of a classifier, and so does what came before them.
+    kept = ("source", "sha256", *TRAINING, "started_from")
+    before = {k: card.provenance[k] for k in kept if k in card.provenance}
     if card.weights_sha256:
         before["weights_sha256"] = card.weights_sha256
     return replace(

@@ -11,7 +11,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from cctmn.model.detector import ANCHOR_SIZES_PX, ASPECT_RATIOS
+from cctmn.model.constants import ANCHOR_SIZES_PX, ASPECT_RATIOS
 
 
 def old_names(net):

@@ -320,6 +320,22 @@ def test_provenance_names_the_initial_weights(folder):
     assert card.weights_sha256 == ""
 
 
+def test_the_card_of_a_classifier_keeps_the_settings_of_its_detector(folder):
+    before = checkpoint.load(folder).card
+    stage_1 = {"stage": "detector", "settings": {"optim": {"lr": 1e-5}, "note": "by M."}}
+    detector = trained_card(before, DetectorConfig(), {**stage_1, "slices": 650})
+    stage_2 = {"stage": "classifier", "settings": {"optim": {"lr": 1e-4}}, "slices": 3000}
+    card = trained_card(detector, ClassifierConfig(), stage_2)
+    assert card.described["training"] == {
+        **stage_2,
+        "started_from": {
+            "stage": "detector",
+            "settings": {"optim": {"lr": 1e-5}},
+            "slices": 650,
+        },
+    }
+
+
 def test_data_are_checked_before_weights_are_downloaded(tmp_path, monkeypatch):
     without_internet(monkeypatch)
     settings = config.load(DetectorConfig, sets=[*SMALL, "init=imagenet"])

@@ -21,7 +21,7 @@ from cctmn.classes import LESION_MODES
 from cctmn.config import ClassifierConfig, DetectorConfig
 from cctmn.contract import InputContract
 from cctmn.errors import ConfigError, ModelError
-from cctmn.model import detector, inference, ranking
+from cctmn.model import constants, inference, ranking
 from cctmn.model.checkpoint import LoadedModel, classifier_from_detector
 from cctmn.model.classifier import Classifier
 from cctmn.train import initial
@@ -237,7 +237,7 @@ def test_classifier(built):
     here, there = net.detector.state_dict(), model.net.state_dict()
     assert all(torch.equal(here[name], there[name]) for name in here)
     assert net.detector.rpn.nms_thresh == 0.75
-    assert (ranking.RANKED_NMS_IOU, ranking.RANKED_MIN_SCORE) == (0.75, -0.01)
+    assert (constants.RANKED_NMS_IOU, constants.RANKED_MIN_SCORE) == (0.75, -0.01)
 
 
 @pytest.mark.parametrize(("truncation", "backbone"), [(1, "resnet50"), (3, "resnet18")])
@@ -281,7 +281,7 @@ def test_rule_of_reported_lesions():
     assert len(ranking.lesions(candidates(near, scores=[0.9, 0.8, 0.7]))[0]) == 2
     scores = ranking.lesions(candidates(far[:3], scores=[0.06, 0.05, 0.051]))[1]
     assert scores.tolist() == pytest.approx([0.06, 0.051])
-    assert detector.MASK_LOGIT == 0.5
+    assert constants.MASK_LOGIT == 0.5
 
 
 def test_input_of_module_s():
