@@ -32,7 +32,7 @@ OPTIONS = {
     "--slices-per-patient --width",
     "accept": "CRITERIA SCORED --json --key --label-map --labels --overwrite --root "
     "-m/--model -o/--out/--output -q/--quiet",
-    "report": "FOLDER --open --pictures --studies -q/--quiet",
+    "report": "FOLDER --open --pictures --studies --with -q/--quiet",
     "labels covidx-ct": "SPLIT --exclude -o/--out/--output",
     "labels sample": "PLACE --per-class --seed -o/--out/--output",
     "labels audit": "SETS --hash --json --names --root",

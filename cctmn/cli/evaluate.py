@@ -138,9 +138,17 @@ Example:
   cctmn report out --open
   cctmn report out --studies all --pictures
   cctmn report out/evaluation --open
+  cctmn report s/evaluation --with s-bn/evaluation --with all/evaluation
 """
 )
 @click.argument("folder", metavar="DIR")
+@click.option(
+    "--with",
+    "others",
+    multiple=True,
+    metavar="DIR",
+    help="Another evaluation of the same labels, for a table side by side; repeatable.",
+)
 @click.option(
     "--studies",
     metavar="N",
@@ -153,10 +161,19 @@ Example:
 )
 @click.option("--open", "show", is_flag=True, help="Open the report in the browser.")
 @click.option("-q", "--quiet", is_flag=True, help="Suppress progress messages.")
-def report(folder: str, *, studies: str | None, pictures: bool, show: bool, quiet: bool) -> None:
+def report(
+    folder: str,
+    *,
+    others: tuple[str, ...],
+    studies: str | None,
+    pictures: bool,
+    show: bool,
+    quiet: bool,
+) -> None:
     """Draw the report of an evaluation or of scored slices.
 
-    In a folder of `cctmn evaluate`, DIR/report.html is drawn from DIR/metrics.json. In an output
+    In a folder of `cctmn evaluate`, DIR/report.html is drawn from DIR/metrics.json. With --with,
+    other evaluations of the same labels stand beside it in one table, with intervals. In an output
     folder of `cctmn score`, DIR/report gets the archive at a glance, a worklist of the studies,
     those that are likeliest sick first, and a page per study. No labels are needed.
     """
@@ -170,7 +187,12 @@ def report(folder: str, *, studies: str | None, pictures: bool, show: bool, quie
                 "leave them out, or give that folder",
                 folder,
             )
-        uri = render.write(folder)
+        uri = render.write(folder, others=others)
+    elif others:
+        raise ConfigError(
+            "--with is for a folder of `cctmn evaluate`; leave it out, or give such a folder",
+            folder,
+        )
     else:
         reporter = TerminalReporter(quiet=quiet)
         written = archive_report.write(folder, studies=wanted, pictures=pictures, report=reporter)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from markupsafe import Markup
@@ -18,9 +18,10 @@ from markupsafe import Markup
 from cctmn import store
 from cctmn.metrics import document
 from cctmn.metrics.metric import Metric, number
-from cctmn.report import gallery, papers, plots, published, sections, templates
+from cctmn.report import gallery, papers, plots, published, runs, sections, templates
 from cctmn.report.evaluation import Evaluation, read
 from cctmn.report.plots import Line
+from cctmn.report.runs import Run
 
 REPORT: Final = "report.html"
 TEMPLATE: Final = "report.html.j2"
@@ -40,19 +41,26 @@ SECTIONS: Final = (
 LISTS: Final = {"audit": ("sets", "pairs")}  # keys of these sections that hold lists of tables
 
 
-def render(folder: str) -> str:
-    """Return the report of an evaluation folder as HTML. Raises DataError if there is none."""
+def render(folder: str, *, others: Sequence[str] = ()) -> str:
+    """Return the report of an evaluation folder as HTML, with the runs in `others` beside it.
+
+    Raises DataError if there is no evaluation, or one of the others is of other labels.
+    """
     evaluation = read(folder)
-    context = _context(evaluation, folder=store.to_uri(folder))
+    if others:
+        compared = runs.read_runs(evaluation, folder=folder, others=others)
+    else:
+        compared = (runs.single(evaluation),)
+    context = _context(compared, folder=store.to_uri(folder))
     return templates.render(TEMPLATE, context, styles=STYLES)
 
 
-def write(folder: str) -> str:
-    """Write the report into the folder and return its URI.
+def write(folder: str, *, others: Sequence[str] = ()) -> str:
+    """Write the report into the folder and return its URI; `others` are the runs beside it.
 
     A report with pictures gets mode 0600, like the pictures in private/.
     """
-    text = render(folder)
+    text = render(folder, others=others)
     uri = store.join(store.to_uri(folder), REPORT)
     store.put(uri, text.encode(), private="data:image/png" in text)
     return uri
@@ -73,8 +81,9 @@ def _section(evaluation: Evaluation, name: str) -> dict[str, Any]:
     return section
 
 
-def _context(evaluation: Evaluation, *, folder: str) -> dict[str, Any]:
-    """Return everything that the template shows, by its name there."""
+def _context(compared: Sequence[Run], *, folder: str) -> dict[str, Any]:
+    """Return everything that the template shows, by its name there; the first run is the page's."""
+    evaluation = compared[0].evaluation
     build = evaluation.build
     section = {
         name: build(name, make=functools.partial(_section, evaluation, name)) for name in SECTIONS
@@ -98,7 +107,11 @@ def _context(evaluation: Evaluation, *, folder: str) -> dict[str, Any]:
         "funnel": build("accounting", make=lambda: sections.funnel(evaluation)),
         "worst_case": sections.worst_case(evaluation),
         "without_abstained": sections.without_abstained(evaluation),
-        "tables": build("labels, training, model_size", make=lambda: papers.tables(evaluation)),
+        "tables": _tables(compared),
+        "runs": [run.name for run in compared],
+        "side_by_side": _side_by_side(compared),
+        "other_warnings": runs.warnings(compared),
+        "limits": build("model", make=lambda: compared[0].limits),
         "confusion": build("confusion", make=lambda: _by_level(evaluation, _confusion)),
         "by_class": _by_level(evaluation, _by_class),
         "overall": _by_level(evaluation, _overall),
@@ -128,8 +141,29 @@ def _context(evaluation: Evaluation, *, folder: str) -> dict[str, Any]:
             for metric in cohort.metrics
             if metric
         ],
+        "other_metrics": runs.appendix(compared),
     }
     return context | {"absent": _absent(context)}
+
+
+def _tables(compared: Sequence[Run]) -> tuple[papers.Table, ...]:
+    """Return the paper's tables. Raises DataError with the file of the run that is malformed."""
+    for run in compared:
+        run.evaluation.build(
+            "labels, training, model, model_size",
+            make=functools.partial(papers.tables, (run,)),
+        )
+    return papers.tables(compared)
+
+
+def _side_by_side(compared: Sequence[Run]) -> tuple[runs.ComparedRow, ...]:
+    """Return the table of several runs. Raises DataError as `_tables` does."""
+    for run in compared:
+        run.evaluation.build(
+            "labels, training, detection, accounting",
+            make=functools.partial(runs.side_by_side, (run, run)),
+        )
+    return runs.side_by_side(compared)
 
 
 def _by_level(evaluation: Evaluation, build: Callable[[Evaluation, str], Any]) -> dict[str, Any]:
