@@ -42,7 +42,7 @@ CALIBRATION: Final[Mapping[str, tuple[type, ...]]] = {
 }
 
 # Entries of the provenance that say how a model was trained.
-TRAINING: Final = ("stage", "settings", "slices", "valid_slices", "epoch")
+TRAINING: Final = ("stage", "settings", "slices", "valid_slices", "validation", "epoch")
 
 RANKED: Final[Mapping[str, int]] = {"resnet18": 128, "resnet34": 128, "resnet50": 256}  # N
 HIDDEN: Final[Mapping[str, int]] = {"resnet18": 512, "resnet34": 512, "resnet50": 1024}  # F
@@ -256,6 +256,9 @@ def _training(provenance: Mapping[str, Any]) -> dict[str, Any]:
     entries = {key: provenance[key] for key in TRAINING if key in provenance}
     if isinstance(settings := entries.get("settings"), Mapping):
         entries["settings"] = {k: v for k, v in settings.items() if k != "note"}
+    part = entries.pop("validation", None)
+    if isinstance(part, Mapping) and "slices" in part:
+        entries["valid_slices"] = part["slices"]
     before = provenance.get("started_from")
     if isinstance(before, Mapping) and (earlier := _training(before)):
         entries["started_from"] = earlier

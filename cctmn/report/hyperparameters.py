@@ -52,7 +52,7 @@ def gap(runs: Sequence[Run], *, stage: str) -> str:
 
 def _detector(run: Run) -> Values:
     model = run.evaluation.section("model")
-    rule = model.get("lesion_rule") or {}
+    rule = model.get("lesions") or {}
     training = _of_stage(model.get("training"), "detector")
     return {
         "backbone": _text(model.get("backbone")),

@@ -300,7 +300,8 @@ def _labelled(run: Run) -> int | None:
 
 
 def _training(run: Run) -> int | None:
-    return whole(run.evaluation.section("training").get("slices"))
+    of_card = run.evaluation.section("model").get("training_slices")
+    return whole(run.evaluation.section("training").get("slices") or of_card)
 
 
 def _row(run: Run, cells: tuple[TableCell, ...]) -> TableRow:

@@ -52,17 +52,43 @@ def write(folder: Path, text: str) -> str:
 @pytest.mark.parametrize(
     ("file", "slices", "patients"),
     [
-        ("covidx_ct_v2/test_COVIDx_CT-2A.txt", 25_658, 426),
-        ("covidx_ct_v3/test_COVIDx_CT-3A.txt", 33_781, 503),
-        ("covidx_ct_v3/val_COVIDx_CT-3A.txt", 33_725, 560),
+        ("covidx_ct_v1/test_COVIDx_CT-1.txt", [9_450, 7_395, 4_346], 293),
+        ("covidx_ct_v2/test_COVIDx_CT-2A.txt", [12_245, 7_395, 6_018], 426),
+        ("covidx_ct_v2/val_COVIDx_CT-2A.txt", [11_842, 7_400, 6_244], 482),
+        ("covidx_ct_v3/test_COVIDx_CT-3A.txt", [17_922, 7_965, 7_894], 503),
+        ("covidx_ct_v3/val_COVIDx_CT-3A.txt", [17_570, 8_008, 8_147], 560),
     ],
 )
-def test_published_counts_of_slices_and_patients(
-    shared: Path, file: str, slices: int, patients: int
+def test_lists_have_the_published_counts_of_slices_and_patients(
+    shared: Path, file: str, slices: list[int], patients: int
 ) -> None:
+    """By class they add up to the published 25,658 (2A test), 33,781 and 33,725 (3A)."""
     table, _ = covidx_ct(str(shared / "data" / file))
     names = set(table["patient"].to_pylist())
-    assert (len(table), len(names), "" in names) == (slices, patients, False)
+    counts = {c["values"]: c["counts"] for c in table["label"].value_counts().to_pylist()}
+    assert [counts[name] for name in COVIDX_CLASSES] == slices
+    assert (len(names), "" in names) == (patients, False)
+
+
+def test_the_lists_of_v2_share_no_patient(shared: Path) -> None:
+    folder = shared / "data/covidx_ct_v2"
+    parts = [
+        {line.patient for line in read_split(str(folder / name), classes=COVIDX_CLASSES)}
+        for name in ("test_COVIDx_CT-2A.txt", "val_COVIDx_CT-2A.txt")
+    ]
+    assert not parts[0] & parts[1]
+
+
+@pytest.mark.parametrize(("control", "covid"), [(300, 300), (9275, 3701)])
+def test_lists_of_ictcf_are_counted_by_class(tmp_path: Path, control: int, covid: int) -> None:
+    """600 slices for training and 12,976 for testing, under names as the author's lists have."""
+    names = [f"0_nCT{k}.jpg" for k in range(control)] + [f"2_pCT{k}.jpg" for k in range(covid)]
+    done = call("labels", "covidx-ct", write(tmp_path, "\n".join(names)), "-o", tmp_path / "t.csv")
+    assert done.returncode == 0, done.stderr
+    assert f"{control + covid:,} slices" in done.stderr
+    assert f"{control:,} control" in done.stderr
+    assert f"{covid:,} covid" in done.stderr
+    assert f"the patient of {control + covid:,} slices is unknown" in done.stderr
 
 
 def test_every_published_name_leads_to_a_patient_of_the_metadata(shared: Path) -> None:

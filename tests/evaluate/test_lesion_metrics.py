@@ -77,6 +77,17 @@ def test_images_are_counted(metrics):
     assert metrics["curves"]["froc"]["x"][0] == 0
 
 
+def test_the_hash_of_the_masks_is_that_of_their_content(scored, metrics, tmp_path):
+    """A report knows by it whether two evaluations compared the same masks."""
+    shutil.copytree(scored / "data", tmp_path / "data")
+    same = run.evaluate(options(scored, to=str(tmp_path / "a"), masks=str(tmp_path / "data")))
+    assert same["detection"]["masks_sha256"] == metrics["detection"]["masks_sha256"]
+    masks = tmp_path / "data/masks"
+    (masks / "60000_0.png").write_bytes((masks / "60001_0.png").read_bytes())
+    other = run.evaluate(options(scored, to=str(tmp_path / "b"), masks=str(tmp_path / "data")))
+    assert other["detection"]["masks_sha256"] != metrics["detection"]["masks_sha256"]
+
+
 def test_slices_without_scores_count_in_the_worst_case(scored, tmp_path):
     """One row is removed and one made an error row, so that two of eight images have no scores."""
     shutil.copytree(scored / "out", tmp_path / "out")

@@ -60,7 +60,7 @@ def metrics(*, classes: Sequence[str] = CLASSES, seed: int = 0, cases: int = 8) 
             "hidden": 512,
             "mask_head": True,
             "lesion_classes": ["ggo", "consolidation"],
-            "lesion_rule": {"min_score": 0.05, "nms_iou": 0.5, "max": 128},
+            "lesions": {"min_score": 0.05, "nms_iou": 0.5, "max": 128},
             "training": {
                 "stage": "classifier",
                 "settings": {"variant": "s+bn", "loss": "bce", "optim": OPTIM},

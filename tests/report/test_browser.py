@@ -97,10 +97,18 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "six": made.metrics(classes=SIX, cases=1),
         "guessing": made.guessing(SIX),
     }
-    return {
+    written = {
         name: render.write(made.folder(folder / name, content))
         for name, content in contents.items()
     }
+    labels = made.metrics(cases=0)["labels"]
+    variants = [
+        made.folder(
+            folder / f"variant{seed}", made.metrics(cases=0, seed=seed) | {"labels": labels}
+        )
+        for seed in range(3)
+    ]
+    return written | {"several": render.write(variants[0], others=variants[1:])}
 
 
 def show(browser: Any, uri: str, *, size: str, scheme: str = "light") -> None:
@@ -113,7 +121,7 @@ def show(browser: Any, uri: str, *, size: str, scheme: str = "light") -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["full", "minimum", "six", "guessing"])
+@pytest.mark.parametrize("name", ["full", "minimum", "six", "guessing", "several"])
 def test_page_fits_and_pictures_load(
     browser: Any, reports: dict[str, str], tmp_path: Path, name: str, size: str
 ) -> None:
@@ -126,7 +134,8 @@ def test_page_fits_and_pictures_load(
     assert width <= inner
     pictures = browser.execute_async_script(LOADED)
     assert pictures == [made.PICTURE_PX] * len(pictures)
-    assert len(pictures) == {"full": 15, "minimum": 0, "six": 5, "guessing": 5}[name]
+    expected = {"full": 15, "minimum": 0, "six": 5, "guessing": 5, "several": 0}
+    assert len(pictures) == expected[name]
     assert browser.execute_script(UNREADABLE) == []
     requests = browser.execute_script(
         "return performance.getEntriesByType('resource').map(e=>e.name)"

@@ -122,6 +122,12 @@ def test_table_8_has_the_counts_of_ictcf() -> None:
     assert [cell.text for cell in own.cells] == ["9,275", "3,701", "12,976"]
 
 
+def test_training_slices_come_from_the_card_without_a_training_set() -> None:
+    model = {"name": "net", "training_slices": 600}
+    assert tables(training=None, model=model)[1].rows[0].cells[0].text == "600"
+    assert tables(model=model)[1].rows[0].cells[0].text == "3,000"
+
+
 def test_tables_2_and_3_come_from_the_card() -> None:
     result = tables()
     detector, classifier = (
@@ -141,7 +147,7 @@ def test_tables_2_and_3_come_from_the_card() -> None:
 
 
 def test_what_a_card_lacks_is_named() -> None:
-    model = {"name": "imported", "lesion_rule": {"min_score": 0.05, "nms_iou": 0.5, "max": 128}}
+    model = {"name": "imported", "lesions": {"min_score": 0.05, "nms_iou": 0.5, "max": 128}}
     result = tables(model=model)
     assert result[2].gap.startswith("The card of imported lacks: backbone, lesion classes, ")
     assert "learning rate" in result[2].gap

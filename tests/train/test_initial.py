@@ -323,7 +323,8 @@ def test_provenance_names_the_initial_weights(folder):
 def test_the_card_of_a_classifier_keeps_the_settings_of_its_detector(folder):
     before = checkpoint.load(folder).card
     stage_1 = {"stage": "detector", "settings": {"optim": {"lr": 1e-5}, "note": "by M."}}
-    detector = trained_card(before, DetectorConfig(), {**stage_1, "slices": 650})
+    stage_1 |= {"slices": 650, "validation": {"slices": 90, "patients": 9}}
+    detector = trained_card(before, DetectorConfig(), stage_1)
     stage_2 = {"stage": "classifier", "settings": {"optim": {"lr": 1e-4}}, "slices": 3000}
     card = trained_card(detector, ClassifierConfig(), stage_2)
     assert card.described["training"] == {
@@ -332,6 +333,7 @@ def test_the_card_of_a_classifier_keeps_the_settings_of_its_detector(folder):
             "stage": "detector",
             "settings": {"optim": {"lr": 1e-5}},
             "slices": 650,
+            "valid_slices": 90,
         },
     }
 
