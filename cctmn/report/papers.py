@@ -7,7 +7,7 @@ COVIDx-CT, Table 7 only for the very set of 58,782 slices, Tables 8 and 9 only f
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from cctmn.metrics.document import PAPER_REMAINING, PAPER_TEST
@@ -217,8 +217,9 @@ def _remaining(runs: Sequence[Run]) -> Table:
 
 
 def _ictcf_counts(runs: Sequence[Run]) -> Table:
+    counts = (*ICTCF_TEST.values(), sum(ICTCF_TEST.values()))
     ours = [
-        _row(run, _cells(*map(count_text, (*ICTCF_TEST.values(), _labelled(run)))))
+        replace(_row(run, _cells(*map(count_text, counts))), name=f"test, {run.name}")
         for run in runs
         if _is_set(run, ICTCF)
     ]

@@ -325,7 +325,7 @@ NOTES: Final[dict[int, tuple[str, ...]]] = {
         "The published AP is computed per image and averaged over images. COCO’s AP pools all "
         "images first. The two are different metrics with different names here, and only the first "
         "is comparable.",
-        "An AP depends on the limits of the detections: their least score and the NMS of the RoI "
+        "An AP depends on the limits of the detections: their minimum score and the NMS of the RoI "
         "head stand beside each value, – where the source does not state them. Values under "
         "different limits are not comparable.",
     ),

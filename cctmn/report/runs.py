@@ -60,7 +60,7 @@ class Run:
 
     @property
     def limits(self) -> tuple[str, str]:
-        """The least score and the NMS threshold of its lesions, "" where the card lacks them."""
+        """The minimum score and the NMS threshold of its lesions, "" where the card lacks them."""
         rule = self.evaluation.section("model").get("lesions") or {}
         values = (rule.get("min_score"), rule.get("nms_iou"))
         score, nms = ("" if value is None else f"{value:g}" for value in values)

@@ -108,6 +108,16 @@ def test_shown_commands_parse() -> None:
     assert not wrong
 
 
+def test_each_table_of_the_paper_has_a_command_or_a_reason() -> None:
+    rows = re.findall(r"^\| (\d) \| [^|]+ \| ([^|]+) \| ([^|]+) \|$", text("paper.md"), re.M)
+    assert [number for number, _, _ in rows] == list("123456789")
+    sections = re.findall(r"^## (.*?)\n\n```\n(cctmn .*?)```", text("paper.md"), re.M | re.S)
+    anchors = {re.sub(r"[^a-z0-9 ]", "", title.lower()).replace(" ", "-") for title, _ in sections}
+    for _, command, needs in rows:
+        assert re.findall(r"\(#(.*?)\)", command)[0] in anchors
+        assert needs.strip()
+
+
 def test_links_within_the_pages_lead_somewhere() -> None:
     broken = []
     for page in PAGES:

@@ -118,7 +118,7 @@ def test_table_8_has_the_counts_of_ictcf() -> None:
     assert rows == {"training": ["300", "300", "600"], "test": ["9,275", "3,701", "12,976"]}
     labels = {"slices": 12_976, "by_class": {"control": 9275, "covid": 3701}}
     own = tables(classes=("control", "covid"), labels=labels)[8].rows[0]
-    assert own.ours
+    assert (own.ours, own.name) == (True, "test, resnet34-t1, S + batch norm")
     assert [cell.text for cell in own.cells] == ["9,275", "3,701", "12,976"]
 
 
