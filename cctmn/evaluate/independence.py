@@ -54,8 +54,8 @@ def check(
     lines, warnings = [], []
     if missing := [name for name in needed if name not in records]:
         lines.append(
-            f"independence of the {' and '.join(missing)} set was not checked: the model's card "
-            "has no record of it"
+            f"independence of the sets of {_listed(missing)} was not checked: the model's card has "
+            "no record of them"
         )
     for name in (name for name in SETS if name in records):
         shared = compare(records[name], members)
@@ -67,6 +67,10 @@ def check(
                 "the metrics here are not a test of it."
             )
     return Independence({"sets": section, "notes": lines}, lines, warnings)
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def _line(name: str, shared: Shared) -> str:

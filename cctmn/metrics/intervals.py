@@ -157,8 +157,9 @@ def measure(
                 size=size_of(sample, name),
                 is_bounded=name not in UNBOUNDED,
             )
-    measured |= _recalibration(sample, level=level)
-    return measured if binned is None else measured | _ece(sample, binned, measured, by=by)
+    if binned is not None:
+        measured |= _ece(sample, binned, measured, by=by)
+    return measured | _recalibration(sample, level=level)
 
 
 def _ece(

@@ -97,7 +97,8 @@ def _range_text(metric: Metric, low: float | None, high: float | None, *, digits
     """Return both ends, with as many more digits as it takes to tell them apart."""
     if low is None or high is None:
         return ""
-    joiner = " to " if metric.id.startswith(_SIGNED) else DASH
+    has_sign = metric.id.startswith(_SIGNED) or _COEFFICIENT.match(metric.id)
+    joiner = " to " if has_sign else DASH
     for more in range(max(1, _MOST_DIGITS - digits + 1)):
         ends = [_number_text(metric, end, digits=digits + more) for end in (low, high)]
         if ends[0] != ends[1]:

@@ -108,11 +108,11 @@ class Grouping:
 
 def headline(evaluation: Evaluation) -> Scale:
     """Return the metrics that a reader looks for first, on one scale that ends at 100 %."""
-    wanted = [("Accuracy", "slice.accuracy"), ("F1, weighted", "slice.f1_weighted")]
-    wanted += [(f"Sensitivity, {c}", f"slice.sensitivity.{c}") for c in evaluation.classes]
-    wanted += [("Accuracy, patients", "patient.accuracy")]
-    wanted += [
-        (f"Sensitivity, {c}, patients", f"patient.sensitivity.{c}") for c in evaluation.classes
+    of_classes = [f"sensitivity.{name}" for name in evaluation.classes]
+    wanted = [
+        (f"{label(name)}, {level}s", f"{level}.{name}")
+        for level, overall in (("patient", ["accuracy"]), ("slice", ["accuracy", "f1_weighted"]))
+        for name in (*overall, *of_classes)
     ]
     metrics = evaluation.metrics
     rows = [(name, metrics[id_]) for name, id_ in wanted if id_ in metrics]

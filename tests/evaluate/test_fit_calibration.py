@@ -203,7 +203,7 @@ def test_independence_is_said_where_it_holds_and_where_nobody_knows(tmp_path, mo
     other = evaluated(tmp_path, model, names, logits, truth)
     assert other["independence"]["sets"]["calibration"]["patients"] == 0
     first, second = other["independence"]["notes"]
-    assert "training and validation set was not checked" in first
+    assert "the sets of training and validation was not checked" in first
     assert "no patient and no slice of this set are in the calibration set (90 patients" in second
     assert not any("not a test" in text for text in other["warnings"])
 
