@@ -34,8 +34,9 @@ from cctmn.evaluate.fit_calibration import Joining
 from cctmn.evaluate.join import Joined, join, read_scored
 from cctmn.evaluate.model import EvaluatedModel, evaluated_model
 from cctmn.evaluate.observations import Observations, check_positive, observe
-from cctmn.evaluate.options import FEW_PATIENTS, file_name
+from cctmn.evaluate.options import file_name
 from cctmn.metrics.binary import Conditions, decision_curve, threshold_for
+from cctmn.metrics.proportions import FEW_PATIENTS
 from cctmn.reporter import Reporter, silent
 
 FILE: Final = "acceptance.json"
@@ -55,9 +56,8 @@ class AcceptanceOptions:
     out: str  # output folder of a scoring run
     labels: str
     to: str
-    joining: Joining = field(
-        default_factory=Joining
-    )  # the label map holds for validation labels too
+    # The label map holds for validation labels too.
+    joining: Joining = field(default_factory=Joining)
     model: str | None = None  # the model that scored `out`; its card has its calibration
     overwrite: bool = False  # replace another test in `to`
 

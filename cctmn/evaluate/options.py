@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -17,10 +17,7 @@ import pyarrow.csv as pacsv
 from cctmn import store
 from cctmn.metrics.intervals import Resampling
 from cctmn.metrics.metric import Metric
-from cctmn.metrics.proportions import FEWEST_PATIENTS
-
-# With fewer patients than this an interval is wide, and a reader is told of whom there are few.
-FEW_PATIENTS: Final = 30
+from cctmn.metrics.proportions import FEW_PATIENTS, FEWEST_PATIENTS
 
 
 @dataclass(frozen=True)

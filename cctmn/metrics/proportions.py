@@ -28,6 +28,8 @@ LEVEL: Final = 0.95
 # A variance between fewer patients says too little. Only a sample without any error, where nothing
 # is estimated, has an interval then.
 FEWEST_PATIENTS: Final = 5
+# With fewer patients than this an interval is wide, and a reader is told of how many it is.
+FEW_PATIENTS: Final = 30
 # A value this close to 0 or 1 holds no error: sums of floats miss by less.
 _EXACT: Final = 1e-9
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from cctmn.metrics.bootstrap import TOO_FEW
 from cctmn.metrics.metric import Metric
+from cctmn.metrics.proportions import FEW_PATIENTS
 
 DASH: Final = "–"  # stands for a metric that is not defined
 # Losses and coefficients are not proportions, so they are not shown in per cent.
@@ -39,6 +40,14 @@ def interval_text(metric: Metric, digits: int = 1) -> str:
 def naive_text(metric: Metric, digits: int = 1) -> str:
     """Return the interval that treats slices as independent, "" for a metric without one."""
     return _range_text(metric, metric.naive_low, metric.naive_high, digits=digits)
+
+
+def few_text(metric: Metric) -> str:
+    """Return the number of patients that the interval rests on, "" if they are not few."""
+    patients = metric.fewest_patients
+    if patients is None or metric.value is None or patients >= FEW_PATIENTS:
+        return ""
+    return f"{patients} patient{'' if patients == 1 else 's'}"
 
 
 def is_proportion(metric: Metric) -> bool:

@@ -62,6 +62,7 @@ def _environment() -> Environment:
         value=numbers.value_text,
         interval=numbers.interval_text,
         naive=numbers.naive_text,
+        few=numbers.few_text,
         anchor=lambda metric: numbers.anchor(metric.id),
         is_proportion=numbers.is_proportion,
         times_narrower=numbers.times_narrower,

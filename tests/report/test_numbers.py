@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cctmn.metrics.metric import Metric
-from cctmn.report.numbers import interval_text, value_text
+from cctmn.report.numbers import few_text, interval_text, value_text
 
 
 def metric(value: float, low: float | None = None, high: float | None = None) -> Metric:
@@ -34,3 +34,22 @@ def test_the_ends_of_an_interval_are_never_equal(
     low: float | None, high: float | None, text: str
 ) -> None:
     assert interval_text(metric(0.9, low=low, high=high)) == text
+
+
+@pytest.mark.parametrize(
+    ("patients", "text"), [(30, ""), (29, "29 patients"), (1, "1 patient"), (None, "")]
+)
+def test_an_interval_on_few_patients_says_of_how_many(patients: int | None, text: str) -> None:
+    few = Metric("slice.auc.covid", "AUC", 0.9, patients=300, fewest_patients=patients)
+    assert few_text(few) == text
+
+
+def test_a_metric_without_an_interval_says_that_patients_are_too_few() -> None:
+    none = Metric("slice.accuracy", "accuracy", 0.9, method="too few patients for an interval")
+    assert interval_text(none) == "too few patients"
+
+
+def test_coefficients_are_not_shown_in_per_cent() -> None:
+    slope = Metric("calibration.intercept.covid", "intercept", -1.25, low=-1.5, high=-1.0)
+    assert value_text(slope) == "−1.250"
+    assert interval_text(slope) == "−1.500 to −1.000"
