@@ -3,6 +3,7 @@
 From a checkout:
     python jobs/bench.py train     steps per second on Ray Train against a plain loop
     python jobs/bench.py scale     time of ten times as much work against the work
+    python jobs/bench.py model     slices per second against torchvision's layers, one thread
 """
 
 from __future__ import annotations
@@ -146,6 +147,73 @@ def scale(count: int) -> None:
             subprocess.run([*command, "-o", str(here / "out")], check=True, capture_output=True)
             seconds.append(time.monotonic() - began)
         print("dry run", json.dumps({"ratio": round(seconds[2] / seconds[1], 2)}), flush=True)
+
+
+def by_torchvision(net: Any, picture: Any) -> Any:
+    """Return the logits of one slice by torchvision's layers, without what `Predictor` replaces."""
+    import torch
+
+    from cctmn.model import ranking
+    from cctmn.model.inference import normalise_and_pad
+
+    with torch.inference_mode():
+        x_3HW, size = normalise_and_pad(picture, device=torch.device("cpu"))
+        x_B3HW = x_3HW[None].contiguous(memory_format=torch.channels_last)
+        features = net.detector.backbone(x_B3HW)
+        [output] = net.detector.box_outputs(x_B3HW, features, sizes=[size])
+        candidates = output.candidates()
+        ranking.lesions(candidates)
+        keep, count = ranking.choose(candidates, count=net.arch.ranked), net.arch.ranked
+        rows = ranking.ranked_features(
+            candidates.scores_R[keep], deltas_N4=candidates.deltas_R4[keep], count=count
+        )
+        return net.module_s(rows.flatten()).numpy()
+
+
+@main.command()
+@click.option("--slices", default=12, show_default=True, help="Slices of each model, in turn.")
+def model(slices: int) -> None:
+    """Compare the predictor with torchvision's layers, on one thread and the same slices."""
+    import numpy as np
+    import torch
+
+    from cctmn.classes import COVIDX_CLASSES, LESION_MODES
+    from cctmn.model import checkpoint
+    from cctmn.model.card import Arch
+    from cctmn.model.inference import Predictor
+    from cctmn.model.roi_align import RoiAlign
+    from cctmn.phantom import draw
+
+    class Plain(RoiAlign):
+        def forward(self, *args: Any) -> Any:
+            return super(RoiAlign, self).forward(*args)
+
+    torch.set_num_threads(1)
+    for backbone, truncation in (("resnet18", 1), ("resnet50", 0)):
+        arch = Arch(backbone, truncation, LESION_MODES["both"], False, COVIDX_CLASSES, 128, 512)
+        ours, theirs = checkpoint.fresh(arch, seed=0).eval(), checkpoint.fresh(arch, seed=0).eval()
+        pool: Any = theirs.detector.roi_heads.box_roi_pool  # type: ignore[union-attr]
+        pool.__class__ = Plain
+        predictor = Predictor(ours)
+        seconds: dict[str, list[float]] = {"ours": [], "torchvision": []}
+        difference = 0.0
+        for number in range(slices + 1):
+            rng = np.random.default_rng(number)
+            hu = draw.visible_slice(draw.Patient.drawn(rng), rng=rng).hu
+            picture = np.clip((hu + 1350) * (255 / 1500), 0, 255).astype(np.uint8)
+            began = time.perf_counter()
+            [prediction] = predictor.predict([picture], areas=False)
+            between = time.perf_counter()
+            logits = by_torchvision(theirs, picture)
+            ended = time.perf_counter()
+            if number:  # the first warms up
+                seconds["ours"].append(between - began)
+                seconds["torchvision"].append(ended - between)
+            difference = max(difference, float(np.abs(prediction.logits_C - logits).max()))
+        medians = {name: statistics.median(times) for name, times in seconds.items()}
+        ratio = medians["torchvision"] / medians["ours"]
+        line = {**medians, "ratio": ratio, "largest_logit_difference": difference}
+        print(backbone, json.dumps({k: float(f"{v:.3g}") for k, v in line.items()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
-from torchvision.ops.poolers import initLevelMapper
+from torchvision.ops import clip_boxes_to_image
 
 from cctmn.model import ranking
 from cctmn.model.backbone import CHANNELS, Backbone, Size
@@ -35,7 +34,6 @@ from cctmn.model.constants import (
     ROI_FOREGROUND_IOU,
     ROI_POSITIVE,
     ROI_SAMPLES,
-    ROI_SAMPLING,
     ROI_WIDTH,
     RPN_BACKGROUND_IOU,
     RPN_FOREGROUND_IOU,
@@ -43,9 +41,12 @@ from cctmn.model.constants import (
     RPN_POSITIVE,
     RPN_SAMPLES,
 )
+from cctmn.model.roi_align import RoiAlign
 
 # Builds the pooling layer of a head from an Arch and the number of cells per side. The layer takes
 # feature maps, one tensor of boxes per slice, and the sizes of the slices.
+# The two layers of the box head: from pooled features, P x C x S x S, to P x ROI_WIDTH.
+BoxLayers = Callable[[Tensor], Tensor]
 RoiAlignFactory = Callable[[Arch, int], nn.Module]
 
 
@@ -120,7 +121,7 @@ class Detector(nn.Module):
     def __init__(self, arch: Arch, *, roi_align: RoiAlignFactory | None = None) -> None:
         super().__init__()
         self.arch = arch
-        make_roi_align = roi_align or multiscale_roi_align
+        make_roi_align = roi_align or RoiAlign
         self.backbone = Backbone(arch)
         levels = len(arch.layers)
         anchors = AnchorGenerator((ANCHOR_SIZES_PX,) * levels, (ASPECT_RATIOS,) * levels)
@@ -187,15 +188,21 @@ class Detector(nn.Module):
         return {**losses, **roi_losses}
 
     def box_outputs(
-        self, x_B3HW: Tensor, features: dict[str, Tensor], *, sizes: list[Size]
+        self,
+        x_B3HW: Tensor,
+        features: dict[str, Tensor],
+        *,
+        sizes: list[Size],
+        box_layers: BoxLayers | None = None,
     ) -> list[BoxOutput]:
         """The raw box-head output of each slice from its feature maps, in eval mode.
 
-        Raises ModelError if a value is not finite.
+        `box_layers` may take the place of the network's own. Raises ModelError if a value is not
+        finite.
         """
         assert not self.rpn.training, "batch statistics would mix the slices of a batch"
         proposals, _ = self.rpn(ImageList(x_B3HW, sizes), features)
-        logits, deltas = self.box_head(features, proposals, sizes=sizes)
+        logits, deltas = self.box_head(features, proposals, sizes=sizes, box_layers=box_layers)
         ranking.check_finite(logits, deltas)
         counts = [len(p) for p in proposals]
         parts = zip(
@@ -204,22 +211,15 @@ class Detector(nn.Module):
         return [BoxOutput(*part) for part in parts]
 
     def box_head(
-        self, features: dict[str, Tensor], boxes: list[Tensor], *, sizes: list[Size]
+        self,
+        features: dict[str, Tensor],
+        boxes: list[Tensor],
+        *,
+        sizes: list[Size],
+        box_layers: BoxLayers | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Class logits (P x K) and encoded deltas (P x 4K) of the boxes (P x 4) of all slices."""
         pooled = self.roi_heads.box_roi_pool(features, boxes, sizes)
-        logits, deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
+        layers = self.roi_heads.box_head if box_layers is None else box_layers
+        logits, deltas = self.roi_heads.box_predictor(layers(pooled))
         return logits, deltas
-
-
-def multiscale_roi_align(arch: Arch, cells: int) -> MultiScaleRoIAlign:
-    """Torchvision's RoIAlign over all pyramid levels, to `cells` x `cells`, with fixed scales.
-
-    torchvision would infer the scales from the first slice and keep them for all others.
-    """
-    levels = [str(i) for i in range(len(arch.layers))]
-    pool = MultiScaleRoIAlign(levels, output_size=cells, sampling_ratio=ROI_SAMPLING)
-    pool.scales = [1 / stride for stride in arch.strides_px]
-    exponents = [stride.bit_length() - 1 for stride in arch.strides_px]
-    pool.map_levels = initLevelMapper(exponents[0], exponents[-1])
-    return pool

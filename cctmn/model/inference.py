@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection import roi_heads
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
 from cctmn.contract import MEAN, STD
 from cctmn.model import ranking
-from cctmn.model.backbone import Size
+from cctmn.model.backbone import CHANNELS, Size
 from cctmn.model.classifier import Classifier
-from cctmn.model.constants import MASK_LOGIT
+from cctmn.model.constants import MASK_LOGIT, ROI_CELLS
 from cctmn.model.detector import Detector
 
 MULTIPLE_PX: Final = 32  # stride of the deepest layer; torchvision pads to it as well
@@ -59,7 +60,8 @@ class Predictor:
 
     `device` defaults to the device of the network's weights. `precision` is that of the backbone;
     all that follows is float32. `threads` sets the number of CPU threads of this process.
-    `lesion_nms_iou` overrides the NMS threshold of the network's reported lesions.
+    `lesion_nms_iou` overrides the NMS threshold of the network's reported lesions. Weights that
+    change later have no effect.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Predictor:
         self._layout = torch.channels_last if one_level else torch.contiguous_format
         on_cpu = self._device.type == "cpu"
         self._true_batches = not on_cpu if true_batches is None else true_batches
+        self._box_layers = ChannelsLastBoxLayers(self._detector.roi_heads.box_head)
 
     def predict(
         self,
@@ -121,7 +124,9 @@ class Predictor:
     ) -> list[Prediction]:
         # 1. Box head: every proposal as every lesion class.
         features = self._features(x_B3HW)
-        outputs = self._detector.box_outputs(x_B3HW, features, sizes=sizes)
+        outputs = self._detector.box_outputs(
+            x_B3HW, features, sizes=sizes, box_layers=self._box_layers
+        )
         candidates = [output.candidates() for output in outputs]
         parts = [_LesionTensors(*ranking.lesions(one, nms_iou=self._nms_iou)) for one in candidates]
 
@@ -183,6 +188,26 @@ class Predictor:
             if areas:
                 pasted = [m.sum() for m in paste(logits_M1SS, part.boxes_M4, size=size)]
                 part.mask_px_M = torch.stack(pasted) if pasted else labels.new_zeros(0)
+
+
+class ChannelsLastBoxLayers:
+    """The two layers of a box head for pooled features in channels-last memory.
+
+    The first layer reads all features of a box in one row. Its weights are permuted once, so that
+    the row need not be: a copy of 50 MB for 1,000 boxes.
+    """
+
+    def __init__(self, head: TwoMLPHead) -> None:
+        cells = ROI_CELLS**2
+        by_channel = head.fc6.weight.detach().unflatten(1, (CHANNELS, cells))
+        self._first = by_channel.transpose(1, 2).flatten(1)
+        self._head = head
+
+    def __call__(self, pooled: Tensor) -> Tensor:
+        """Return P x ROI_WIDTH from P x C x S x S."""
+        rows = pooled.permute(0, 2, 3, 1).flatten(1)
+        hidden = F.relu(F.linear(rows, self._first, self._head.fc6.bias))
+        return F.relu(F.linear(hidden, self._head.fc7.weight, self._head.fc7.bias))
 
 
 @dataclass(eq=False)

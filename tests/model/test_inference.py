@@ -9,8 +9,8 @@ import torch
 from cctmn.errors import ModelError
 from cctmn.model.checkpoint import fresh
 from cctmn.model.classifier import Classifier
-from cctmn.model.detector import multiscale_roi_align
 from cctmn.model.inference import Predictor, normalise_and_pad
+from cctmn.model.roi_align import RoiAlign
 from tests.model.conftest import EVERY, arch, classifier_arch, made_up, same
 
 
@@ -94,7 +94,7 @@ def test_roi_align_can_be_replaced():
 
     def counted(arch, cells):
         calls.append(cells)
-        return multiscale_roi_align(arch, cells)
+        return RoiAlign(arch, cells)
 
     Classifier(classifier_arch(masks=True), roi_align=counted)
     assert sorted(calls) == [7, 14]
