@@ -41,6 +41,9 @@ def values_of(column: pa.ChunkedArray, *, name: str) -> list[str]:
     if pa.types.is_nested(kind):
         raise ConfigError(f"--by {name}: the column holds lists; choose a column of single values")
     different = pc.count_distinct(column).as_py()
+    numbers = _as_numbers(column) if different > MOST_NUMBERS else None
+    if numbers is not None:
+        return _quarters(numbers)
     if pa.types.is_floating(kind) or (pa.types.is_integer(kind) and different > MOST_NUMBERS):
         return _quarters(column) if different > MOST_NUMBERS else _text(column)
     if different > MOST_VALUES:
@@ -49,6 +52,17 @@ def values_of(column: pa.ChunkedArray, *, name: str) -> list[str]:
             f"column with at most {MOST_VALUES}"
         )
     return _text(column)
+
+
+def _as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Return a column of text as numbers if every value is one, as in a CSV; None otherwise."""
+    if not pa.types.is_string(column.type):
+        return None
+    try:
+        numbers = [float(text) if text else None for text in column.to_pylist()]
+    except ValueError:
+        return None
+    return pa.chunked_array([numbers], pa.float64())
 
 
 def tables(

@@ -50,12 +50,14 @@ def publishable(
     always_TA, sums_SA = np.split(atoms.members_SA, [len(always_TN)])
     patients_S = atoms.patients(sums_SA)
     shown_S = patients_S >= FEWEST_PATIENTS
+    small = np.zeros((0, atoms.members_SA.shape[1]), np.bool_)
     while True:
         for whole, part in parts:
             shown_S[part] &= shown_S[whole]
         published = np.vstack([always_TA, sums_SA[shown_S]])
         rests = [_rests(published, sums_SA[[s for s in one if shown_S[s]]]) for one in partitions]
-        small = atoms.small(np.vstack([sums_SA, _differences(published), *rests]))
+        # What follows now may follow from other sums too, so it is watched from here on.
+        small = atoms.small(np.vstack([small, sums_SA, _differences(published), *rests]))
         # A small class of the whole set is shown with its metrics in any case.
         small = small[~_weights(small, of=always_TA)[0]]
         follows, weights = _weights(small, of=published)

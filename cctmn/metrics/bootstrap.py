@@ -27,6 +27,9 @@ from cctmn.metrics.proportions import (
 )
 
 TOO_FEW: Final = "too few patients for an interval"
+UNKNOWN: Final = "no interval: the resamples are all alike, or too few define the metric"
+# metrics.json keeps six digits. Resamples that differ by less do not differ.
+_LEAST_WIDTH: Final = 1e-6
 # Each end of a 95 % interval then rests on 50 resamples.
 RESAMPLES: Final = 2000
 # Weights held at once: 4 MiB of float64, which fit into the cache of a core.
@@ -82,12 +85,16 @@ def bootstrap(
 
 
 def interval(values: NDArray[np.float64], *, level: float = LEVEL) -> Interval | None:
-    """Return the percentile interval, or None if too many resamples leave the metric undefined."""
+    """Return the percentile interval.
+
+    It is None if too many resamples leave the metric undefined, or if all give the same: then the
+    resamples do not tell how far off the value may be.
+    """
     known = values[np.isfinite(values)]
     if not known.size or known.size < (1 - MOST_UNDEFINED) * values.size:
         return None
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return (float(low), float(high)) if high - low > _LEAST_WIDTH else None
 
 
 def make_metric(
@@ -142,7 +149,7 @@ def with_intervals(
         naive_low=naive_low,
         naive_high=naive_high,
         **size._asdict(),
-        method=method if ends else TOO_FEW,
+        method=method if ends else TOO_FEW if size.fewest_patients < FEWEST_PATIENTS else UNKNOWN,
     )
 
 

@@ -175,10 +175,10 @@ def _ece(
         sample.group_N, groups=sample.groups, resamples=by.resamples, seed=by.seed
     )
     usual = bootstrap.interval(by_chance_B)
-    assert usual is not None
+    most = float(by_chance_B.max()) if usual is None else usual[1]
     assert ece.value is not None
     over_patients, naive = (
-        None if low is None or high is None else _reflected(ece.value, low, high, usual=usual[1])
+        None if low is None or high is None else _reflected(ece.value, low, high, usual=most)
         for low, high in ((ece.low, ece.high), (ece.naive_low, ece.naive_high))
     )
     id_ = "calibration.ece_by_chance"

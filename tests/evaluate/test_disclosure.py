@@ -80,6 +80,12 @@ def test_no_small_cohort_is_a_sum_of_what_is_shown(seed: int) -> None:
         if of_N.any() and len(np.unique(sample.group_N[of_N])) < 10
     }
     assert small
+    # Small cohorts of one table together, if they are few patients still.
+    for (one, of_N), (other, others_N) in itertools.combinations(list(small.items()), 2):
+        together_N = of_N | others_N
+        is_few = len(np.unique(sample.group_N[together_N])) < 10
+        if is_few and (one[0], one[2]) == (other[0], other[2]):
+            small[one[0], (one[1], other[1]), one[2]] = together_N
     for key, of_N in small.items():
         assert key not in published
         assert np.linalg.matrix_rank(np.vstack([known, of_N])) == rank + 1, key
@@ -116,6 +122,15 @@ def test_slices_of_unknown_patients_are_hidden() -> None:
     sample, columns = made(3)
     assert shown(tables(sample, columns))
     assert not shown(tables(sample, columns, known_N=np.zeros(len(sample.truth_N), np.bool_)))
+
+
+def test_numbers_of_a_csv_are_divided_too() -> None:
+    texts = pa.chunked_array([[str(age) for age in range(20, 90)] + ["", None]])
+    quarters = cohorts.values_of(texts, name="age")
+    assert len(set(quarters)) == 5
+    assert quarters[-2:] == ["unknown", "unknown"]
+    few = pa.chunked_array([["1", "2", "1.5", None]])
+    assert cohorts.values_of(few, name="stage") == ["1", "2", "1.5", "unknown"]
 
 
 def test_the_outer_quarters_of_numbers_name_no_extreme() -> None:

@@ -110,7 +110,8 @@ def test_metrics_without_interval_name_the_reason():
         0.5, name=("slice.accuracy", "accuracy"), over_patients=np.full(10, 0.5), size=Size(5, 1, 1)
     )
     assert (alone.low, alone.method) == (None, "too few patients for an interval")
-    rare = np.concatenate([np.full(80, 0.5), np.full(20, np.nan)])
+    rare = np.concatenate([np.linspace(0.4, 0.6, 80), np.full(20, np.nan)])
     assert interval(rare) is None
-    assert interval(rare[:85]) == (0.5, 0.5)
+    assert interval(rare[:85]) == pytest.approx((0.405, 0.595))
+    assert interval(np.full(80, 0.5)) is None
     assert alone.as_json()["low"] is None

@@ -164,3 +164,17 @@ def test_classes_that_scores_tell_apart_have_no_slope():
     assert fits["slope"].low is None
     one = recalibration(p_N, np.ones(40, bool), group_N=np.arange(40), fewest=0)
     assert np.isnan(one["intercept"].value)
+
+
+@pytest.mark.parametrize("sure", [2.0, 1e4])
+def test_metrics_that_no_resample_moves_have_no_interval(sure):
+    truth_N = np.arange(60) % 3
+    logits_NC = sure * np.eye(3)[truth_N]
+    binned = Binned.from_logits(logits_NC, truth_N, activation="softmax", temperature=1.0)
+    p_NC, none = special.softmax(logits_NC, axis=1), np.empty(0, np.int64)
+    sample = ClassifiedSample(("a", "b", "c"), truth_N, p_NC, np.arange(60), 60, none, none)
+    metrics = measure(sample, by=Resampling(100), level="slice", binned=binned)
+    for name in ("ece", "brier", "nll"):
+        metric = metrics[f"calibration.{name}"]
+        assert (metric.low, metric.high, metric.naive_low) == (None, None, None)
+        assert metric.method.startswith("no interval")
