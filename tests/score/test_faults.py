@@ -18,7 +18,7 @@ from tests.makers import png
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
-MANY = 2_000
+MANY = 1_000  # the index and a worker read each, so about a hundred requests fail
 AREAS = ("input", "folder", "tables")
 MIXED_SEED = 1
 
@@ -87,11 +87,3 @@ def test_one_in_twenty_of_all_requests_fails_in_mixed_ways(bench: Bench) -> None
     names = [name for name, _ in faults.rows_of(bench.s3, "many")]
     assert len(names) == len(set(names)) == MANY
     assert outcome.problems == []
-
-
-def test_an_object_that_always_fails_is_a_row_and_the_others_are_scored(bench: Bench) -> None:
-    bench.proxy.use(Rule(FAULTS["busy"], lambda request: request.path.endswith("/in/3")))
-    faults.score(bench.s3, "always", expected=None, most_runs=1)
-    codes = {name: row["error_code"] for name, row in faults.rows_of(bench.s3, "always")}
-    assert len(codes) == faults.SLICES
-    assert {name: code for name, code in codes.items() if code} == {"3::": "storage_failed"}

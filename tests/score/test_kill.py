@@ -1,4 +1,8 @@
-"""The real command, killed hard at any moment, and run again."""
+"""The command, killed hard at any moment, and run again.
+
+It is killed in six ways with a stand-in for the network, which plays no part in that; the job on a
+full disk has a real network, whose rows are the same after the interruption.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,11 @@ import psutil
 import pytest
 
 from cctmn.phantom import layouts as phantom
+from cctmn.score import models
+from tests import stand_in_command
 from tests.commands import call
+from tests.conftest import REPO
+from tests.makers import stand_in
 from tests.processes import end_with_the_test_run
 from tests.score.conftest import manifest, predictions, results
 
@@ -23,6 +31,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 PATIENTS, SLICES = 4, 8
 TIMEOUT_S = 120
 MARK = "CCTMN_TEST_STARTED_BY"  # in the environment of what is started here
+SLEEP_S = 0.25  # per slice of the stand-in, so that a job can be killed before its end
+PLAIN = ("--set", "block_rows=2", "--set", "actors=1")
 
 
 @pytest.fixture(scope="module")
@@ -32,32 +42,23 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def start(study: Path, fresh_model: Path) -> Callable[[Path], subprocess.Popen[str]]:
-    def start(out: Path) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "cctmn.cli", "score", study, "-o", out, "-m", fresh_model]
-        command += ["--set", "block_rows=2", "--set", "actors=1"]
-        return subprocess.Popen(
-            [str(part) for part in command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            env=os.environ | {MARK: str(os.getpid())},
-            preexec_fn=end_with_the_test_run,
-        )
-
-    return start
+def started(module: str, study: Path, out: Path, *, model: Path | str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", module, "score", study, "-o", out, "-m", model, *PLAIN]
+    return subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        cwd=REPO,
+        env=stand_in_command.environment(sleep_s=SLEEP_S) | {MARK: str(os.getpid())},
+        preexec_fn=end_with_the_test_run,
+    )
 
 
-@pytest.fixture(scope="module")
-def whole(
-    cluster: str, study: Path, fresh_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The output of a run that nothing disturbed."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    options = ["-m", fresh_model, "-q", "--set", "block_rows=2", "--set", "actors=1"]
-    done = call("score", study, "-o", out, *options)
+def undisturbed(study: Path, out: Path, *, model: Path | str) -> Path:
+    """Return the output of a run that nothing disturbs."""
+    done = call("score", study, "-o", out, "-m", model, "-q", *PLAIN)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -127,9 +128,11 @@ ENDS = (
 
 
 def test_ended_in_six_ways_then_run_again(
-    start: Callable[[Path], subprocess.Popen[str]], whole: Path, tmp_path: Path
+    cluster: str, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
+    monkeypatch.setattr(models, "open_source", lambda _, **__: stand_in())
+    whole = undisturbed(study, tmp_path / "whole", model="any")
     before = {process.pid for process in ray_processes()}
 
     for moment, stop, code, line in ENDS:
@@ -138,7 +141,7 @@ def test_ended_in_six_ways_then_run_again(
             "indexing": lambda: (out / "private").exists(),
             "scoring": lambda held=held: files(out) > held,
         }[moment]
-        run = start(out)
+        run = started("tests.stand_in_command", study, out, model="any")
         wait_for(true, run)
         stop(run)
         output, _ = run.communicate(timeout=TIMEOUT_S)
@@ -155,7 +158,7 @@ def test_ended_in_six_ways_then_run_again(
         assert files(out) <= left + 1
     # the last run loses its scorer, and goes on with another
     held = files(out)
-    run = start(out)
+    run = started("tests.stand_in_command", study, out, model="any")
     wait_for(lambda: files(out) > held, run)
     scorers = [p for p in ray_processes() if "_ScoreBlock" in " ".join(p.cmdline())]
     assert scorers
@@ -169,7 +172,7 @@ def test_ended_in_six_ways_then_run_again(
 
 
 def test_a_full_disk_ends_the_job_and_room_lets_it_go_on(
-    start: Callable[[Path], subprocess.Popen[str]], whole: Path, tmp_path: Path
+    cluster: str, study: Path, fresh_model: Path, tmp_path: Path
 ) -> None:
     small = tmp_path / "small"
     small.mkdir()
@@ -178,7 +181,8 @@ def test_a_full_disk_ends_the_job_and_room_lets_it_go_on(
         pytest.skip("only root can mount a small disk, and not in every container")
     try:
         out = small / "out"
-        run = start(out)
+        whole = undisturbed(study, tmp_path / "whole", model=fresh_model)
+        run = started("cctmn.cli", study, out, model=fresh_model)
         output, _ = run.communicate(timeout=TIMEOUT_S)
         assert run.returncode == 4, output
         last = output.splitlines()[-1]
@@ -186,7 +190,7 @@ def test_a_full_disk_ends_the_job_and_room_lets_it_go_on(
         assert "No space left on device); free some space" in last
         assert 0 < files(out) < files(whole)
         subprocess.run(["mount", "-o", "remount,size=8m", str(small)], check=True)
-        run = start(out)
+        run = started("cctmn.cli", study, out, model=fresh_model)
         output, _ = run.communicate(timeout=TIMEOUT_S)
         assert run.returncode == 0, output
         equal_rows(out, whole)

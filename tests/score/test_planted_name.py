@@ -18,8 +18,9 @@ import psutil
 import pydicom
 import pytest
 
+from tests import stand_in_command
 from tests.commands import call
-from tests.conftest import S3Server
+from tests.conftest import REPO, S3Server
 from tests.makers import dicom, png, zipped
 from tests.processes import end_with_the_test_run
 
@@ -82,19 +83,21 @@ def workers(run: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def test_a_planted_name_is_in_no_line_even_if_a_worker_dies(
-    planted_input: str, session: Path, fresh_model: Path, tmp_path: Path
+    planted_input: str, session: Path, tmp_path: Path
 ) -> None:
     """stdout is the manifest alone. The folder OUT has the name too, as its user chose."""
     out = tmp_path / NAME / "out"
-    command = [sys.executable, "-m", "cctmn.cli", "score", planted_input, "-o", str(out), "--json"]
-    command += ["-m", str(fresh_model), "--set", "actors=1", "--set", "block_rows=2"]
+    command = [sys.executable, "-m", "tests.stand_in_command", "score", planted_input, "--json"]
+    command += ["-o", str(out), "-m", "any", "--set", "actors=1", "--set", "block_rows=2"]
     command += ["--max-error-rate", "1"]
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"RAY_TMPDIR": str(session), "CCTMN_LOG": "json"},
+        cwd=REPO,
+        env=stand_in_command.environment(sleep_s=0.25)
+        | {"RAY_TMPDIR": str(session), "CCTMN_LOG": "json"},
         preexec_fn=end_with_the_test_run,
     ) as run:
         end = time.monotonic() + TIMEOUT_S

@@ -9,7 +9,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -30,7 +29,6 @@ from tests.score.conftest import manifest, predictions
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
 ONE = ("--set", "actors=1")
 
 
@@ -44,12 +42,12 @@ def classifier(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus(
-    shared: Path, classifier: Path, cctmn: Command, tmp_path_factory: pytest.TempPathFactory
+    shared: Path, classifier: Path, cluster: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path, str]:
     """The corpus, the output of scoring it and the real slices, and the log of that."""
     out = tmp_path_factory.mktemp("corpus") / "out"
     folder = shared / "data" / "corpus"
-    done = cctmn("score", folder, shared / "data" / "ct_slices", "-o", out, "-m", classifier, *ONE)
+    done = call("score", folder, shared / "data" / "ct_slices", "-o", out, "-m", classifier, *ONE)
     assert done.returncode == 3, done.stderr
     return folder, out, done.stdout + done.stderr
 

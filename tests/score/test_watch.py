@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import pytest
 from cctmn.config import ScoreConfig
 from cctmn.reporter import run_id
 from cctmn.score import run
+from tests import stand_in_command
 from tests.conftest import REPO, SharedRay
 from tests.makers import dicom, png, stand_in, zipped
 
@@ -67,6 +67,7 @@ def port(shared_ray: SharedRay) -> Iterator[int]:
         include_dashboard=False,
         object_store_memory=100 << 20,
         _metrics_export_port=number,
+        _system_config={"metrics_report_interval_ms": 1000},  # instead of 10 s
         log_to_driver=False,
     )
     yield number
@@ -142,19 +143,17 @@ def test_a_block_of_errors_alone_is_counted(port: int, tmp_path: Path) -> None:
     assert run.score(job).counts.codes == {"unsupported_format": 3}
 
 
-def test_off_a_terminal_each_line_is_json_with_the_run(archive: Path, tmp_path: Path) -> None:
-    env = {k: v for k, v in os.environ.items() if k != "CCTMN_LOG"}
-    command = [
-        sys.executable,
-        "-m",
-        "cctmn.cli",
-        "score",
-        str(archive),
-        "-o",
-        str(tmp_path / "out"),
-    ]
+def test_off_a_terminal_each_line_is_json_with_the_run(
+    port: int, archive: Path, tmp_path: Path
+) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    env = stand_in_command.environment(sleep_s=0)
+    del env["CCTMN_LOG"]
+    words = ["score", str(archive), "-o", str(tmp_path / "out"), "--address", address]
     done = subprocess.run(
-        [*command, "-m", "cctmn:demo", "--limit", "1"],
+        [sys.executable, "-m", "tests.stand_in_command", *words, "-m", "any", "--limit", "1"],
         capture_output=True,
         text=True,
         env=env | {"CCTMN_RUN_ID": "run-of-test"},
@@ -171,9 +170,8 @@ def test_off_a_terminal_each_line_is_json_with_the_run(archive: Path, tmp_path: 
     assert output["last_run"]["id"] == "run-of-test"
     quiet = done.stderr.replace(str(archive), "")  # the person's own words
     assert not [name for name in CANARIES if name in quiet]
-    refused = subprocess.run(
-        [*command, "-m", str(tmp_path / "none")], capture_output=True, text=True, env=env, cwd=REPO
-    )
+    command = [sys.executable, "-m", "cctmn.cli", *words, "-m", str(tmp_path / "none")]
+    refused = subprocess.run(command, capture_output=True, text=True, env=env, cwd=REPO)
     [line] = refused.stderr.splitlines()
     assert (refused.returncode, json.loads(line)["level"]) == (4, "error")
     assert "card.json not found" in json.loads(line)["text"]
