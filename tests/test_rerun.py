@@ -8,11 +8,11 @@ import pytest
 
 from tests.rerun import rerun
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.timeout(300)
-def test_the_chain_loses_and_doubles_nothing(tmp_path: Path) -> None:
+def test_the_chain_loses_and_doubles_nothing(cluster: str, tmp_path: Path) -> None:
     lines = []
     for patient in range(30):
         prefix, label = (("Normal", 0), ("CP", 1), ("NCP", 2))[patient % 3]

@@ -18,16 +18,18 @@ import pytest
 
 from cctmn import store, tables
 from cctmn.config import ClassifierConfig, DetectorConfig, Hardware, Optim, ScoreConfig
+from cctmn.contract import InputContract
 from cctmn.data.lesions import open_lesions
 from cctmn.errors import ConfigError, DataError, ModelError, ResumeError
 from cctmn.model import checkpoint
 from cctmn.model.card import read_card
 from cctmn.score import models
 from cctmn.score import run as score
-from cctmn.train import distributed, run
+from cctmn.train import distributed, loop, run
 from cctmn.train.datasets import Data
+from cctmn.train.tasks import DetectorTask
 from tests.processes import end_with_the_test_run
-from tests.train.small import quiet_detector, small_card, write_lesions, write_slices
+from tests.train.small import Kept, quiet_detector, small_card, write_lesions, write_slices
 
 pytestmark = pytest.mark.slow
 
@@ -100,19 +102,35 @@ def trained(cluster: str, made: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_two_workers_learn_what_one_learns(cluster: str, made: Path, tmp_path: Path) -> None:
-    """The same global batch, and in it slices without a lesion that leave one worker none."""
-    curves = []
+    """The same global batch, and in it slices without a lesion that leave one worker none.
+
+    The one is the loop in this process; other tests train with one worker of Ray.
+    """
     config = replace(DETECTOR, optim=replace(DETECTOR.optim, epochs=1))
-    for workers in (1, 2):
-        out = tmp_path / str(workers)
-        out.mkdir()
-        distributed.fit(spec_of(made, out, config=config), workers=workers, use_gpu=False)
-        curves.append([row["loss"] for row in table(out / "steps.csv")])
-    assert len(curves[0]) == 3
+    spec = spec_of(made, tmp_path, config=config)
+    distributed.fit(spec, workers=2, use_gpu=False)
+    of_two = [row["loss"] for row in table(tmp_path / "steps.csv")]
+    task = DetectorTask(
+        checkpoint.load(tmp_path / "initial").net,
+        spec.slices,
+        spec.valid,
+        InputContract.from_card(spec.card.input),
+        config.variant,
+    )
+    alone = loop.run(
+        task,
+        card=spec.card,
+        optim=config.optim,
+        hardware=config.hardware,
+        world=loop.World(),
+        hooks=Kept(tmp_path / "alone"),
+    )
+    of_one = alone.losses["loss"]
+    assert len(of_one) == 3
     # Adam divides by the root of a tiny second moment, so rounding grows over the steps.
-    assert curves[0][:2] == pytest.approx(curves[1][:2], rel=1e-5)
-    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
-    assert len(set(curves[0])) == 3  # and each step changes the weights
+    assert of_one[:2] == pytest.approx(of_two[:2], rel=1e-5)
+    assert of_one == pytest.approx(of_two, rel=1e-3)
+    assert len(set(of_one)) == 3  # and each step changes the weights
 
 
 def test_both_stages_and_scoring_on_s3(cluster: str, s3: Any, made: Path, tmp_path: Path) -> None:
