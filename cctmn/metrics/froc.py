@@ -35,6 +35,7 @@ class Ranked:
     hit_TD: NDArray[np.bool_]  # at each IoU threshold
     image_D: NDArray[np.int64]  # index of the image
     num_true_I: Floats  # true lesions per image
+    ends: NDArray[np.int64]  # the last detection of each score: no threshold divides equal scores
 
     def counts(self, weights_BI: Floats, *, threshold: int) -> tuple[Floats, Floats, Floats]:
         """Return true and false positives above each score (B x D), and true lesions (B)."""
@@ -113,9 +114,10 @@ class Matches:
         """Return the detected fraction of the true lesions at each point of FROC_RATES.
 
         `at_1` is the fraction at one false positive per image on average, and so on; `mean` is the
-        mean of the points. A lesion is detected at an IoU of 0.5 with the right class.
+        mean of the points. A lesion is detected at an IoU of 0.5 with the right class. False
+        positives are counted on the images that are compared, which are those with lesions.
         """
-        true_BD, false_BD, num_true_B = self.all_classes.counts(weights_BI, threshold=AP50)
+        true_BD, false_BD, num_true_B = self._at_thresholds(weights_BI)
         images_B = weights_BI.sum(axis=1)
         points = []
         for rate in FROC_RATES:
@@ -126,6 +128,12 @@ class Matches:
         named = {f"at_{rate:g}": p for rate, p in zip(FROC_RATES, points, strict=True)}
         return named | {"mean": np.mean(points, axis=0)}
 
+    def _at_thresholds(self, weights_BI: Floats) -> tuple[Floats, Floats, Floats]:
+        """Return true and false positives at each threshold between different scores."""
+        true_BD, false_BD, num_true_B = self.all_classes.counts(weights_BI, threshold=AP50)
+        ends = self.all_classes.ends
+        return true_BD[:, ends], false_BD[:, ends], num_true_B
+
     def froc_curve(self) -> dict[str, list[float]]:
         """Return the FROC curve up to the last point of FROC_RATES.
 
@@ -133,7 +141,7 @@ class Matches:
         """
         images = self.image_ap_TI.shape[1]
         unit_BI = np.ones((1, images))
-        [true_D], [false_D], [num_true] = self.all_classes.counts(unit_BI, threshold=AP50)
+        [true_D], [false_D], [num_true] = self._at_thresholds(unit_BI)
         kept = np.flatnonzero(false_D <= FROC_RATES[-1] * images)
         if kept.size:
             kept = kept[np.unique(np.linspace(0, len(kept) - 1, CURVE_POINTS).astype(int))]
@@ -173,4 +181,6 @@ def _ranked(classes: Sequence[_Detections]) -> Ranked:
     # COCO sorts with a stable sort too.
     order = np.argsort(-score_D, kind="mergesort")
     num_true_I = np.sum([one.num_true_I for one in classes], axis=0)
-    return Ranked(hit_TD[:, order], image_D[order], num_true_I)
+    ranked_D = score_D[order]
+    ends = np.flatnonzero(np.append(np.diff(ranked_D) != 0, True)) if len(ranked_D) else order
+    return Ranked(hit_TD[:, order], image_D[order], num_true_I, ends)

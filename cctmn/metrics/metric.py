@@ -52,7 +52,7 @@ DETECTION: Final[Mapping[str, str]] = {
 }
 FROC: Final[Mapping[str, str]] = {
     **{
-        f"at_{rate:g}": f"detected lesions at {rate:g} false positives per image"
+        f"at_{rate:g}": f"detected lesions at {rate:g} false positives per image with lesions"
         for rate in FROC_RATES
     },
     "mean": "detected lesions, mean over the FROC points",

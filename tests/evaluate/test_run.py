@@ -315,7 +315,7 @@ def test_unusable_outputs_raise_one_line(tmp_path, fresh_model):
         run.evaluate(options(tmp_path, model=str(fresh_model)))
     with pytest.raises(ConfigError, match=r"--by age: no such column; there are .*label"):
         run.evaluate(options(tmp_path, by=(("age",),)))
-    many = [f"{i}" for i in range(len(names))]
+    many = [f"note {i}" for i in range(len(names))]
     write_labels(tmp_path / "labels.csv", names, truth, note=many)
     with pytest.raises(ConfigError, match=r"--by note: \d+ different values are too many"):
         run.evaluate(options(tmp_path, by=(("note",),)))

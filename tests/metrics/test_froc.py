@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -143,6 +144,18 @@ def test_froc_by_hand():
     curve = matches.froc_curve()
     assert curve["x"] == [0, 0, 0.5, 0.5, 1, 1.5, 1.5]
     assert curve["y"] == pytest.approx([0, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 2 / 3, 1], abs=1e-5)
+
+
+def test_froc_counts_equal_scores_together():
+    """A hit and two false detections have one score: whoever takes one takes all."""
+    truth = [square((0, 1, 1), (20, 2, 1))]
+    for boxes in itertools.permutations([(0, 1, 0.6), (40, 1, 0.6), (60, 1, 0.6)]):
+        detected = [square((20, 2, 0.9), *boxes)]
+        matches = Matches.from_instances(detected, truth, classes=CLASSES, kind="box")
+        froc = {name: float(v[0]) for name, v in matches.froc(ones(1)).items()}
+        assert froc["at_1"] == pytest.approx(1 / 2)
+        assert froc["at_2"] == pytest.approx(1)
+        assert matches.froc_curve() == {"x": [0, 0, 2], "y": [0, 0.5, 1]}
 
 
 def test_images_without_detections_or_lesions():
