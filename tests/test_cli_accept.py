@@ -10,12 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cctmn.data.set_record import Members, record
 from cctmn.pseudonym import pseudonym
 from tests.commands import call, one_line
 from tests.evaluate.outputs import CLASSES, write_labels, write_output
 
 CANARY = "Mustermann"
 PATIENTS = 60
+NOT_CHECKED = (
+    "independence of the sets of training and validation was not checked: the model's card has no "
+    "record of them"
+)
 SLICES = 3
 FIXED = "[operating_point]\nthreshold = 0.5\n"
 CHOSEN = '[operating_point]\nsensitivity = 0.9\nout = "valid/out"\nlabels = "valid/labels.csv"\n'
@@ -145,7 +150,7 @@ def test_the_threshold_is_chosen_on_validation_patients(folder: Path) -> None:
     point = result["operating_point"]
     assert code == 0
     assert 0.9 < point["threshold"] < 1
-    assert result["notes"] == []
+    assert result["notes"] == [NOT_CHECKED]
     assert point["chosen_on"]["patients"] == PATIENTS
     assert point["chosen_on"]["labels_sha256"] in page
 
@@ -155,7 +160,8 @@ def test_few_validation_patients_are_noted(folder: Path) -> None:
     labels = folder / "valid/labels.csv"
     labels.write_text("".join(labels.read_text().splitlines(keepends=True)[:31]))
     _, result, _ = accept(folder, criteria(folder, "sensitivity 0.5", point=CHOSEN))
-    assert result["notes"] == ["The threshold was chosen on only 6 positive patients."]
+    few = "The threshold was chosen on only 6 positive patients."
+    assert result["notes"] == [few, NOT_CHECKED]
 
 
 @pytest.mark.parametrize(
@@ -217,6 +223,24 @@ def test_a_model_that_was_calibrated_on_the_tested_labels_is_refused(folder: Pat
     (test / "out/manifest.json").write_text(json.dumps(manifest))
     done = call("accept", path, test / "out", "--labels", test / "labels.csv", "-o", folder / "b")
     one_line(done, code=2, message="calibrated on these very labels; test it on other patients")
+
+
+def test_patients_on_whom_the_model_was_fitted_are_refused(folder: Path) -> None:
+    test = folder / "test"
+    names, patients = zip(
+        *(
+            (line.split(",")[0], line.split(",")[2])
+            for line in (test / "labels.csv").read_text().splitlines()[1:6]
+        ),
+        strict=True,
+    )
+    manifest = json.loads((test / "out/manifest.json").read_text())
+    manifest["model"]["fitted_on"] = {"validation": record(Members.of(patients, names))}
+    (test / "out/manifest.json").write_text(json.dumps(manifest))
+    path = criteria(folder, "sensitivity 0.5")
+    done = call("accept", path, test / "out", "--labels", test / "labels.csv", "-o", folder / "b")
+    one_line(done, code=2, message="are in the validation set, which chose the best epoch")
+    assert not (folder / "b").exists()
 
 
 def test_patients_without_a_score_count_as_wrong(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from cctmn.errors import (
     DataError,
     ResumeError,
 )
-from cctmn.evaluate import audit, verdicts
+from cctmn.evaluate import audit, independence, verdicts
 from cctmn.evaluate.criteria import Criteria, read_criteria
 from cctmn.evaluate.fit_calibration import Joining
 from cctmn.evaluate.join import Joined, join, read_scored
@@ -76,6 +76,11 @@ def accept(options: AcceptanceOptions, *, report: Reporter = silent) -> dict[str
             "the model was calibrated on these very labels; test it on other patients",
             options.labels,
         )
+    fitted = independence.check(tested.joined.labels, model.fitted_on, needed=model.fitted_sets)
+    if fitted.warnings:
+        raise DataError(
+            f"{fitted.warnings[0].removesuffix('.')}; test it on other patients", options.labels
+        )
     point, notes = _operating_point(options, criteria=criteria, tested=tested, model=model)
     # 2. Judge each criterion.
     rules = criteria.rules
@@ -110,7 +115,7 @@ def accept(options: AcceptanceOptions, *, report: Reporter = silent) -> dict[str
         },
         "model": model.as_json(),
         "decision_curve": decision_curve(tested.sample, prevalence=rules.prevalence),
-        "notes": [*_notes(tested, model, unit=criteria.point.unit), *notes],
+        "notes": [*_notes(tested, model, unit=criteria.point.unit), *notes, *fitted.lines],
         "versions": versions.libraries(),
     }
     _check_free(to, content=content, overwrite=options.overwrite)

@@ -42,9 +42,7 @@ def members_of(labels: Labels) -> Members:
     return Members.of(labels.patient, names)
 
 
-def check(
-    labels: Labels, records: Mapping[str, Any], *, needed: tuple[str, ...] = tuple(SETS)
-) -> Independence:
+def check(labels: Labels, records: Mapping[str, Any], *, needed: tuple[str, ...]) -> Independence:
     """Compare the labels with the recorded sets; `needed` are those that the model was fitted on.
 
     A set that is needed and has no record gives a line, since nobody checked it.

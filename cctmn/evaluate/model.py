@@ -82,6 +82,12 @@ class EvaluatedModel:
             shown={key: described[key] for key in _SHOWN if key in described},
         )
 
+    @property
+    def fitted_sets(self) -> tuple[str, ...]:
+        """The sets that this model was fitted on, whether its card records them or not."""
+        is_calibrated = self.rule_is_fitted or self.calibrated_on is not None
+        return ("training", "validation", *(("calibration",) if is_calibrated else ()))
+
     def as_json(self) -> dict[str, Any]:
         """Return the section `model` of metrics.json."""
         return {

@@ -116,8 +116,7 @@ def evaluate(
 def _fitted_sets(model: EvaluatedModel, options: EvaluationOptions) -> tuple[str, ...]:
     """Return the sets that must be compared with the labels. An audit compares the first."""
     audited = () if options.training is None else ("training",)
-    unfitted = () if model.rule_is_fitted or model.calibrated_on else ("calibration",)
-    return tuple(name for name in independence.SETS if name not in (*audited, *unfitted))
+    return tuple(name for name in model.fitted_sets if name not in audited)
 
 
 def _report_unjoined(joined: Joined, to: str, report: Reporter) -> None:
