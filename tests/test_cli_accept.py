@@ -18,8 +18,8 @@ from tests.evaluate.outputs import CLASSES, write_labels, write_output
 CANARY = "Mustermann"
 PATIENTS = 60
 NOT_CHECKED = (
-    "independence of the sets of training and validation was not checked: the model's card has no "
-    "record of them"
+    "Independence of the sets of training and validation was not checked: the model's card has no "
+    "record of them."
 )
 SLICES = 3
 FIXED = "[operating_point]\nthreshold = 0.5\n"

@@ -115,7 +115,11 @@ def accept(options: AcceptanceOptions, *, report: Reporter = silent) -> dict[str
         },
         "model": model.as_json(),
         "decision_curve": decision_curve(tested.sample, prevalence=rules.prevalence),
-        "notes": [*_notes(tested, model, unit=criteria.point.unit), *notes, *fitted.lines],
+        "notes": [
+            *_notes(tested, model, unit=criteria.point.unit),
+            *notes,
+            *fitted.section["notes"],
+        ],
         "versions": versions.libraries(),
     }
     _check_free(to, content=content, overwrite=options.overwrite)

@@ -64,7 +64,8 @@ def check(labels: Labels, records: Mapping[str, Any], *, needed: tuple[str, ...]
                 f"{_counts(shared)} of this set are in the {name} set, which chose {SETS[name]}: "
                 "the metrics here are not a test of it."
             )
-    return Independence({"sets": section, "notes": lines}, lines, warnings)
+    notes = [f"{line[0].upper()}{line[1:]}." for line in lines]
+    return Independence({"sets": section, "notes": notes}, lines, warnings)
 
 
 def _listed(names: list[str]) -> str:
