@@ -1,8 +1,8 @@
 """RoIAlign over all pyramid levels, as a weighted gather where that is faster.
 
-RoIAlign reads four neighbours at each of its sampling points. On the CPU, and where no gradient is
-needed, this is one sum of weighted rows of a channels-last feature map: torch has a fast kernel for
-that (`embedding_bag`), and torchvision's own reads every channel of a box by itself.
+RoIAlign reads four neighbours at each of its sampling points. On the CPU, in float32, and where no
+gradient is needed, this is one sum of weighted rows of a channels-last feature map. torch has a
+fast kernel for that (`embedding_bag`); torchvision's own reads every channel of a box by itself.
 
 Shape suffixes: P boxes, C channels, X cells of all feature maps, S cells of a side of the output,
 K sampling points of a cell's side, 4 box (x0 y0 x1 y1), 2 height and width.
@@ -41,7 +41,8 @@ class RoiAlign(MultiScaleRoIAlign):
         Where the gather is used, the memory layout is channels last.
         """
         maps = [x[name] for name in self.featmap_names]
-        if torch.is_grad_enabled() or maps[0].device.type != "cpu":
+        is_gathered = maps[0].device.type == "cpu" and maps[0].dtype == torch.float32
+        if torch.is_grad_enabled() or not is_gathered:
             by_torchvision: Tensor = super().forward(x, boxes, image_shapes)
             return by_torchvision
         every = torch.cat(boxes)

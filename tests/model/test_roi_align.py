@@ -50,6 +50,17 @@ def test_gradients_are_torchvisions() -> None:
     assert maps["0"].grad is not None
 
 
+def test_features_in_bfloat16_are_pooled_too() -> None:
+    torch.manual_seed(0)
+    made, given = arch(), boxes(20)
+    maps = features(1, strides=tuple(made.strides_px))
+    rounded = {name: one.bfloat16() for name, one in maps.items()}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        pooled = RoiAlign(made, 7)(rounded, [given], [SIZE])
+    assert pooled.shape == (20, 256, 7, 7)
+    assert pooled.isfinite().all()
+
+
 def test_no_box_gives_no_row() -> None:
     made = arch()
     with torch.no_grad():
