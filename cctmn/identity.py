@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 KEY: Final = "identity"
+# Key of a card's description, and name of the file below OUT/private: records of the sets that a
+# model was fitted on.
+FITTED_ON: Final = "fitted_on"
 OLDER_KEY: Final = "answers"  # in run.json and manifest.json of versions before this key
 
 

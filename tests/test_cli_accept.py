@@ -234,9 +234,8 @@ def test_patients_on_whom_the_model_was_fitted_are_refused(folder: Path) -> None
         ),
         strict=True,
     )
-    manifest = json.loads((test / "out/manifest.json").read_text())
-    manifest["model"]["fitted_on"] = {"validation": record(Members.of(patients, names))}
-    (test / "out/manifest.json").write_text(json.dumps(manifest))
+    kept = json.dumps({"validation": record(Members.of(patients, names))})
+    (test / "out/private/fitted_on.json").write_text(kept)
     path = criteria(folder, "sensitivity 0.5")
     done = call("accept", path, test / "out", "--labels", test / "labels.csv", "-o", folder / "b")
     one_line(done, code=2, message="are in the validation set, which chose the best epoch")

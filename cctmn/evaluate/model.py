@@ -6,12 +6,14 @@ such cases are handled here, so that the rest of the evaluation sees one type.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from cctmn import store
 from cctmn.evaluate.join import Scored
-from cctmn.identity import RunIdentity
+from cctmn.identity import FITTED_ON, RunIdentity
 from cctmn.metrics.patients import PatientRule
 from cctmn.model.card import read_card
 
@@ -73,7 +75,7 @@ class EvaluatedModel:
             calibrated_on=calibration.get("labels"),
             calibration_sha256=calibration.get("labels_sha256"),
             lesion_classes=tuple(described.get("lesion_classes") or ()),
-            fitted_on=described.get("fitted_on") or {},
+            fitted_on=described.get(FITTED_ON) or {},
             notes=tuple(described.get("notes") or ()),
             trained=described.get("trained") is not False,
             training_slices=described.get("training_slices"),
@@ -107,6 +109,8 @@ def evaluated_model(scored: Scored, *, folder: str | None) -> EvaluatedModel:
     The card takes precedence. Raises ConfigError if it is of another model.
     """
     described = _recorded(scored)
+    kept = store.read_optional(store.join(scored.out, "private", f"{FITTED_ON}.json"))
+    described[FITTED_ON] = json.loads(kept or b"{}")
     if folder is not None:
         card = read_card(folder)
         scored.check_model(card, where=folder)

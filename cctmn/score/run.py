@@ -30,7 +30,7 @@ from cctmn.errors import (
     ResumeError,
     state_of,
 )
-from cctmn.identity import KEY, RunIdentity
+from cctmn.identity import FITTED_ON, KEY, RunIdentity
 from cctmn.read import inventory
 from cctmn.reporter import Reporter, run_id, silent
 from cctmn.score import pipeline, prepare, resume
@@ -189,6 +189,8 @@ def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silen
             limited=job.limit is not None,
         )
         folder.put_json(store.join(out, "manifest.json"), manifest(job, summary))
+        if fitted_on := job.source.described.get(FITTED_ON):
+            folder.put_json(store.join(private, f"{FITTED_ON}.json"), fitted_on)
     return summary
 
 
@@ -380,7 +382,9 @@ def manifest(job: ScoreJob, summary: ScoreSummary) -> dict[str, Any]:
             "slices": summary.scored_now,
             "elapsed_s": round(summary.elapsed_s, 1),
         },
-        "model": job.source.described | {"input": job.source.input},
+        # Whoever knows a name can test it against the records of sets: they stay in private/.
+        "model": {k: v for k, v in job.source.described.items() if k != FITTED_ON}
+        | {"input": job.source.input},
         "fingerprint": job.identity.fingerprint(),
         KEY: job.identity.as_json(),
         "versions": versions.libraries(),
