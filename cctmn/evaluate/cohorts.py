@@ -70,24 +70,27 @@ def tables(
     sample: ClassifiedSample,
     *,
     known_N: NDArray[np.bool_],
+    without_abstained_N: NDArray[np.bool_] | None = None,
 ) -> list[dict[str, Any]]:
     """Return the section `cohorts`: for the columns of each table, one cell per combination.
 
     `columns` holds the cohort of each scored slice for each column of a table. `known_N` says
-    whether the patient of a slice is known. Metrics are hidden in all tables together
-    (`disclosure.py`).
+    whether the patient of a slice is known, and `without_abstained_N` which slices have metrics of
+    their own beside those of all. Metrics are hidden in all tables together (`disclosure.py`).
     """
     cells = [cell for names, values in columns.items() for cell in _cells(names, values)]
     keys = [(i, name) for i, cell in enumerate(cells) for name in cell.metrics(sample)]
     sums_SN = np.array([cells[i].members(name, sample) for i, name in keys])
-    everything = _Cell((), (), np.ones(len(sample.truth_N), np.bool_))
+    wholes = [_Cell((), (), np.ones(len(sample.truth_N), np.bool_))]
+    if without_abstained_N is not None:
+        wholes.append(_Cell((), (), without_abstained_N))
     place = {key: s for s, key in enumerate(keys)}
     tables_of: dict[tuple[tuple[str, ...], str], list[int]] = {}
     for (i, name), s in place.items():
         tables_of.setdefault((cells[i].columns, name), []).append(s)
     shown_S = publishable(
         sums_SN,
-        always_TN=np.array([everything.members(n, sample) for n in everything.metrics(sample)]),
+        always_TN=np.array([w.members(n, sample) for w in wholes for n in w.metrics(sample)]),
         parts=[(place[i, "accuracy"], s) for (i, _), s in place.items()],
         partitions=list(tables_of.values()),
         group_N=sample.group_N,

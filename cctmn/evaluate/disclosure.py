@@ -5,14 +5,16 @@ of the other cohorts, is the one that was hidden. So further cohorts are hidden 
 fewer than ten patients follows from the published ones by adding and subtracting. (Statistical
 agencies call this secondary suppression.)
 
-Limits: an attacker who knows single patients of a cohort, or who reasons with bounds instead of
-sums, is not considered.
+Limits: an attacker who knows single patients of a cohort, or who reasons with bounds or with the
+difference of two groups instead of sums, is not considered. Tables of different reports on the same
+slices are not considered together. Of tables with very many cells, differences of two sums and the
+rests of a table are hidden, and no others (MOST_ATOMS).
 
 Reads: for each sum, the slices that it is over; the patient of each slice.
 Writes: which sums to publish.
 
-Shape suffixes: N slices, S sums, T sums that are published in any case, A atoms (slices that no sum
-tells apart), G patients.
+Shape suffixes: N slices, S sums, T sums that are published in any case, P published sums, A atoms
+(slices that no sum tells apart), G patients.
 """
 
 from __future__ import annotations
@@ -22,12 +24,16 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import optimize
 
 Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 FEWEST_PATIENTS: Final = 10
 # Vectors of 0 and 1 that are this close to a combination of others are one.
 _CLOSE: Final = 1e-7
+# A linear programme of so many atoms takes about 10 ms, and each atom needs one.
+MOST_ATOMS: Final = 250
 
 
 def publishable(
@@ -58,9 +64,11 @@ def publishable(
         rests = [_rests(published, sums_SA[[s for s in one if shown_S[s]]]) for one in partitions]
         # What follows now may follow from other sums too, so it is watched from here on.
         small = atoms.small(np.vstack([small, sums_SA, _differences(published), *rests]))
-        # A small class of the whole set is shown with its metrics in any case.
-        small = small[~_weights(small, of=always_TA)[0]]
-        follows, weights = _weights(small, of=published)
+        follows, weights = _revealed(small, published=published, always_TA=always_TA)
+        if not follows.any():
+            # The search for any other sum is slow, so it comes last.
+            others = atoms.small_sums(published)
+            follows, weights = _revealed(others, published=published, always_TA=always_TA)
         if not follows.any():
             return shown_S
         places = np.flatnonzero(shown_S)
@@ -91,6 +99,50 @@ class _Atoms:
         sets_SA = np.unique(sets_SA[sets_SA.any(axis=1)], axis=0)
         return sets_SA[self.patients(sets_SA) < FEWEST_PATIENTS]
 
+    def small_sums(self, published_PA: Bools) -> Floats:
+        """Return sums of published ones, with weights, that are over too few patients.
+
+        For each atom a linear programme finds the sum that holds it and the fewest patients, where
+        a patient of k atoms counts as 1 / k in each. So every sum over few patients is found if no
+        patient is in two atoms, and most of them otherwise.
+        """
+        # Atoms that are in the same published sums are one.
+        columns, merged_A = np.unique(published_PA, axis=1, return_inverse=True)
+        num_merged = columns.shape[1]
+        if num_merged > MOST_ATOMS:
+            return np.zeros((0, published_PA.shape[1]))
+        in_GA = np.zeros((len(self._in_GA), num_merged))
+        np.maximum.at(in_GA.T, merged_A, self._in_GA.T)
+        cost_A = (in_GA / np.maximum(in_GA.sum(axis=1, keepdims=True), 1)).sum(axis=0)
+        parts_AP = columns.T.astype(np.float64)
+        found = []
+        for atom in np.flatnonzero(in_GA.sum(axis=0) < FEWEST_PATIENTS):
+            best = optimize.linprog(
+                cost_A @ parts_AP,
+                A_ub=-parts_AP,
+                b_ub=np.zeros(num_merged),
+                A_eq=parts_AP[[atom]],
+                b_eq=[1.0],
+                bounds=(None, None),
+            )
+            sum_A = np.zeros(num_merged) if best.x is None else parts_AP @ best.x
+            sum_A[np.abs(sum_A) < _CLOSE] = 0
+            if 0 < (in_GA @ (sum_A > 0) > 0).sum() < FEWEST_PATIENTS:
+                found.append(sum_A[merged_A])
+        return np.array(found).reshape(len(found), published_PA.shape[1])
+
+
+def _revealed(
+    small: Bools | Floats, *, published: Bools, always_TA: Bools
+) -> tuple[Bools, NDArray[np.float64]]:
+    """Return which small sums follow from the published ones, and their weights.
+
+    What follows from the sums that are published in any case, such as a small class of the whole
+    set, is not among them.
+    """
+    follows, weights = _weights(small, of=published)
+    return follows & ~_weights(small, of=always_TA)[0], weights
+
 
 def _differences(sets_SA: Bools) -> Bools:
     """Return each set less another that is a part of it."""
@@ -111,7 +163,7 @@ def _rests(wholes_SA: Bools, members_MA: Bools) -> Bools:
     return np.array(rests, np.bool_).reshape(len(rests), wholes_SA.shape[1])
 
 
-def _weights(sets_SA: Bools, *, of: Bools) -> tuple[Bools, NDArray[np.float64]]:
+def _weights(sets_SA: Bools | Floats, *, of: Bools) -> tuple[Bools, NDArray[np.float64]]:
     """Return which sets are a weighted sum of others (`of`, T x A), and their weights, S x T."""
     others, sets = of.astype(np.float64), sets_SA.astype(np.float64)
     weights = sets @ np.linalg.pinv(others)

@@ -70,7 +70,10 @@ def evaluate(
     metrics = intervals.measure(sample, by=options.resampling, level="slice", binned=binned)
     kept_N = joined.scored_N.copy()
     kept_N[joined.scored_N] = ~joined.abstained()
-    if 0 < kept_N.sum() < joined.scored_N.sum():
+    # A table of cohorts by this column gives these metrics, and hides those of few patients.
+    is_cohort = any("abstained" in columns for columns in options.by)
+    has_kept = 0 < kept_N.sum() < joined.scored_N.sum() and not is_cohort
+    if has_kept:
         kept = joined.sample(
             activation=model.activation, temperature=model.temperature, kept_N=kept_N
         )
@@ -93,12 +96,17 @@ def evaluate(
         metrics |= comparison.difference(*pair, by=options.resampling)
     if options.by:
         known_N = np.array([bool(name) for name in joined.patient_ids])[joined.scored_N]
-        sections["cohorts"] = cohorts.tables(cohort_values, sample, known_N=known_N)
+        sections["cohorts"] = cohorts.tables(
+            cohort_values,
+            sample,
+            known_N=known_N,
+            without_abstained_N=kept_N[joined.scored_N] if has_kept else None,
+        )
     fitted = independence.check(labels, model.fitted_on, needed=_fitted_sets(model, options))
     sections["independence"] = fitted.section
     for line in fitted.lines:
         report(line)
-    warnings = _warnings(joined, model, known) + fitted.warnings
+    warnings = _warnings(joined, model, known, has_kept=has_kept) + fitted.warnings
     if audited is not None:
         sections["audit"] = audited
         warnings += audited["warnings"]
@@ -248,8 +256,13 @@ def _curves(sample: ClassifiedSample, level: str) -> dict[str, Any]:
     }
 
 
-def _warnings(joined: Joined, model: EvaluatedModel, known: KnownSet | None) -> list[str]:
-    """Return what a reader must know before any number."""
+def _warnings(
+    joined: Joined, model: EvaluatedModel, known: KnownSet | None, *, has_kept: bool
+) -> list[str]:
+    """Return what a reader must know before any number.
+
+    `has_kept` says whether there are metrics without abstained slices.
+    """
     counts = joined.accounting()
     names = joined.patient_ids
     num_known = len({name for name in names if name})
@@ -276,7 +289,8 @@ def _warnings(joined: Joined, model: EvaluatedModel, known: KnownSet | None) -> 
         (
             counts["abstained"] > 0,
             f"{counts['abstained']:,} evaluated slices are flagged as outside what the model is "
-            "made for. The metrics of slices include them, and are given without them too.",
+            "made for. The metrics of slices include them"
+            + (", and are given without them too." if has_kept else "."),
         ),
         (
             num_known > 0 and not model.rule_is_fitted,

@@ -96,6 +96,81 @@ def test_no_small_cohort_is_a_sum_of_what_is_shown(seed: int) -> None:
             assert len(np.unique(sample.group_N[left_N])) >= 10
 
 
+def sums_of_few(published: np.ndarray, total: np.ndarray, group_N: np.ndarray) -> list:
+    """Return all sets of slices of few patients whose sum follows from the published sums.
+
+    Slices that are in the same published sums are taken together.
+    """
+    _, first, cell_N = np.unique(published, axis=1, return_index=True, return_inverse=True)
+    members = [frozenset(group_N[cell_N == i].tolist()) for i in range(len(first))]
+    few = [i for i, names in enumerate(members) if len(names) < 10]
+    sums, always = published[:, first].astype(float), total[:, first].astype(float)
+    found = []
+    for size in range(1, len(few) + 1):
+        for chosen in itertools.combinations(few, size):
+            if len(frozenset().union(*(members[i] for i in chosen))) < 10:
+                of_cells = np.isin(np.arange(len(first)), chosen).astype(float)
+                if follows(of_cells, sums) and not follows(of_cells, always):
+                    found.append(chosen)
+    return found
+
+
+def follows(one: np.ndarray, others: np.ndarray) -> bool:
+    return bool(np.abs(one @ np.linalg.pinv(others) @ others - one).max() < 1e-7)
+
+
+@pytest.mark.parametrize("seed", [22, 33, 53, 42, 49, 117])
+@pytest.mark.parametrize(
+    "by", [(("site", "sex"),), (("site",), ("sex",)), (("site",), ("kernel",))]
+)
+def test_no_sum_over_few_patients_follows_from_several_sums(
+    seed: int, by: tuple[tuple[str, ...], ...]
+) -> None:
+    """All of a class less two cohorts, or a cohort without the two classes that it shows."""
+    rng = np.random.default_rng(seed)
+    patients = int(rng.integers(50, 150))
+    group_N = np.arange(patients)
+    classes = ("control", "covid", "pneumonia")
+    truth_N, none = rng.choice(3, patients, p=[0.3, 0.2, 0.5]), np.empty(0, np.int64)
+    sample = ClassifiedSample(classes, truth_N, np.eye(3)[truth_N], group_N, patients, none, none)
+    columns = {
+        "sex": rng.choice(["F", "M"], patients, p=[0.25, 0.75]),
+        "site": rng.choice(["A", "B", "C"], patients, p=[0.6, 0.28, 0.12]),
+        "kernel": rng.choice(["soft", "lung"], patients, p=[0.15, 0.85]),
+    }
+    result = cohorts.tables(
+        {names: [columns[name].tolist() for name in names] for names in by},
+        sample,
+        known_N=np.ones(patients, np.bool_),
+    )
+    of_metric = {"accuracy": np.ones(patients, np.bool_)}
+    of_metric |= {f"sensitivity.{name}": truth_N == k for k, name in enumerate(classes)}
+    published = [
+        np.all([columns[c] == v for c, v in zip(names, values, strict=True)], axis=0)
+        & of_metric[metric]
+        for names, values, metric in shown(result)
+    ]
+    assert published
+    total = np.array(list(of_metric.values()))
+    assert not sums_of_few(np.vstack([total, *published]), total, group_N)
+
+
+def test_what_is_shown_without_abstained_slices_is_a_sum_too() -> None:
+    """All women but five are abstained, so the rest without the men would be those five."""
+    group_N, women_N = np.arange(60), np.arange(60) < 25
+    truth_N, none = group_N % 2, np.empty(0, np.int64)
+    sample = ClassifiedSample(CLASSES, truth_N, np.eye(2)[truth_N], group_N, 60, none, none)
+    sexes = np.where(women_N, "F", "M").tolist()
+    known_N, kept_N = np.ones(60, np.bool_), ~women_N | (group_N < 5)
+    [table] = cohorts.tables({("sex",): [sexes]}, sample, known_N=known_N)
+    assert len(table["cells"]) == 2
+    assert not any(cell["hidden"] for cell in table["cells"])
+    [table] = cohorts.tables(
+        {("sex",): [sexes]}, sample, known_N=known_N, without_abstained_N=kept_N
+    )
+    assert all(cell["hidden"] for cell in table["cells"])
+
+
 def test_what_need_not_be_hidden_is_shown() -> None:
     """All four cells have 20 patients, so all are shown with all metrics."""
     group_N, truth_N = np.arange(80), np.arange(80) % 2

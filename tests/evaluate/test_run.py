@@ -375,3 +375,15 @@ def test_abstained_slices_say_nothing_about_a_patient(tmp_path):
     assert "With and without abstained slices" in render.render(str(tmp_path / "eval"))
     assert result["confusion"]["patient"]["matrix"][0] == [2, 0, 0]
     assert result["confusion"]["patient"]["unscored"][0] == 1
+
+
+def test_cohorts_of_abstained_slices_take_the_place_of_metrics_without_them(tmp_path):
+    """Three patients are abstained: the metrics of the others would tell theirs."""
+    names, logits, truth = study(30)
+    abstained = [int(name.split("_")[1]) < 3 for name in names]
+    write_output(tmp_path / "out", names, logits, columns={"abstained": abstained})
+    write_labels(tmp_path / "labels.csv", names, truth)
+    result = run.evaluate(options(tmp_path, by=(("abstained",),), gallery=False))
+    assert result["cohorts"][0]["cells"] == [{"values": ["2 more"], "hidden": True}]
+    assert not [name for name in result["metrics"] if name.startswith("without_abstained")]
+    assert not any("without them too" in text for text in result["warnings"])
