@@ -158,28 +158,35 @@ def measure(
                 is_bounded=name not in UNBOUNDED,
             )
     if binned is not None:
-        measured |= _ece(sample, binned, measured, by=by)
+        resampled = over_groups["ece"], over_slices.get("ece")
+        measured |= _ece(sample, binned, measured["calibration.ece"], resampled, by=by)
     return measured | _recalibration(sample, level=level)
 
 
 def _ece(
-    sample: ClassifiedSample, binned: Binned, measured: dict[str, Metric], *, by: Resampling
+    sample: ClassifiedSample,
+    binned: Binned,
+    ece: Metric,
+    resampled: tuple[Floats, Floats | None],
+    *,
+    by: Resampling,
 ) -> dict[str, Metric]:
     """Return the ECE with an interval that allows for its bias, and what chance gives of it.
 
-    The ECE of a resample is larger than that of the sample, so its percentiles are reflected at the
-    value. Where chance alone gives as much, the interval reaches 0.
+    `resampled` holds the ECE of resamples of patients and of slices.
     """
-    ece = measured["calibration.ece"]
     by_chance_B = binned.ece_by_chance(
         sample.group_N, groups=sample.groups, resamples=by.resamples, seed=by.seed
     )
     usual = bootstrap.interval(by_chance_B)
     most = float(by_chance_B.max()) if usual is None else usual[1]
     assert ece.value is not None
-    over_patients, naive = (
-        None if low is None or high is None else _reflected(ece.value, low, high, usual=most)
-        for low, high in ((ece.low, ece.high), (ece.naive_low, ece.naive_high))
+    over_patients_B, over_slices_B = resampled
+    over_patients = None if ece.low is None else _unbiased(ece.value, over_patients_B, usual=most)
+    naive = (
+        None
+        if ece.naive_low is None or over_slices_B is None
+        else _unbiased(ece.value, over_slices_B, usual=most)
     )
     id_ = "calibration.ece_by_chance"
     chance = bootstrap.with_intervals(
@@ -196,15 +203,24 @@ def _ece(
         ends=over_patients,
         naive=naive,
         size=size_of(sample, "ece"),
-        method="bootstrap over patients, reflected at the value",
+        method="bootstrap over patients, without its bias",
     )
     return {ece.id: allowing, id_: chance}
 
 
-def _reflected(value: float, low: float, high: float, *, usual: float) -> proportions.Interval:
-    """Return the interval reflected at the value, from 0 where chance gives usually as much."""
-    first = max(0.0, 2 * value - high) if value > usual else 0.0
-    return min(first, value), max(2 * value - low, value)
+def _unbiased(value: float, resampled_B: Floats, *, usual: float) -> proportions.Interval | None:
+    """Return the interval of an ECE, which is larger in a resample than in the sample.
+
+    The lower end is the upper percentile reflected at the value, and 0 where chance usually gives
+    as much. The upper end is as far above the value as that percentile is above the mean of the
+    resamples; their lower percentile is often above the value and says nothing.
+    """
+    ends = bootstrap.interval(resampled_B)
+    if ends is None:
+        return None
+    _, high = ends
+    low = max(0.0, 2 * value - high) if value > usual else 0.0
+    return min(low, value), min(1.0, value + max(0.0, high - float(np.nanmean(resampled_B))))
 
 
 def _recalibration(sample: ClassifiedSample, *, level: Level) -> dict[str, Metric]:

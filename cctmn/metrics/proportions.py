@@ -7,7 +7,7 @@ any error the slices say nothing about how alike they are within a patient, and 
 of Clopper and Pearson over patients. No interval is narrower than that one, so that one error more
 never makes an interval narrower.
 
-tests/metrics/test_coverage.py has the coverage by simulation.
+tests/metrics/test_proportions.py has the coverage by simulation.
 
 Reads: for each patient, how many observations there are and how many of them are right.
 Writes: intervals.

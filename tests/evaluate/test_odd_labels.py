@@ -292,6 +292,6 @@ def test_the_case_of_a_calibrated_model(case: Path, tmp_path: Path) -> None:
     assert evaluate(folder / "out", folder / "labels.csv", to=tmp_path / "e").returncode == 0
     measured = metrics(tmp_path / "e")["metrics"]
     ece, chance = measured["calibration.ece"], measured["calibration.ece_by_chance"]
-    assert (ece["low"], ece["method"]) == (0, "bootstrap over patients, reflected at the value")
+    assert (ece["low"], ece["method"]) == (0, "bootstrap over patients, without its bias")
     assert ece["value"] == pytest.approx(0.1, abs=0.03)
     assert chance["low"] < ece["value"] < chance["high"]

@@ -142,6 +142,23 @@ def test_ece_of_an_overconfident_model_is_more_than_chance_gives():
     assert metrics["calibration.slope.a"].low > 0.2
 
 
+def test_the_interval_of_an_ece_covers_the_gap_of_a_model_that_is_too_sure():
+    """Of the slices with a confidence of 0.75, which share a bin, 0.7 are right."""
+    held, patients, slices = 0, 30, 5
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        truth_N = (rng.random(patients * slices) > 0.7).astype(np.int64)
+        logits_NC = np.tile([np.log(3.0), 0.0], (len(truth_N), 1))
+        binned = Binned.from_logits(logits_NC, truth_N, activation="softmax", temperature=1.0)
+        group_N, none = np.repeat(np.arange(patients), slices), np.empty(0, np.int64)
+        p_NC = special.softmax(logits_NC, axis=1)
+        sample = ClassifiedSample(("a", "b"), truth_N, p_NC, group_N, patients, none, none)
+        metrics = measure(sample, by=Resampling(200, seed), level="slice", binned=binned)
+        ece = metrics["calibration.ece"]
+        held += ece.low <= 0.05 <= ece.high
+    assert held >= 92
+
+
 def test_intercept_and_slope_are_recovered():
     """Of 200 patients; the truth follows 0.8 times the logit, less 0.5."""
     rng = np.random.default_rng(3)
