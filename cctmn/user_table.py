@@ -31,6 +31,9 @@ _KNOWN: Final = (*TEXT_COLUMNS, "frame")
 _SEPARATORS: Final = (",", ";", "\t")
 # A text that begins like this is a formula to a spreadsheet.
 _FORMULA: Final = r"^('*[=+\-@\t\r])"
+# A gap in the column of patients, as pandas, R and databases write it.
+_NO_PATIENT: Final = ("nan", "none", "null", "na", "n/a", "<na>", "nat", "unknown")
+_WHOLE_OR_EMPTY: Final = r"^(\d+(\.0+)?)?$"
 _GUARDED: Final = r"^'('*[=+\-@\t\r])"
 
 
@@ -45,8 +48,7 @@ class UserTable:
     def column(self, name: str) -> list[str]:
         """Return a text column. Raises DataError if it is missing."""
         if name not in self.table.column_names:
-            present = ", ".join(self.table.column_names) or "none"
-            raise DataError(f"no column {name} (present: {present}); add it", self.place)
+            raise DataError(f"no column {name}; add it", self.place, present(self.table))
         values: list[str] = self.table[name].to_pylist()
         return values
 
@@ -57,9 +59,8 @@ class UserTable:
         """
         column = next((c for c in columns if c in self.table.column_names), None)
         if column is None:
-            present = ", ".join(self.table.column_names) or "none"
             raise DataError(
-                f"no column uri, path or name (present: {present}); add one of them", self.place
+                "no column uri, path or name; add one of them", self.place, present(self.table)
             )
         values = self.column(column)
         if not values:
@@ -68,6 +69,14 @@ class UserTable:
             line = line_of(values.index(""))
             raise DataError(f"no {column}; fill it in", f"{self.place} line {line}")
         return values
+
+
+def present(table: pa.Table) -> str:
+    """Return the columns of a table as names for an error.
+
+    They are not for its text: without a header they are a row, which may name a patient.
+    """
+    return f"present: {', '.join(table.column_names) or 'none'}"
 
 
 def is_table(place: str) -> bool:
@@ -93,7 +102,8 @@ def read_user_table(place: str, *, hint: str = "give a .csv or .parquet table") 
         raise DataError("two columns have the same name; rename one", place)
     for i, name in enumerate(table.column_names):
         if name in TEXT_COLUMNS:
-            table = table.set_column(i, name, _as_text(table[name], name=name, place=place))
+            column = _as_text(table[name], name=name, place=place)
+            table = table.set_column(i, name, _ids(column) if name == "patient" else column)
     return UserTable(place, hashlib.sha256(data).hexdigest(), table)
 
 
@@ -117,6 +127,18 @@ def _as_text(column: pa.ChunkedArray, *, name: str, place: str) -> pa.ChunkedArr
         raise DataError(
             f"column {name} holds {column.type}, not text; write it as text", place
         ) from None
+
+
+def _ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return ids of patients, with an empty text where a program wrote that there is none.
+
+    If all are whole numbers, 1013.0 is 1013: pandas writes numbers so beside a gap.
+    """
+    none = pc.is_in(pc.utf8_lower(column), value_set=pa.array(_NO_PATIENT))
+    column = pc.if_else(none, "", column)
+    if pc.all(pc.match_substring_regex(column, _WHOLE_OR_EMPTY)).as_py():
+        return pc.replace_substring_regex(column, r"\.0+$", "")
+    return column
 
 
 def _parquet(data: bytes, place: str) -> pa.Table:
@@ -160,7 +182,13 @@ def _header(text: str) -> tuple[str, list[str]]:
 
 
 def _csv(data: bytes, place: str) -> pa.Table:
-    """Read every column as text."""
+    """Read every column as text. Errors never hold the text of a row, which may name a patient."""
+    uneven: list[str] = []
+
+    def note_row(row: pacsv.InvalidRow) -> str:
+        uneven.append(f"a row has {row.actual_columns} cells, the header {row.expected_columns}")
+        return "error"
+
     try:
         # Excel writes a byte order mark.
         text = data.decode("utf-8-sig")
@@ -170,7 +198,9 @@ def _csv(data: bytes, place: str) -> pa.Table:
         table = pacsv.read_csv(
             io.BytesIO(text.encode()),
             read_options=pacsv.ReadOptions(column_names=names, skip_rows=1),
-            parse_options=pacsv.ParseOptions(delimiter=separator, newlines_in_values=True),
+            parse_options=pacsv.ParseOptions(
+                delimiter=separator, newlines_in_values=True, invalid_row_handler=note_row
+            ),
             convert_options=pacsv.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
             ),
@@ -181,6 +211,6 @@ def _csv(data: bytes, place: str) -> pa.Table:
         return table
     except UnicodeDecodeError:
         raise DataError("not UTF-8 text; save it as UTF-8", place) from None
-    except (csv.Error, pa.ArrowInvalid) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"not a CSV table ({reason}); save it again", place) from None
+    except (csv.Error, pa.ArrowInvalid):
+        reason = f" ({uneven[0]})" if uneven else ""
+        raise DataError(f"not a CSV table{reason}; save it again", place) from None

@@ -46,6 +46,29 @@ def test_parquet_numbers_categories_and_nulls_become_text(tmp_path: Path) -> Non
     assert read.table["frame"].type == pa.int64()
 
 
+@pytest.mark.parametrize("gap", ["", "nan", "NaN", "None", "N/A", "<NA>", "unknown"])
+def test_a_gap_in_the_column_of_patients_is_an_unknown_patient(tmp_path: Path, gap: str) -> None:
+    read = read_user_table(csv_file(tmp_path, f"uri,patient\na.png,{gap}\nb.png,7.0\n"))
+    assert read.column("patient") == ["", "7"]
+
+
+def test_an_id_that_ends_like_a_number_is_kept_beside_other_ids(tmp_path: Path) -> None:
+    read = read_user_table(csv_file(tmp_path, "uri,patient\na.png,1.2.0\nb.png,7.0\n"))
+    assert read.column("patient") == ["1.2.0", "7.0"]
+
+
+@pytest.mark.parametrize("text", ["uri,label\na.png,covid,Jane Doe\n", "a.png,covid,Jane Doe\n"])
+def test_the_cells_of_a_broken_table_are_not_in_the_text_of_its_error(
+    tmp_path: Path, text: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read_labels(csv_file(tmp_path, text), classes=COVIDX_CLASSES)
+    assert "Jane" not in caught.value.text
+    with pytest.raises(DataError) as caught:
+        read_user_table(csv_file(tmp_path, text)).slices()
+    assert "Jane" not in caught.value.text
+
+
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     doubled = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["uri", "uri"])
     for place in (csv_file(tmp_path, "uri,uri\na,b\n"), parquet(tmp_path, doubled)):

@@ -180,5 +180,5 @@ def _plain(label: str) -> str:
 
 
 def _letters(label: str) -> str:
-    """Return a label without case, blanks, hyphens and underscores."""
-    return re.sub(r"[\s_-]+", "", _plain(label))
+    """Return a label without case, blanks, underscores, hyphens and dashes."""
+    return re.sub(r"[\s_\-\u2010-\u2015]+", "", _plain(label))

@@ -28,7 +28,7 @@ from cctmn.data.patients import nfc, spelling_notes
 from cctmn.data.slice_names import parse_name
 from cctmn.errors import DataError
 from cctmn.schema import LABELS
-from cctmn.user_table import is_table, line_of, read_user_table, without_formulas
+from cctmn.user_table import is_table, line_of, present, read_user_table, without_formulas
 
 # The class of the patient of a slice, which may differ from the class of the slice.
 PATIENT_LABEL = "patient_label"
@@ -122,9 +122,7 @@ def read_labels(place: str, *, classes: tuple[str, ...], label_map: LabelMap = N
     if of_patients:
         table = table.append_column("label", table[PATIENT_LABEL])
     if "label" not in table.column_names:
-        raise DataError(
-            f"no column label (present: {', '.join(table.column_names)}); add it", place
-        )
+        raise DataError("no column label; add it", place, present(table))
     if not set(JOIN_KEYS) & set(table.column_names):
         raise DataError(
             "no column to find the slices by; add uri, name, slice_id or patient", place

@@ -17,6 +17,7 @@ def line(row: int) -> str:
     ("label", "name"),
     [
         ("COVID-19", "covid"),
+        ("COVID\u201119", "covid"),
         ("COVID19", "covid"),
         ("covid_19 pneumonia", "covid"),
         ("SARS-CoV-2", "covid"),

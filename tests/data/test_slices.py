@@ -251,7 +251,7 @@ def test_a_map_merges_the_classes_of_a_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,class\na.png,0\n", "no column label .present: path, class."),
+        ("path,class\na.png,0\n", "no column label; add it .present: path, class."),
         ("", "no column uri, path or name"),
         ("path,label\n", "no row; write one row per slice"),
         (
@@ -261,8 +261,8 @@ def test_a_map_merges_the_classes_of_a_split(tmp_path: Path) -> None:
         ("path,label\na.png,lymphoma\n", r"line 2: a label is none of the classes.*\(lymphoma\)"),
         ("path,label\na.png,²\n", r"label is none .*\(²\)"),
         ("path,label\na.png,\n", "line 2: no label"),
-        ("path,label\na,b.png,0\n", "Expected 2 columns, got 3"),
-        ("path,label,patient\na.png,0\n", "Expected 3 columns, got 2"),
+        ("path,label\na,b.png,0\n", "a row has 3 cells, the header 2"),
+        ("path,label,patient\na.png,0\n", "a row has 2 cells, the header 3"),
         (
             "path,label\na.png,covid\n./a.png,covid\n",
             r"line 3: a slice is listed before; .* \(./a.png\)",
