@@ -366,6 +366,9 @@ def test_a_one_sided_bound_needs_fewer_patients() -> None:
         (["--width", 0.1, "--icc", 0.3], "belong together; give both or neither"),
         (["--width", 0.1, "--sided", "one"], "an interval has two sides; leave it out"),
         (["--lower-bound", 0.8, "--sided", "one", "--level", 0.4], "needs more than 0.5; raise"),
+        (["--lower-bound", "nan"], "--lower-bound nan: not a finite number"),
+        (["--width", 0.1, "--prevalence", "nan"], "--prevalence nan: not a finite number"),
+        (["--width", 0.1, "--slices-per-patient", "inf", "--icc", 0], "inf: not a finite number"),
     ],
 )
 def test_a_sample_size_that_is_not_defined_is_refused(args: list[object], message: str) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from cctmn.cli.common import TerminalReporter, join_options, label_map_option
+from cctmn.cli.common import TerminalReporter, finite, join_options, label_map_option
 from cctmn.errors import ConfigError
 
 
@@ -95,18 +95,34 @@ Example:
 """
 )
 @click.option(
-    "--expected", type=_FRACTION, required=True, help="Expected value, such as a sensitivity."
+    "--expected",
+    type=_FRACTION,
+    callback=finite,
+    required=True,
+    help="Expected value, such as a sensitivity.",
 )
-@click.option("--width", type=_FRACTION, help="Wanted full width of the two-sided interval.")
-@click.option("--lower-bound", type=_FRACTION, help="Value that the lower bound is to reach.")
+@click.option(
+    "--width", type=_FRACTION, callback=finite, help="Wanted full width of the two-sided interval."
+)
+@click.option(
+    "--lower-bound", type=_FRACTION, callback=finite, help="Value that the lower bound is to reach."
+)
 @click.option(
     "--power",
     type=_FRACTION,
+    callback=finite,
     default=0.8,
     show_default=True,
     help="Probability to reach --lower-bound.",
 )
-@click.option("--level", type=_FRACTION, default=0.95, show_default=True, help="Confidence level.")
+@click.option(
+    "--level",
+    type=_FRACTION,
+    callback=finite,
+    default=0.95,
+    show_default=True,
+    help="Confidence level.",
+)
 @click.option(
     "--sided",
     type=click.Choice(["two", "one"]),
@@ -117,17 +133,20 @@ Example:
 @click.option(
     "--prevalence",
     type=click.FloatRange(0, 1, min_open=True),
+    callback=finite,
     help="Fraction of all patients who are of the class: for a sensitivity the sick, for a "
     "specificity the others.",
 )
 @click.option(
     "--slices-per-patient",
     type=click.FloatRange(min=1),
+    callback=finite,
     help="For a metric of slices: slices of the class per patient.",
 )
 @click.option(
     "--icc",
     type=click.FloatRange(0, 1),
+    callback=finite,
     help="With --slices-per-patient: intraclass correlation of the slices of a patient.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 import signal
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from cctmn.classes import JOIN_KEYS
-from cctmn.errors import EXIT_STOPPED
+from cctmn.errors import EXIT_STOPPED, ConfigError
 from cctmn.reporter import NAMES_HIDDEN, log, logs_json, printable
 
 # Off a terminal, transient lines cannot overwrite each other, so most of them are dropped.
@@ -70,6 +71,13 @@ label_map_option = click.option(
     metavar="LABEL=CLASS[,...]",
     help="Class that a label means, as 0=control,1=covid; repeatable.",
 )
+
+
+def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:  # noqa: ARG001 - click's signature
+    """Return the number of an option. Raises ConfigError for nan and inf, which pass a range."""
+    if value is not None and not math.isfinite(value):
+        raise ConfigError(f"{param.opts[0]} {value:g}: not a finite number; give one")
+    return value
 
 
 class TerminalReporter:

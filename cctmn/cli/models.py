@@ -11,6 +11,7 @@ import click
 from cctmn.cli.common import (
     NearestGroup,
     TerminalReporter,
+    finite,
     join_options,
     label_map_option,
     tree_text,
@@ -131,6 +132,7 @@ Example:
 @click.option(
     "--prevalence",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    callback=finite,
     metavar="FRACTION",
     help="Fraction of sick patients where the model will be used; default: as in LABELS.",
 )

@@ -11,7 +11,7 @@ from typing import Any, NotRequired, TypedDict, Unpack
 import click
 
 from cctmn import config
-from cctmn.cli.common import NearestGroup, TerminalReporter, label_map_option, resumable
+from cctmn.cli.common import NearestGroup, TerminalReporter, finite, label_map_option, resumable
 from cctmn.cli.settings import settings_epilog
 from cctmn.errors import ConfigError
 
@@ -215,6 +215,7 @@ Example:
 @click.option(
     "--extent",
     type=click.FloatRange(0.05, 0.8),
+    callback=finite,
     default=0.25,
     show_default=True,
     help="Fraction of the lungs' height that the lesions of a study's patient take.",
