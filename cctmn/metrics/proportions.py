@@ -100,15 +100,18 @@ def difference_interval(
 
     `differing` patients have observations on which the two differ; only they tell the variance, so
     they set the degrees of freedom. Without any, the interval is as wide as the proportion of such
-    patients that may have been missed.
+    patients that may have been missed. No interval is narrower than that of a proportion without
+    any error, so that one difference in every patient does not make it a point.
     """
     if patients < FEWEST_PATIENTS or not math.isfinite(value):
         return None
     freedom = max(differing - 1, 1)
     half = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)
-    if differing <= 1:
-        half = max(half, _least_width(patients, level))
-    return max(-1.0, value - half), min(1.0, value + half)
+    least = _least_width(patients, level)
+    half = max(half, least if differing <= 1 else least / 2)
+    low, high = max(-1.0, value - half), min(1.0, value + half)
+    # An end that is cut off at 1 or -1 leaves the other one where it has to be.
+    return (min(low, high - least), high) if value > 0 else (low, max(high, low + least))
 
 
 def has_no_error(value: float) -> bool:

@@ -117,6 +117,13 @@ def test_two_models_without_a_difference_still_have_an_interval() -> None:
     assert difference_interval(0.0, variance=0.0, patients=4, differing=0) is None
 
 
+@pytest.mark.parametrize("value", [1.0, 0.5, -0.25, -1.0])
+def test_the_same_difference_in_every_patient_is_no_point(value: float) -> None:
+    low, high = difference_interval(value, variance=0.0, patients=20, differing=20) or (0, 0)
+    assert -1 <= low <= value <= high <= 1
+    assert high - low >= 1 - 0.025 ** (1 / 20) - 1e-9
+
+
 def test_differences_cover() -> None:
     """Two models, right on 0.9 and 0.85 of the slices; some patients are harder than others."""
     rng = np.random.default_rng(5)
