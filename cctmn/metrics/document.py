@@ -185,7 +185,8 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         {"model_id": TEXT, "name": TEXT, "n": COUNT, "patients": COUNT},
     ),
     "cohorts": {
-        "description": "Metrics by cohort; a cohort of fewer than ten patients is hidden.",
+        "description": "Metrics by cohort; those of fewer than ten patients are hidden, and those "
+        "from which they could be computed.",
         "type": "array",
         "items": object_of(
             "A grouping by one or more columns.",

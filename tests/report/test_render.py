@@ -94,10 +94,16 @@ def test_page_has_all_sections(full: str) -> None:
     assert page.text.count("not a medical device") >= 2
     assert page.text.index("Read this first") < page.text.index("Which interval to read")
     assert "Not evaluated in this run" not in page.text
-    assert "fewer than 10 patients" in page.text
     assert sum(tag == "image" for tag, _ in page.tags) == 8 + 8 + 8 + 2 + 2 - 1
     assert "no picture in private/cases" in page.text
     assert len(full.encode()) < 4_000_000
+
+
+def test_a_cohort_that_is_not_shown_is_not_said_to_be_small(full: str) -> None:
+    """It may be a large one, from which the metrics of a small one could be computed."""
+    page = Page(full)
+    assert page.text.count("fewer than 10 patients") == 1
+    assert "Further cohorts are not shown where those metrics could be computed" in page.text
 
 
 def test_every_metric_has_a_row_and_a_link_to_it(full: str) -> None:
