@@ -283,14 +283,25 @@ def _joined(
 
 def _check_finite(joined: Joined) -> None:
     """Raise DataError if a labelled slice has a logit that is not finite, and so no class."""
-    bad_M = ~np.isfinite(joined.logits()).all(axis=1)
+    check_finite(
+        joined.scored,
+        joined.row_N[joined.scored_N],
+        joined.logits(),
+        remedy=", or leave them out of the labels",
+    )
+
+
+def check_finite(
+    scored: Scored, row_M: NDArray[np.int64], logits_MC: NDArray[np.float64], *, remedy: str = ""
+) -> None:
+    """Raise DataError if a row of the predictions has a logit that is not finite."""
+    bad_M = ~np.isfinite(logits_MC).all(axis=1)
     if bad_M.any():
-        rows = joined.row_N[joined.scored_N][bad_M]
-        ids = joined.scored.table["slice_id"].take(pa.array(rows)).to_pylist()
+        ids = scored.table["slice_id"].take(pa.array(row_M[bad_M])).to_pylist()
         raise DataError(
-            f"labelled slices with a score that is not a number: {first_few(ids)}; score them "
-            "again into a new OUT, or leave them out of the labels",
-            joined.scored.out,
+            f"labelled slices or patients with a score that is not a number: {first_few(ids)}; "
+            f"score them again into a new OUT{remedy}",
+            scored.out,
         )
 
 

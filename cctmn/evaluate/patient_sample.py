@@ -23,7 +23,7 @@ from cctmn import store, studies
 from cctmn.classes import CONTROL
 from cctmn.data.issues import first_few
 from cctmn.errors import DataError
-from cctmn.evaluate.join import Joined
+from cctmn.evaluate.join import Joined, check_finite
 from cctmn.evaluate.model import EvaluatedModel
 from cctmn.metrics import bootstrap, patients
 from cctmn.metrics.intervals import ClassifiedSample
@@ -141,7 +141,10 @@ class PatientSlices:
 
 
 def patient_slices(joined: Joined) -> PatientSlices:
-    """Return the patients of the labels. Raises DataError if a patient has two labels."""
+    """Return the patients of the labels.
+
+    Raises DataError if a patient has two labels, or a slice with a score that is not finite.
+    """
     ids = joined.patient_ids
     known_N = np.array([name != "" for name in ids], np.bool_)
     named = [name for name in ids if name]
@@ -158,15 +161,19 @@ def patient_slices(joined: Joined) -> PatientSlices:
     truth_G = _patient_labels(joined, group_N, names=names, otherwise_G=truth_G)
     study_R, patient_S, study_keys = _studies(joined, group_N)
     used_R = (study_R >= 0) & _usable(joined)
+    row_M = np.flatnonzero(used_R)
     logits = [joined.scored.table[f"logit_{name}"].to_numpy() for name in classes]
+    logits_MC = np.stack(logits, axis=1).astype(np.float64)[used_R]
+    # Slices without a label speak for their patient too.
+    check_finite(joined.scored, row_M, logits_MC)
     return PatientSlices(
         classes=classes,
         names=names,
         truth_G=truth_G,
         several=several,
-        logits_MC=np.stack(logits, axis=1).astype(np.float64)[used_R],
+        logits_MC=logits_MC,
         study_M=study_R[used_R],
-        row_M=np.flatnonzero(used_R),
+        row_M=row_M,
         patient_S=patient_S,
         study_keys=study_keys,
     )

@@ -131,6 +131,18 @@ def test_a_logit_that_is_not_finite_names_the_slice(tmp_path: Path, value: float
     one_line(done, code=2, message=f"a score that is not a number: {3:032x}; score them again")
 
 
+def test_a_slice_without_a_label_that_speaks_for_its_patient_is_named_too(tmp_path: Path) -> None:
+    keys = [f"{i // 2:032x}" for i in range(NUM)]
+    columns = dict.fromkeys(("patient_key", "study_key", "series_key"), keys)
+    out = scored(
+        tmp_path, columns=columns | {"logit_covid": [np.nan if i == 3 else 4 for i in range(NUM)]}
+    )
+    left = [name for name in NAMES if name != NAMES[3]]
+    labels = labels_of(tmp_path, names=left, labels=["covid"] * len(left), per_patient=1)
+    done = evaluate(out, labels, to=tmp_path / "e")
+    one_line(done, code=2, message=f"a score that is not a number: {3:032x}; score them again")
+
+
 def test_a_healthy_set_without_an_error_has_an_empty_gallery(tmp_path: Path) -> None:
     names = NAMES[0::3]
     write_output(tmp_path / "out", names, 8.0 * np.eye(3)[[0] * 4] - 4.0)
