@@ -162,7 +162,7 @@ def test_training_run_is_resumed(cluster: str, trained: Path, tmp_path: Path) ->
     )
     assert done.returncode == 0, done.stderr
     after = read_json(trained / "manifest.json")
-    assert "resuming from epoch 1: next is 2 of 2" in done.stderr
+    assert "resuming from epoch 1; next is epoch 2 of 2" in done.stderr
     assert "chosen by validation accuracy" in done.stderr
     assert "on 3 slices of 3 patients" in done.stderr
     assert after["epochs"] == 2

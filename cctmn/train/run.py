@@ -274,9 +274,8 @@ def _progress_reported(out: str, report: Reporter) -> Iterator[None]:
                 now = json.loads(text or b"{}")
                 if now.get("resumed") not in (None, resumed):
                     resumed = now["resumed"]
-                    report(
-                        f"resuming from epoch {resumed}: next is {resumed + 1} of {now['epochs']}"
-                    )
+                    after = f"next is epoch {resumed + 1} of {now['epochs']}"
+                    report(f"resuming from epoch {resumed}; {after}")
                 for row in rows()[epochs:]:
                     report(_epoch_line(row))
                     epochs += 1

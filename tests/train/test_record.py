@@ -136,7 +136,7 @@ def test_the_command_says_once_that_it_resumes_and_names_the_validation_metrics(
         rows.append({"epoch": 2, "loss": 1.25, "val_loss": 0.75, "val_accuracy": 0.5})
         record.write(History(rows=rows, losses={}), f"file://{tmp_path}")
     assert said == [
-        "resuming from epoch 1: next is 2 of 2",
+        "resuming from epoch 1; next is epoch 2 of 2",
         "epoch 2: training loss 1.250; validation: loss 0.750  accuracy 0.500",
     ]
 
