@@ -56,8 +56,39 @@ class RankedRPN(rpn.RegionProposalNetwork):
     The sigmoid of large logits saturates in float32, and the ties would reorder proposals
     (method.md, parity). Ties keep the order of the anchors. No proposal is dropped for its size:
     the author's smallest side is 0 px, so boxes without area take places among the proposals. The
-    box head drops what it makes of them if that has no area either.
+    box head makes nothing of them, for a box that is decoded from one has no area either.
     """
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The proposals of each slice, P x 4, by falling logit; in training also the losses.
+
+        In eval mode only the anchors with the highest logits are decoded: a few thousand of a
+        ResNet-50's 652,800.
+        """
+        if self.training:
+            proposals, losses = super().forward(images, features, targets)
+            return proposals, losses
+        maps = list(features.values())
+        logits, deltas = self.head(maps)
+        ranking.check_finite(*logits, *deltas)
+        anchors_A4 = self.anchor_generator(images, maps)[0]  # the same for each slice of the batch
+        by_level = [_per_anchor(x, width=1)[..., 0] for x in logits]
+        levels = [logits_BA.shape[1] for logits_BA in by_level]
+        logits_BA = torch.cat(by_level, dim=1)
+        deltas_BA4 = torch.cat([_per_anchor(x, width=4) for x in deltas], dim=1)
+        chosen = []
+        for logits_A, deltas_A4, size in zip(
+            logits_BA, deltas_BA4, images.image_sizes, strict=True
+        ):
+            index, groups = self._highest(logits_A, levels=levels)
+            boxes = self.box_coder.decode(deltas_A4[index], [anchors_A4[index]])[:, 0]
+            chosen.append(self._best(boxes, logits=logits_A[index], groups=groups, size=size)[0])
+        return chosen, {}
 
     def filter_proposals(
         self,
@@ -66,31 +97,49 @@ class RankedRPN(rpn.RegionProposalNetwork):
         image_shapes: list[Size],
         num_anchors_per_level: list[int],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The proposals of each slice that NMS keeps, of B x A x 4, and their logits, falling."""
+        """The proposals of each slice that NMS keeps, of B x A x 4, and their logits, falling.
+
+        torchvision calls this in training, with the decoded boxes of all anchors.
+        """
         logits_BA = objectness.detach().reshape(proposals.shape[0], -1)
         ranking.check_finite(logits_BA, proposals)
-        chosen = [
-            self._best(boxes_A4, logits_A=logits_A, size=size, levels=num_anchors_per_level)
-            for boxes_A4, logits_A, size in zip(proposals, logits_BA, image_shapes, strict=True)
-        ]
+        chosen = []
+        for boxes_A4, logits_A, size in zip(proposals, logits_BA, image_shapes, strict=True):
+            index, groups = self._highest(logits_A, levels=num_anchors_per_level)
+            chosen.append(
+                self._best(boxes_A4[index], logits=logits_A[index], groups=groups, size=size)
+            )
         return [boxes for boxes, _ in chosen], [logits for _, logits in chosen]
 
-    def _best(
-        self, boxes_A4: Tensor, *, logits_A: Tensor, size: Size, levels: list[int]
-    ) -> tuple[Tensor, Tensor]:
+    def _highest(self, logits_A: Tensor, *, levels: list[int]) -> tuple[Tensor, Tensor]:
+        """The anchors with the highest logits of each level, and their levels."""
         best, level_of, start = [], [], 0
         for level, anchors in enumerate(levels):
             of_level = ranking.top(logits_A[start : start + anchors], count=self.pre_nms_top_n())
             best.append(of_level + start)
             level_of.append(torch.full_like(of_level, level))
             start += anchors
-        index, groups = torch.cat(best), torch.cat(level_of)
-        boxes, logits = clip_boxes_to_image(boxes_A4[index], size), logits_A[index]
+        return torch.cat(best), torch.cat(level_of)
+
+    def _best(
+        self, boxes: Tensor, *, logits: Tensor, groups: Tensor, size: Size
+    ) -> tuple[Tensor, Tensor]:
+        """The boxes, clipped to the slice, that NMS within their level keeps, and their logits."""
+        boxes = clip_boxes_to_image(boxes, size)
         keep = ranking.nms_per_class(
-            boxes, scores_R=logits, labels_R=groups, num_labels=len(levels), iou=self.nms_thresh
+            boxes,
+            scores_R=logits,
+            labels_R=groups,
+            num_labels=len(self.anchor_generator.sizes),
+            iou=self.nms_thresh,
         )
         keep = keep[: self.post_nms_top_n()]
         return boxes[keep], logits[keep]
+
+
+def _per_anchor(x_BNHW: Tensor, *, width: int) -> Tensor:
+    """Order the head's output of one level by anchor: B x A x `width`."""
+    return x_BNHW.permute(0, 2, 3, 1).reshape(len(x_BNHW), -1, width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +250,9 @@ class Detector(nn.Module):
         finite.
         """
         assert not self.rpn.training, "batch statistics would mix the slices of a batch"
-        proposals, _ = self.rpn(ImageList(x_B3HW, sizes), features)
+        every, _ = self.rpn(ImageList(x_B3HW, sizes), features)
+        # A proposal without area makes no box with area, whatever its deltas.
+        proposals = [boxes_P4[ranking.has_area(boxes_P4)] for boxes_P4 in every]
         logits, deltas = self.box_head(features, proposals, sizes=sizes, box_layers=box_layers)
         ranking.check_finite(logits, deltas)
         counts = [len(p) for p in proposals]

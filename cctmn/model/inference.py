@@ -26,6 +26,7 @@ from cctmn.model import ranking
 from cctmn.model.backbone import CHANNELS, Size
 from cctmn.model.classifier import Classifier
 from cctmn.model.constants import MASK_LOGIT, ROI_CELLS
+from cctmn.model.cpu_layers import with_cpu_layers
 from cctmn.model.detector import Detector
 
 MULTIPLE_PX: Final = 32  # stride of the deepest layer; torchvision pads to it as well
@@ -54,14 +55,16 @@ class Predictor:
     """A network in eval mode on one device.
 
     The prediction of a slice does not depend on the other slices of the call. On CUDA, slices of
-    one padded shape run as a true batch. On the CPU they run one by one: there a batch gives the
-    same bits and is not faster (ResNet-18 with truncation 1 on one thread takes 515 ms per slice
-    alone, 510 in threes, 540 in eights). `true_batches` overrides this choice.
+    one padded shape run as a true batch. On the CPU they run one by one, for a
+    batch was not faster there. `true_batches` overrides this choice.
 
     `device` defaults to the device of the network's weights. `precision` is that of the backbone;
     all that follows is float32. `threads` sets the number of CPU threads of this process.
     `lesion_nms_iou` overrides the NMS threshold of the network's reported lesions. Weights that
     change later have no effect.
+
+    On the CPU in float32, faster layers take the place of some of the network's own. That copies
+    weights, so `own_layers` is for a network of which a few slices are asked.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Predictor:
         threads: int | None = None,
         true_batches: bool | None = None,
         lesion_nms_iou: float | None = None,
+        own_layers: bool = False,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
@@ -82,14 +86,10 @@ class Predictor:
         self._device = next(net.parameters()).device
         self._precision = precision
         self._nms_iou = self._detector.lesion_nms_iou if lesion_nms_iou is None else lesion_nms_iou
-        # With one pyramid level, channels last is a fifth faster on the CPU, and its rounding is
-        # nearer to float64 than that of the other layout, which swapped two boxes 3e-8 apart and
-        # moved a logit by 0.7. A ResNet-50 with its four levels takes the same time either way,
-        # and there the other layout is nearer to float64 and to the author's logits.
-        one_level = len(self._detector.arch.layers) == 1
-        self._layout = torch.channels_last if one_level else torch.contiguous_format
         on_cpu = self._device.type == "cpu"
         self._true_batches = not on_cpu if true_batches is None else true_batches
+        if on_cpu and precision == "float32" and not own_layers:
+            self._detector = with_cpu_layers(self._detector)
         self._box_layers = ChannelsLastBoxLayers(self._detector.roi_heads.box_head)
 
     def predict(
@@ -112,7 +112,7 @@ class Predictor:
                 batches.setdefault(x_3HW.shape if self._true_batches else i, []).append(i)
             for members in batches.values():
                 x_B3HW = torch.stack([slices[i][0] for i in members]).contiguous(
-                    memory_format=self._layout
+                    memory_format=torch.channels_last
                 )
                 sizes = [slices[i][1] for i in members]
                 batch = self._predict_batch(x_B3HW, sizes, areas=areas, masks=masks)

@@ -147,7 +147,7 @@ def _tensors(lesions: LesionSlice) -> tuple[Tensor, Tensor, Tensor]:
 
 def compared(net: Detector | Classifier, truth: LesionSlice) -> Compared:
     """Return the lesions that a net reports on a slice, and the true ones; it has a mask head."""
-    (prediction,) = Predictor(net).predict([truth.pixels], areas=False, masks=True)
+    (prediction,) = Predictor(net, own_layers=True).predict([truth.pixels], areas=False, masks=True)
     assert prediction.mask_logits_M1SS is not None, (
         "a net without a mask head has no masks to compare"
     )
@@ -275,7 +275,7 @@ def classified(net: Classifier, sample: SliceSample, *, contract: InputContract)
 
 def _logits(net: Classifier, sample: SliceSample, *, contract: InputContract) -> Tensor:
     picture = read_slice(sample.image, contract=contract)
-    (prediction,) = Predictor(net).predict([picture], areas=False)
+    (prediction,) = Predictor(net, own_layers=True).predict([picture], areas=False)
     assert prediction.logits_C is not None
     return torch.from_numpy(prediction.logits_C)
 

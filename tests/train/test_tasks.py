@@ -344,7 +344,7 @@ def test_the_nets_own_lesions_are_measured(lesions):
     net = fresh(small_arch(), seed=1)
     task = DetectorTask(net, lesions, lesions, contract(), "full")
     result, truth = task.validate(0).output
-    (there,) = Predictor(net).predict([task.read(0)[0]])
+    (there,) = Predictor(net, own_layers=True).predict([task.read(0)[0]])
     assert result.scores_M.tolist() == there.scores_M.tolist()
     assert [int(m) for m in detection.rle.area(result.masks)] == there.mask_px_M.tolist()
     read = tasks.read_lesions(
