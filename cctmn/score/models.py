@@ -49,10 +49,10 @@ def keep_freed_memory() -> None:
     By default glibc gives every block of some MB back to the system, which then zeroes the pages of
     the next one: a tenth of a scorer's time. The process keeps what one slice needs at most.
     """
-    options = {_MMAP_THRESHOLD: 1 << 30, _TRIM_THRESHOLD: (1 << 31) - 1}
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        for option, size in options.items():
-            libc.mallopt(option, size)
+        # Older versions refuse more than 32 MiB; a refusal changes nothing.
+        if libc.mallopt(_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(_MMAP_THRESHOLD, 1 << 25):
+            libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def open_source(folder: str, *, lesion_nms_iou: float = 0.0) -> ModelSource:
