@@ -61,7 +61,7 @@ class StandIn:
     It imports no torch, so that its processes start quickly.
     """
 
-    def __init__(self, sleep_s: float = 0.0) -> None:
+    def __init__(self, sleep_s: float = 0.0, gpu: bool = False) -> None:
         self._sleep_s = sleep_s
 
     def predict(self, images: Sequence[ImageArray], *, masks: bool) -> list[SimpleNamespace]:

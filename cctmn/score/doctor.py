@@ -249,7 +249,7 @@ def _estimate(
 
     threads = torch.get_num_threads()
     try:
-        net = source.load()  # a scorer of the job takes one CPU thread, or a GPU
+        net = source.load(torch.cuda.is_available())  # as a scorer of the job would
         scored = []
         began, timed_s, timed = time.perf_counter(), 0.0, 0
         for start in range(0, len(prepared), BATCH):

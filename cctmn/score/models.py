@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from cctmn.errors import ModelError
 from cctmn.model.card import lesion_rule, parameter_counts, portable, read_card, read_weights
 from cctmn.score.scorer import ImageArray, ModelSource
 
@@ -24,23 +25,48 @@ _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 
 
 class NetScorer:
-    """The networks of one model folder on this process's device."""
+    """The networks of one model folder on the GPU that this process was given, or on one CPU core.
 
-    def __init__(self, uri: str, *, lesion_nms_iou: float) -> None:
+    Raises ModelError if it was given a GPU that torch cannot use.
+    """
+
+    def __init__(self, uri: str, gpu: bool, *, lesion_nms_iou: float) -> None:
         import torch
 
         from cctmn.model import checkpoint
         from cctmn.model.inference import Predictor
 
+        if gpu and not torch.cuda.is_available():
+            raise ModelError(
+                "a scorer was given a GPU that PyTorch cannot use; check the driver with "
+                "nvidia-smi, or score on CPUs with --device cpu"
+            )
         keep_freed_memory()
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        use_ieee_float32()
         # One thread, for there is one scorer per core.
         net = checkpoint.load(uri).net
+        device = "cuda" if gpu else "cpu"
         self._predictor = Predictor(net, device=device, threads=1, lesion_nms_iou=lesion_nms_iou)
 
     def predict(self, images: Sequence[ImageArray], *, masks: bool) -> list[Prediction]:
         """One prediction per image, in order; with `masks`, lesions have mask logits."""
         return self._predictor.predict(images, masks=masks)
+
+
+def use_ieee_float32() -> None:
+    """Let a GPU compute in float32 as IEEE 754 has it.
+
+    By default PyTorch rounds the inputs of a GPU's convolutions to TF32, with 10 bits of fraction.
+    That reorders boxes of nearly equal scores, and module S reads boxes by their rank.
+    """
+    import torch
+
+    if hasattr(torch.backends.cudnn, "conv"):  # PyTorch 2.9 and later
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+    else:
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def keep_freed_memory() -> None:

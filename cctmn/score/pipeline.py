@@ -57,7 +57,7 @@ class _ScoreBlock:
 
     def __init__(self, *, source: ModelSource, plan: Plan) -> None:
         self._source, self._plan = source, plan
-        self._scorer = source.load()
+        self._scorer = source.load(plan.gpus_per_actor > 0)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         rows = score(

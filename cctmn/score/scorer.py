@@ -50,7 +50,8 @@ class ModelSource:
     activation: str  # "sigmoid" or "softmax": logits / temperature -> p_*
     input: dict[str, Any]  # the card's input contract
     identity: dict[str, Any]  # the model's part of the run's identity
-    load: Callable[[], Scorer]  # runs in the scorer process
+    # Runs in the scorer process; the argument says whether that was given a GPU.
+    load: Callable[[bool], Scorer]
     mask_head: bool = False  # lesions have masks, not boxes alone
     temperature: float = 1.0  # the logits are divided by it before the activation
     described: dict[str, Any] = field(default_factory=dict)  # of the card, for the manifest

@@ -21,8 +21,8 @@ from cctmn.score.scorer import ImageArray, Scorer
 class Counted:
     """A scorer that appends a byte per slice to a file, after it has scored it."""
 
-    def __init__(self, load: Callable[[], Scorer], tally: str) -> None:
-        self._scorer, self._tally = load(), tally
+    def __init__(self, load: Callable[[bool], Scorer], tally: str, gpu: bool) -> None:
+        self._scorer, self._tally = load(gpu), tally
 
     def predict(self, images: Sequence[ImageArray], *, masks: bool) -> Any:
         result = self._scorer.predict(images, masks=masks)

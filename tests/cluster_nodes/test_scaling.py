@@ -33,7 +33,7 @@ GATHER_S = 200.0  # for scorers to start on a busy machine
 class Gathering:
     """A stand-in that ends no batch until as many scorers are in a batch as are expected."""
 
-    def __init__(self, folder: str, *, expected: int) -> None:
+    def __init__(self, folder: str, gpu: bool, *, expected: int) -> None:
         self._scorer, self._folder, self._expected = StandIn(0.0), Path(folder), expected
         self._name = f"{os.getpid()}-{id(self)}"
 

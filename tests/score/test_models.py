@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from cctmn import config
 from cctmn.config import ScoreConfig
+from cctmn.errors import ModelError
 from cctmn.evaluate.model import EvaluatedModel
 from cctmn.model import checkpoint
 from cctmn.model.card import lesion_rule
@@ -47,7 +49,7 @@ def test_the_setting_reaches_the_network_and_the_card_is_its_default(folder: Pat
     checkpoint.save(loaded.net, folder, card=replace(loaded.card, lesions=lesion_rule(nms_iou=0.7)))
     assert checkpoint.load(folder).net.lesion_nms_iou == 0.7
     for settings, expected in (({}, 0.7), ({"lesion_nms_iou": 0.25}, 0.25)):
-        scorer = job(folder, **settings).source.load()
+        scorer = job(folder, **settings).source.load(False)
         assert scorer._predictor._nms_iou == expected  # type: ignore[attr-defined]
 
 
@@ -61,6 +63,28 @@ def test_an_evaluation_states_the_rule_of_the_lesions(folder: Path) -> None:
     described = job(folder, lesion_nms_iou=0.25).source.described
     shown = EvaluatedModel.from_description(described).as_json()
     assert shown["lesions"] == lesion_rule(nms_iou=0.25)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_scorer_that_is_given_a_gpu_does_not_run_on_the_cpu(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"a GPU that PyTorch cannot use; .*--device cpu"):
+        job(folder).source.load(True)
+
+
+def test_float32_on_a_gpu_is_not_tf32() -> None:
+    """PyTorch's default for convolutions is TF32."""
+    program = """
+import torch
+from cctmn.score.models import use_ieee_float32
+convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+before = convolutions.fp32_precision
+use_ieee_float32()
+print(before, convolutions.fp32_precision, products.fp32_precision)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["tf32", "ieee", "ieee"]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of glibc")
