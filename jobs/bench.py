@@ -286,7 +286,8 @@ def compare(name: str, model: tuple[str, int], *, slices: int, target: float) ->
             seconds, logits = both[0].result()
             difference = float(np.abs(logits - alone[1][1]).max())
             if difference > 1e-3:
-                print(f"{name}: a logit of slice {number} differs by {difference:.2g}", flush=True)
+                text = f"{name}: a logit of slice {number} differs by {difference:.2g}"
+                print(text, file=sys.stderr, flush=True)
             if number:  # the first warms up
                 ours.append((seconds + both[1].result()[0]) / 4)
                 for n, (one, _) in alone.items():
@@ -297,7 +298,13 @@ def compare(name: str, model: tuple[str, int], *, slices: int, target: float) ->
 
 
 @main.command()
-@click.option("--slices", default=12, show_default=True, help="Slices of each model, in turn.")
+@click.option(
+    "--slices",
+    type=click.IntRange(min=2),
+    default=12,
+    show_default=True,
+    help="Slices of each model, in turn.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the lines as JSON.")
 def model(slices: int, as_json: bool) -> None:
     """Compare the predictor on two cores with torchvision's layers on one or two threads."""

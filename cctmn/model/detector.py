@@ -43,10 +43,10 @@ from cctmn.model.constants import (
 )
 from cctmn.model.roi_align import RoiAlign
 
-# Builds the pooling layer of a head from an Arch and the number of cells per side. The layer takes
-# feature maps, one tensor of boxes per slice, and the sizes of the slices.
 # The two layers of the box head: from pooled features, P x C x S x S, to P x ROI_WIDTH.
 BoxLayers = Callable[[Tensor], Tensor]
+# Builds the pooling layer of a head from an Arch and the number of cells per side. The layer takes
+# feature maps, one tensor of boxes per slice, and the sizes of the slices.
 RoiAlignFactory = Callable[[Arch, int], nn.Module]
 
 
