@@ -78,7 +78,7 @@ HOMES = {
         "cctmn/score/masks.py",
         "cctmn/score/doctor.py",
         "cctmn/train/",
-        "jobs/bench.py",
+        "jobs/benchmarks/",
     ),
     "torchvision": ("cctmn/model/", "cctmn/train/"),
     "pydicom": ("cctmn/read/", "cctmn/data/", "cctmn/phantom/"),
@@ -89,7 +89,7 @@ HOMES = {
     "jinja2": ("cctmn/report/",),
     "openpyxl": ("cctmn/spreadsheet.py",),
 }
-SOURCES = sorted([*ROOT.glob("cctmn/**/*.py"), *ROOT.glob("jobs/*.py")])
+SOURCES = sorted([*ROOT.glob("cctmn/**/*.py"), *ROOT.glob("jobs/**/*.py")])
 
 
 def imported(path: Path, *, top_level: bool = False) -> Iterator[str]:
