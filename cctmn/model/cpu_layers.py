@@ -1,11 +1,15 @@
-"""A detector with faster layers in place of some of its own, for inference in float32 on the CPU.
+"""A detector with faster layers in place of some of its own, for inference on the CPU.
 
-- Batch norm on running statistics is a part of the convolution before it.
+- Batch norm on running statistics is a part of the convolution before it, and the two outputs of
+  the RPN's head are one convolution.
 - Wide 3 x 3 convolutions use Winograd's algorithm.
-- 1 x 1 convolutions are matrix products: on one thread, torch computes some of them by a kernel
-  that copies its input first.
+- Other convolutions are oneDNN's, with weights in its own layout. Where torch lacks that, those of
+  1 x 1 are matrix products: on one thread, torch computes some of them by a kernel that copies its
+  input first.
 
-Predictions differ from those of the network's own layers by rounding alone.
+In float32, predictions differ from those of the network's own layers by rounding alone. In bfloat16
+all these layers take inputs of 8 bits, but for Winograd's products: his transforms make rounding
+five times as large.
 """
 
 from __future__ import annotations
@@ -18,12 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.detection import rpn
 
-from cctmn.model import winograd
+from cctmn.model import onednn, winograd, winograd_native
 from cctmn.model.detector import Detector
 
 # Below, the transforms take as much time as the products save; above, reading the weights does.
 WINOGRAD_CHANNELS: Final = range(128, 512)
+NATIVE_WINOGRAD_CHANNELS: Final = range(64, 513)  # where the transforms are compiled
 
 
 class PointwiseConv(nn.Module):
@@ -43,22 +49,57 @@ class PointwiseConv(nn.Module):
         return y_BHWO.permute(0, 3, 1, 2)
 
 
-def with_cpu_layers(detector: Detector) -> Detector:
+class RpnHead(nn.Module):
+    """torchvision's RPN head with its two outputs as one convolution, which reads a map once."""
+
+    def __init__(self, head: rpn.RPNHead, *, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._hidden = head.conv
+        outputs = (head.cls_logits, head.bbox_pred)
+        self._widths = [conv.out_channels for conv in outputs]
+        both = nn.Conv2d(head.cls_logits.in_channels, sum(self._widths), 1, device="meta")
+        for name in ("weight", "bias"):
+            parts = [getattr(conv, name).detach() for conv in outputs]
+            setattr(both, name, nn.Parameter(torch.cat(parts), requires_grad=False))
+        self._outputs = _faster(both, dtype)
+
+    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the logits (B x A x H x W) and deltas (B x 4A x H x W) of each map, in float32."""
+        both = [self._outputs(self._hidden(x_BCHW)).float() for x_BCHW in maps]
+        logits, deltas = zip(*(one.split(self._widths, dim=1) for one in both), strict=True)
+        return list(logits), list(deltas)
+
+
+def with_cpu_layers(detector: Detector, *, dtype: torch.dtype = torch.float32) -> Detector:
     """Return a detector in eval mode with faster layers; the given one stays as it is.
+
+    They compute in `dtype`, float32 or bfloat16. The backbone takes float32 and returns `dtype`;
+    the RPN's head takes and returns float32.
 
     Layers that are not replaced share their weights with it.
     """
     assert not detector.training, "batch norm must be on its running statistics"
     weights = {id(tensor): tensor for tensor in chain(detector.parameters(), detector.buffers())}
     twin = copy.deepcopy(detector, weights)
+    for module in list(twin.backbone.modules()):
+        _fold_batch_norm(module)
+    twin.rpn.head = RpnHead(twin.rpn.head, dtype=dtype)
     for part in (twin.backbone, twin.rpn.head):
-        for module in list(part.modules()):
-            _fold_batch_norm(module)
         for module in list(part.modules()):
             for name, layer in list(module.named_children()):
                 if isinstance(layer, nn.Conv2d):
-                    setattr(module, name, _faster(layer))
+                    setattr(module, name, _faster(layer, dtype))
     return twin
+
+
+def linear(weight_OC: Tensor, bias_O: Tensor, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return a linear layer, N x C to N x O, that computes in `dtype` where oneDNN can."""
+    if onednn.usable():
+        return onednn.OneDnnLinear(weight_OC, bias_O, dtype=dtype)
+    layer = nn.Linear(weight_OC.shape[1], weight_OC.shape[0], device="meta")
+    layer.weight = nn.Parameter(weight_OC, requires_grad=False)
+    layer.bias = nn.Parameter(bias_O, requires_grad=False)
+    return layer
 
 
 def _fold_batch_norm(module: nn.Module) -> None:
@@ -69,9 +110,12 @@ def _fold_batch_norm(module: nn.Module) -> None:
             setattr(module, norm_name, nn.Identity())
 
 
-def _faster(conv: nn.Conv2d) -> nn.Module:
-    if winograd.fits(conv) and conv.in_channels in WINOGRAD_CHANNELS:
+def _faster(conv: nn.Conv2d, dtype: torch.dtype) -> nn.Module:
+    wide = NATIVE_WINOGRAD_CHANNELS if winograd_native.usable() else WINOGRAD_CHANNELS
+    if winograd.fits(conv) and conv.in_channels in wide:
         return winograd.WinogradConv(conv)
+    if onednn.usable():
+        return onednn.OneDnnConv(conv, dtype=dtype)
     if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1:
         return PointwiseConv(conv)
     return copy.deepcopy(conv).to(memory_format=torch.channels_last)

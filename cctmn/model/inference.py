@@ -22,11 +22,11 @@ from torchvision.models.detection import roi_heads
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
 from cctmn.contract import MEAN, STD
-from cctmn.model import ranking
+from cctmn.model import onednn, ranking
 from cctmn.model.backbone import CHANNELS, Size
 from cctmn.model.classifier import Classifier
 from cctmn.model.constants import MASK_LOGIT, ROI_CELLS
-from cctmn.model.cpu_layers import with_cpu_layers
+from cctmn.model.cpu_layers import linear, with_cpu_layers
 from cctmn.model.detector import Detector
 
 MULTIPLE_PX: Final = 32  # stride of the deepest layer; torchvision pads to it as well
@@ -58,13 +58,13 @@ class Predictor:
     one padded shape run as a true batch. On the CPU they run one by one, for a
     batch was not faster there. `true_batches` overrides this choice.
 
-    `device` defaults to the device of the network's weights. `precision` is that of the backbone;
-    all that follows is float32. `threads` sets the number of CPU threads of this process.
-    `lesion_nms_iou` overrides the NMS threshold of the network's reported lesions. Weights that
-    change later have no effect.
+    `device` defaults to the device of the network's weights. `precision` is that of the backbone
+    and, on the CPU, of the wide products of the heads; all else is float32. `threads` sets the
+    number of CPU threads of this process. `lesion_nms_iou` overrides the NMS threshold of the
+    network's reported lesions. Weights that change later have no effect.
 
-    On the CPU in float32, faster layers take the place of some of the network's own. That copies
-    weights, so `own_layers` is for a network of which a few slices are asked.
+    On the CPU, faster layers take the place of some of the network's own. That copies weights, so
+    `own_layers` is for a network of which a few slices are asked.
     """
 
     def __init__(
@@ -84,13 +84,17 @@ class Predictor:
         self._classifier = net if isinstance(net, Classifier) else None
         self._detector = net.detector if isinstance(net, Classifier) else net
         self._device = next(net.parameters()).device
-        self._precision = precision
         self._nms_iou = self._detector.lesion_nms_iou if lesion_nms_iou is None else lesion_nms_iou
         on_cpu = self._device.type == "cpu"
         self._true_batches = not on_cpu if true_batches is None else true_batches
-        if on_cpu and precision == "float32" and not own_layers:
-            self._detector = with_cpu_layers(self._detector)
-        self._box_layers = ChannelsLastBoxLayers(self._detector.roi_heads.box_head)
+        dtype = torch.float32 if precision == "float32" else torch.bfloat16
+        has_cpu_layers = on_cpu and not own_layers and (precision == "float32" or onednn.usable())
+        if has_cpu_layers:
+            self._detector = with_cpu_layers(self._detector, dtype=dtype)
+        self._autocast = precision == "bfloat16" and not has_cpu_layers
+        self._box_layers = ChannelsLastBoxLayers(
+            self._detector.roi_heads.box_head, dtype=dtype if has_cpu_layers else torch.float32
+        )
 
     def predict(
         self,
@@ -142,9 +146,7 @@ class Predictor:
         return [_to_prediction(part) for part in _to_host(parts)]
 
     def _features(self, x_B3HW: Tensor) -> dict[str, Tensor]:
-        if self._precision == "float32":
-            return dict(self._detector.backbone(x_B3HW))
-        with torch.autocast(self._device.type, torch.bfloat16):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
             features = self._detector.backbone(x_B3HW)
         return {name: feature.float() for name, feature in features.items()}
 
@@ -197,17 +199,17 @@ class ChannelsLastBoxLayers:
     the row need not be: a copy of 50 MB for 1,000 boxes.
     """
 
-    def __init__(self, head: TwoMLPHead) -> None:
+    def __init__(self, head: TwoMLPHead, *, dtype: torch.dtype) -> None:
         cells = ROI_CELLS**2
         by_channel = head.fc6.weight.detach().unflatten(1, (CHANNELS, cells))
-        self._first = by_channel.transpose(1, 2).flatten(1)
-        self._head = head
+        weight = by_channel.transpose(1, 2).flatten(1)
+        self._first = linear(weight, head.fc6.bias.detach(), dtype=dtype)
+        self._second = head.fc7
 
     def __call__(self, pooled: Tensor) -> Tensor:
         """Return P x ROI_WIDTH from P x C x S x S."""
         rows = pooled.permute(0, 2, 3, 1).flatten(1)
-        hidden = F.relu(F.linear(rows, self._first, self._head.fc6.bias))
-        return F.relu(F.linear(hidden, self._head.fc7.weight, self._head.fc7.bias))
+        return F.relu(self._second(F.relu(self._first(rows).float())))
 
 
 @dataclass(eq=False)

@@ -17,9 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cctmn.model import onednn
+from cctmn.model import winograd_native as native
+
 TILE: Final = 4  # outputs of a tile, per side
 POINTS: Final = TILE + 2  # inputs of a tile, per side
-TILES_AT_ONCE: Final = 256  # so that their values stay in the cache of a core
+# So that the values of these tiles stay in the cache of a core; torch's additions have a cost each.
+NATIVE_TILES_AT_ONCE: Final = 128
+TILES_AT_ONCE: Final = 256
 
 # The transforms of a line of outputs, inputs and weights, one row per value that they give.
 _OUTPUT: Final = (
@@ -47,57 +52,108 @@ _WEIGHTS: Final = (
 
 
 class WinogradConv(nn.Module):
-    """A `Conv2d` of 3 x 3, stride 1 and padding 1, for inference in float32 on the CPU.
+    """A `Conv2d` of 3 x 3, stride 1 and padding 1, for inference on the CPU.
 
-    The weights are those of `conv` when this is built. Slices of a batch run one by one, so that
-    their values do not depend on each other.
+    It computes in float32, and takes and returns maps of float32 or bfloat16. The weights are those
+    of `conv` when this is built. Slices of a batch run one by one, so that their values do not
+    depend on each other.
     """
-
-    matrices: Tensor  # 36 x C x O
-    bias: Tensor | None  # O
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         assert fits(conv), conv
         transform = torch.tensor(_WEIGHTS, dtype=torch.float64)
         weight = conv.weight.detach().double()
-        matrices = torch.einsum("ai,bj,ocij->abco", transform, transform, weight).flatten(0, 1)
-        self.register_buffer("matrices", matrices.float().contiguous())
-        self.register_buffer("bias", None if conv.bias is None else conv.bias.detach())
+        matrices_POC = torch.einsum("ai,bj,ocij->aboc", transform, transform, weight).flatten(0, 1)
+        channels = (conv.in_channels, conv.out_channels)
+        is_native = (
+            native.usable() and onednn.usable() and not any(c % native.LANES for c in channels)
+        )
+        products = GroupedProducts if is_native else BatchedProducts
+        self._products = products(matrices_POC.float())
+        self._num_out = conv.out_channels
+        self._bias = (
+            torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().clone()
+        )
+        self._convolve = self._by_library if is_native else self._by_torch
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return B x O x H x W, in channels-last memory."""
-        one_by_one = [self._convolve(x_HWC) for x_HWC in x_BCHW.permute(0, 2, 3, 1)]
+        x_BHWC = x_BCHW.permute(0, 2, 3, 1)
+        one_by_one = [self._convolve(x_HWC) for x_HWC in x_BHWC]
         y_BHWO = one_by_one[0][None] if len(one_by_one) == 1 else torch.stack(one_by_one)
         return y_BHWO.permute(0, 3, 1, 2)
 
-    def _convolve(self, x_HWC: Tensor) -> Tensor:
+    def _by_library(self, x_HWC: Tensor) -> Tensor:
+        x_HWC = x_HWC.contiguous()
+        height, width, channels = x_HWC.shape
+        rows, columns = -(-height // TILE), -(-width // TILE)
+        step = max(1, NATIVE_TILES_AT_ONCE // columns)
+        y_HWO = x_HWC.new_empty(height, width, self._num_out)
+        for first in range(0, rows, step):
+            tiles = min(step, rows - first) * columns
+            inputs_TPC = torch.empty(tiles, POINTS**2, channels)
+            native.inputs(x_HWC, inputs_TPC, first=first, columns=columns)
+            products_TPO = self._products(inputs_TPC)
+            native.outputs(products_TPO, self._bias, first=first, columns=columns, out_HWC=y_HWO)
+        return y_HWO
+
+    def _by_torch(self, x_HWC: Tensor) -> Tensor:
         height, width, channels = x_HWC.shape
         rows, columns = -(-height // TILE), -(-width // TILE)
         right, below = TILE * columns - width + 1, TILE * rows - height + 1
-        padded = F.pad(x_HWC, (0, 0, 1, right, 1, below))
-        num_out = self.matrices.shape[-1]
-        y_T4X4O = x_HWC.new_empty(rows, TILE, columns, TILE, num_out)
+        padded = F.pad(x_HWC.float(), (0, 0, 1, right, 1, below))
+        y_T4X4O = padded.new_empty(rows, TILE, columns, TILE, self._num_out)
         step = max(1, TILES_AT_ONCE // columns)
         for first in range(0, rows, step):
             count = min(step, rows - first)
             part = padded[TILE * first : TILE * (first + count) + 2]
             # 1. Inputs: rows, then columns.
-            by_row = x_HWC.new_empty(POINTS, count, padded.shape[1], channels)
+            by_row = part.new_empty(POINTS, count, padded.shape[1], channels)
             _combine(_INPUT, _every_fourth(part, dim=0, count=count), out=by_row.unbind())
-            inputs = x_HWC.new_empty(POINTS, POINTS, count, columns, channels)
+            inputs = part.new_empty(POINTS, POINTS, count, columns, channels)
             _combine(_INPUT, _every_fourth(by_row, dim=2, count=columns), out=inputs.unbind(1))
             # 2. One matrix product per point.
-            products = torch.bmm(inputs.reshape(POINTS**2, -1, channels), self.matrices)
-            products = products.reshape(POINTS, POINTS, count, columns, num_out)
+            products = self._products(inputs.reshape(POINTS**2, -1, channels))
+            products = products.reshape(POINTS, POINTS, count, columns, self._num_out)
             # 3. Outputs: rows, then columns.
-            of_rows = x_HWC.new_empty(TILE, POINTS, count, columns, num_out)
+            of_rows = part.new_empty(TILE, POINTS, count, columns, self._num_out)
             _combine(_OUTPUT, products.unbind(), out=of_rows.unbind())
             out = y_T4X4O[first : first + count]
             _combine(_OUTPUT, of_rows.unbind(1), out=out.permute(3, 1, 0, 2, 4).unbind())
-            if self.bias is not None:
-                out.add_(self.bias)
-        return y_T4X4O.reshape(TILE * rows, TILE * columns, num_out)[:height, :width]
+            out.add_(self._bias)
+        y_HWO = y_T4X4O.reshape(TILE * rows, TILE * columns, self._num_out)[:height, :width]
+        return y_HWO.to(x_HWC.dtype)
+
+
+class BatchedProducts(nn.Module):
+    """One matrix product per point, as a batch of matrix products."""
+
+    def __init__(self, matrices_POC: Tensor) -> None:
+        super().__init__()
+        self._matrices_PCO = matrices_POC.transpose(1, 2).contiguous()
+
+    def forward(self, x_PTC: Tensor) -> Tensor:
+        """Return P x T x O."""
+        return torch.bmm(x_PTC, self._matrices_PCO)
+
+
+class GroupedProducts(nn.Module):
+    """One matrix product per point, as oneDNN's convolution of 1 x 1 in groups, which is faster."""
+
+    def __init__(self, matrices_POC: Tensor) -> None:
+        super().__init__()
+        points, self._num_out, channels = matrices_POC.shape
+        total = points * self._num_out
+        conv = nn.Conv2d(points * channels, total, 1, groups=points, bias=False, device="meta")
+        weight = matrices_POC.reshape(total, channels, 1, 1)
+        conv.weight = nn.Parameter(weight, requires_grad=False)
+        self._conv = onednn.OneDnnConv(conv)
+
+    def forward(self, x_TPC: Tensor) -> Tensor:
+        """Return T x P x O."""
+        as_map = x_TPC.flatten(1).t()[None, :, :, None]
+        return self._conv(as_map)[0, :, :, 0].t().unflatten(1, (-1, self._num_out))
 
 
 def fits(conv: nn.Conv2d) -> bool:
