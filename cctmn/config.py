@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 
 from cctmn.classes import BACKBONES, COVIDX_CLASSES, LESION_MODES
 from cctmn.errors import ConfigError
+from cctmn.numerics import PRECISIONS
 from cctmn.settings import describe, flatten, nearest, parse, replace, setting, to_text
 
 C = TypeVar("C")
@@ -68,6 +69,12 @@ class ScoreConfig:
         "certain one is dropped; 0 = that of the model's card, which is 0.5 as published.",
         low=0,
         high=1,
+    )
+    precision: str = setting(
+        "auto",
+        "Number format of the network; auto = float32 on every device; tf32, on a GPU only, and "
+        "bfloat16 round more and can change scores and classes.",
+        choices=("auto", *PRECISIONS),
     )
     gpu_wait_min: float = setting(
         60.0,

@@ -22,7 +22,7 @@ from cctmn.phantom import layouts
 from cctmn.report import archive_report, render, worklist
 from cctmn.reporter import Reporter
 from cctmn.score import models
-from cctmn.score.run import ScoreJob
+from cctmn.score.job import ScoreJob
 
 MODEL = f"{SHIPPED}demo"
 PATIENTS, SLICES = 4, 8

@@ -8,11 +8,13 @@ part. Each slice takes as long as the variable says, without using the processor
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
 from cctmn.cli import cli, main
+from cctmn.numerics import precision_of
 from cctmn.score import models
 from tests.makers import stand_in
 
@@ -26,7 +28,9 @@ def environment(*, sleep_s: float) -> dict[str, str]:
 
 
 def open_stand_in(folder: str, **options: Any) -> Any:
-    return stand_in(sleep_s=float(os.environ["CCTMN_TEST_SLEEP_S"]))
+    precision = precision_of(options.get("precision", "auto"))
+    source = stand_in(sleep_s=float(os.environ["CCTMN_TEST_SLEEP_S"]))
+    return dataclasses.replace(source, precision=precision)
 
 
 if __name__ == "__main__":

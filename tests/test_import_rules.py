@@ -47,6 +47,7 @@ LEVELS = {
     "schema": 7,
     "classes": 7,
     "identity": 7,
+    "numerics": 7,
     "reporter": 7,
     "versions": 7,
 }

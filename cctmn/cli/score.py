@@ -14,6 +14,7 @@ from cctmn import config
 from cctmn.cli.common import TerminalReporter, resumable, tree_text
 from cctmn.cli.settings import settings_epilog
 from cctmn.errors import EXIT_ERROR_RATE, EXIT_OK, EXIT_REFUSED, ConfigError, state_of
+from cctmn.numerics import DEVICE_NOUNS
 from cctmn.reporter import printable
 
 ANONYMOUS_HELP = "Read the buckets of INPUT without a key: public ones."
@@ -105,21 +106,24 @@ def score(
 
     from cctmn import store
     from cctmn.score import run
+    from cctmn.score.job import MANIFEST, ScoreJob
 
     access = store.S3Access(anonymous=anonymous, requester_pays=requester_pays)
     reporter = TerminalReporter(quiet=quiet)
     if dry_run:
         store.set_s3_access(replace(access, own=(store.to_uri(out),)))
-        plan = run.dry_run(inputs, out=out, root=root, report=reporter)
+        plan = run.dry_run(inputs, out=out, root=root, settings=settings, report=reporter)
         click.echo(json.dumps(plan, indent=2) if as_json else _plan_text(plan))
         return
     from cctmn.score.models import open_source
 
     assert model is not None
-    job = run.ScoreJob(
+    job = ScoreJob(
         inputs=inputs,
         out=out,
-        source=open_source(model, lesion_nms_iou=settings.lesion_nms_iou),
+        source=open_source(
+            model, lesion_nms_iou=settings.lesion_nms_iou, precision=settings.precision
+        ),
         settings=settings,
         limit=limit,
         retry_errors=retry_errors,
@@ -130,7 +134,8 @@ def score(
         summary = run.score(job, address=address, report=reporter)
     _report(summary, out, reporter=reporter)
     if as_json:
-        click.echo(json.dumps(run.manifest(job, summary), indent=2))
+        written = store.read_all(store.join(store.to_uri(out), MANIFEST))
+        click.echo(json.dumps(json.loads(written), indent=2))
     sys.exit(summary.exit_code)
 
 
@@ -237,6 +242,8 @@ def demo(out: Path) -> None:
 
 def _plan_text(plan: dict[str, Any]) -> str:
     lines = [f"{plan['slices']:,} slices: {plan['done']:,} done, {plan['pending']:,} to score"]
+    devices = DEVICE_NOUNS.get(plan["device"], "GPUs if the cluster has any, else on CPUs")
+    lines.append(f"  {plan['precision']} on {devices}")
     lines += [f"  {n:>9,}  {name}" for name, n in plan["kinds"].items()]
     lines += [f"  {n:>9,}  in {name}" for name, n in plan["containers"].items() if name != "loose"]
     lines += [f"  {n:>9,}  passed over: {code}" for code, n in plan["passed_over"].items()]

@@ -1,7 +1,8 @@
 """The files of OUT/predictions: how a block of rows is written, and how a file is checked later.
 
 A file's name ends with the hash of its bytes, so that any damage shows. Its metadata hold the
-fingerprint of the run's identity and a check value of the folder's key. A file of another model
+fingerprint of the run's identity, a check value of the folder's key, and the device and precision
+of its scores. A file of another model
 that got into the folder is therefore refused, also when OUT/private/run.json is lost.
 """
 
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 
 from cctmn import store
 from cctmn.errors import ResumeError
+from cctmn.numerics import Numerics
 from cctmn.pseudonym import pseudonym
 
 _NAME: Final = re.compile(r"[0-9a-f]{16}-([0-9a-f]{16})\.parquet")
@@ -32,16 +34,20 @@ class Stamp:
 
     fingerprint: str
     key_check: str
+    numerics: Numerics | None = None  # None while the device of a new folder is not chosen
 
     @classmethod
-    def of(cls, *, fingerprint: str, key: bytes) -> Stamp:
+    def of(cls, *, fingerprint: str, key: bytes, numerics: Numerics | None = None) -> Stamp:
         """Return the stamp of a run. The check value does not reveal the key."""
-        return cls(fingerprint, pseudonym(key, "key check", ""))
+        return cls(fingerprint, pseudonym(key, "key check", ""), numerics)
 
 
-def write(rows: pa.Table, *, folder: str, schema: pa.Schema, stamp: Stamp) -> None:
+def write(
+    rows: pa.Table, *, folder: str, schema: pa.Schema, stamp: Stamp, device_name: str = ""
+) -> None:
     """Write a block of rows as one file, or nothing where there is no row.
 
+    `device_name` is that of the device on which the rows were scored.
     The file is whole and on the disk, or stored on S3, when this returns.
     """
     if not len(rows):
@@ -50,6 +56,7 @@ def write(rows: pa.Table, *, folder: str, schema: pa.Schema, stamp: Stamp) -> No
         **(schema.metadata or {}),
         _FINGERPRINT: stamp.fingerprint.encode(),
         _KEY_CHECK: stamp.key_check.encode(),
+        **(stamp.numerics.as_metadata(device_name) if stamp.numerics else {}),
     }
     _put(rows.select(schema.names).cast(schema).replace_schema_metadata(metadata), folder)
 
@@ -96,6 +103,12 @@ def is_named_by_hash(uri: str) -> bool:
 
 
 def _check_stamp(metadata: Mapping[bytes, bytes], *, uri: str, stamp: Stamp) -> None:
+    held = Numerics.of_file(metadata)
+    if held and stamp.numerics and held != stamp.numerics:
+        raise ResumeError(
+            f"holds scores in {held}, this job is to compute in {stamp.numerics}; use a new OUT",
+            uri,
+        )
     for name, ours, what in (
         (_FINGERPRINT, stamp.fingerprint, "another model or other settings"),
         (_KEY_CHECK, stamp.key_check, "another private/key"),

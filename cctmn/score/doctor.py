@@ -27,6 +27,7 @@ from cctmn import lease, runtime, store, versions
 from cctmn.config import ScoreConfig
 from cctmn.contract import InputContract
 from cctmn.errors import SLICE_CODES, CctmnError, StoreError, state_of
+from cctmn.numerics import processor_name
 from cctmn.read import inventory
 from cctmn.reporter import duration
 from cctmn.score import models, run, scorer
@@ -109,6 +110,7 @@ def _machine(out: str | None) -> dict[str, Any]:
     gib = 1 << 30
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     machine: dict[str, Any] = {
+        "processor": processor_name(),
         "cpu_cores": runtime.usable_cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / gib, 1),
         "gpus": [f"{gpu.name}, {gpu.total_memory / gib:.0f} GiB" for gpu in gpus],
@@ -278,6 +280,8 @@ def _estimate(
         "slices": len(rows),
         "slices_are_all": complete,
         "device": "GPU" if gpus else "CPU, one core per scorer",
+        "device_name": scorer.device_name(net),
+        "precision": source.precision,
         "scorers": scorers,
         "seconds_per_slice_and_scorer": round(seconds, 4),
         "time_s": round(total_s, 1),

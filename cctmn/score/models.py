@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cctmn.errors import ModelError
 from cctmn.model.card import lesion_rule, parameter_counts, portable, read_card, read_weights
+from cctmn.numerics import BFLOAT16, FLOAT32, TF32, precision_of, processor_name
 from cctmn.score.scorer import ImageArray, ModelSource
 
 if TYPE_CHECKING:
@@ -27,10 +28,13 @@ _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 class NetScorer:
     """The networks of one model folder on the GPU that this process was given, or on one CPU core.
 
-    Raises ModelError if it was given a GPU that torch cannot use.
+    Without a GPU it computes on the CPU, also where torch could use one. `precision` is one of
+    numerics.PRECISIONS. Raises ModelError if it was given a GPU that torch cannot use.
     """
 
-    def __init__(self, uri: str, gpu: bool, *, lesion_nms_iou: float) -> None:
+    def __init__(
+        self, uri: str, gpu: bool, *, lesion_nms_iou: float, precision: str = FLOAT32
+    ) -> None:
         import torch
 
         from cctmn.model import checkpoint
@@ -42,19 +46,27 @@ class NetScorer:
                 "nvidia-smi, or score on CPUs with --device cpu"
             )
         keep_freed_memory()
-        use_ieee_float32()
+        assert gpu or precision != TF32, "the job must refuse this"
+        set_float32(TF32 if precision == TF32 else "ieee")
         # One thread, for there is one scorer per core.
         net = checkpoint.load(uri).net
         device = "cuda" if gpu else "cpu"
-        self._predictor = Predictor(net, device=device, threads=1, lesion_nms_iou=lesion_nms_iou)
+        self.device_name = torch.cuda.get_device_name() if gpu else processor_name()
+        self._predictor = Predictor(
+            net,
+            device=device,
+            precision="bfloat16" if precision == BFLOAT16 else "float32",
+            threads=1,
+            lesion_nms_iou=lesion_nms_iou,
+        )
 
     def predict(self, images: Sequence[ImageArray], *, masks: bool) -> list[Prediction]:
         """One prediction per image, in order; with `masks`, lesions have mask logits."""
         return self._predictor.predict(images, masks=masks)
 
 
-def use_ieee_float32() -> None:
-    """Let a GPU compute in float32 as IEEE 754 has it.
+def set_float32(precision: str) -> None:
+    """Let a GPU compute in float32 as IEEE 754 has it ("ieee"), or in TF32 ("tf32").
 
     By default PyTorch rounds the inputs of a GPU's convolutions to TF32, with 10 bits of fraction.
     That reorders boxes of nearly equal scores, and module S reads boxes by their rank.
@@ -62,11 +74,11 @@ def use_ieee_float32() -> None:
     import torch
 
     if hasattr(torch.backends.cudnn, "conv"):  # PyTorch 2.9 and later
-        torch.backends.cudnn.conv.fp32_precision = "ieee"
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        torch.backends.cudnn.conv.fp32_precision = precision
+        torch.backends.cuda.matmul.fp32_precision = precision
     else:
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = precision == TF32
+        torch.backends.cuda.matmul.allow_tf32 = precision == TF32
 
 
 def keep_freed_memory() -> None:
@@ -81,11 +93,15 @@ def keep_freed_memory() -> None:
             libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def open_source(folder: str, *, lesion_nms_iou: float = 0.0) -> ModelSource:
+def open_source(
+    folder: str, *, lesion_nms_iou: float = 0.0, precision: str = "auto"
+) -> ModelSource:
     """Open the model at a path or S3 URI. Raises ModelError unless its weights fit its card.
 
     `lesion_nms_iou` is the NMS threshold of the reported lesions; with 0 it is that of the card.
+    `precision` is a value of that setting.
     """
+    precision = precision_of(precision)
     card = read_card(folder)
     if lesion_nms_iou:
         card = replace(card, lesions=lesion_rule(nms_iou=lesion_nms_iou))
@@ -111,8 +127,14 @@ def open_source(folder: str, *, lesion_nms_iou: float = 0.0) -> ModelSource:
         activation=card.activation,
         input=dict(card.input),
         identity=identity,
-        load=functools.partial(NetScorer, portable(folder), lesion_nms_iou=card.lesion_nms_iou),
+        load=functools.partial(
+            NetScorer,
+            portable(folder),
+            lesion_nms_iou=card.lesion_nms_iou,
+            precision=precision,
+        ),
         mask_head=arch.mask_head,
         temperature=card.temperature,
         described=card.described | parameter_counts(weights),
+        precision=precision,
     )

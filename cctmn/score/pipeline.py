@@ -8,7 +8,9 @@ Otherwise Ray would fuse them into one process and nothing would overlap.
 from __future__ import annotations
 
 import logging
+import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,7 @@ from cctmn import errors, runtime, schema, store, tables
 from cctmn.contract import InputContract
 from cctmn.score import commit, meters
 from cctmn.score.prepare import prepare
-from cctmn.score.scorer import ModelSource, score
+from cctmn.score.scorer import ModelSource, device_name, score
 
 # A block that a scorer has taken waits for that scorer, also when its node dies, so the nodes that
 # are left must have a place for it. Half a core each: half of the nodes can hold all scorers, with
@@ -47,6 +49,21 @@ class Plan:
     access: store.S3Access  # to the buckets of INPUT
     run: str = ""  # id in the metrics
 
+    @property
+    def num_devices(self) -> int:
+        """Number of CPU cores or GPUs that score at first."""
+        shared = self.gpus_per_actor if 0 < self.gpus_per_actor < 1 else 1
+        return max(1, round(self.first_actors * shared))
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A block of rows that is committed, and the scorer that computed it."""
+
+    rows: int
+    scorer: str  # id of its process
+    device_name: str
+
 
 class Stalled(Exception):  # noqa: N818  (an end of this graph, not of the job)
     """Nothing moved for STALL_S: blocks wait for scorers that the cluster has no place for."""
@@ -58,6 +75,7 @@ class _ScoreBlock:
     def __init__(self, *, source: ModelSource, plan: Plan) -> None:
         self._source, self._plan = source, plan
         self._scorer = source.load(plan.gpus_per_actor > 0)
+        self._id, self._device_name = secrets.token_hex(8), device_name(self._scorer)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         rows = score(
@@ -69,6 +87,8 @@ class _ScoreBlock:
             masks=self._plan.masks,
         )
         meters.scored(rows, run=self._plan.run)
+        for name, value in (("scorer", self._id), ("device_name", self._device_name)):
+            rows = rows.append_column(name, pa.array([value] * len(rows), pa.string()))
         return rows
 
 
@@ -84,15 +104,19 @@ def _prepare_block(block: pa.Table, *, source: ModelSource, key: bytes, plan: Pl
 def _commit_block(
     block: pa.Table, *, out: str, columns: pa.Schema, stamp: commit.Stamp
 ) -> pa.Table:
-    commit.write(block, folder=out, schema=columns, stamp=stamp)
-    return pa.table({"rows": [len(block)]})
+    if not len(block):
+        return pa.table({"rows": [0], "scorer": [""], "device_name": [""]})
+    scorer, name = (block[column][0].as_py() for column in ("scorer", "device_name"))
+    commit.write(block, folder=out, schema=columns, stamp=stamp, device_name=name)
+    return pa.table({"rows": [len(block)], "scorer": [scorer], "device_name": [name]})
 
 
 def execute(
     todo: str, *, out: str, source: ModelSource, key: bytes, plan: Plan, stamp: commit.Stamp
-) -> None:
+) -> Iterator[Committed]:
     """Score every row of the Parquet files in `todo` into the folder `out` (both URIs).
 
+    Yields each block when it is committed.
     Raises StoreError if storage does not answer, ModelError if a scorer cannot load its model,
     Stalled if the cluster is not what it was; what was committed until then stays.
     """
@@ -139,9 +163,9 @@ def execute(
         )
     )
     try:
-        for _ in graph.iter_batches(batch_size=None, batch_format="pyarrow"):
-            # Each is the number of rows that were committed.
+        for table in graph.iter_batches(batch_size=None, batch_format="pyarrow"):
             runtime.finished_something()
+            yield from (Committed(**row) for row in table.to_pylist() if row["rows"])
     except ExecutionTimeoutError:
         raise Stalled from None
     except ray.exceptions.RayError as error:

@@ -11,7 +11,7 @@ import functools
 import io
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from cctmn import store, tables
 from cctmn.errors import ResumeError, state_of
+from cctmn.numerics import device_name_of_file
 from cctmn.score import commit
 
 
@@ -35,6 +36,7 @@ class Counts:
     flags: dict[str, int]  # scored rows by flag
     abstained: int  # scored rows outside what the model is made for
     classes: dict[str, int]  # scored rows by predicted class, without the abstained ones
+    devices: dict[str, int] = field(default_factory=dict)  # scored rows by name of the device
 
 
 def remove_damaged(folder: str, *, stamp: commit.Stamp) -> int:
@@ -188,6 +190,7 @@ def count(folder: str, *, indexed: Iterator[pa.Table]) -> Counts:
     codes: Counter[str] = Counter()
     flags: Counter[str] = Counter()
     classes: Counter[str] = Counter()
+    devices: Counter[str] = Counter()
     ids: list[pa.Array] = []
     abstained = 0
     for uri in tables.parquet_files(folder):
@@ -196,6 +199,8 @@ def count(folder: str, *, indexed: Iterator[pa.Table]) -> Counts:
         codes.update(table["error_code"].to_pylist())
         scored = table.filter(pc.equal(table["error_code"], ""))
         flags.update(pc.list_flatten(scored["flags"]).to_pylist())
+        if len(scored):
+            devices[device_name_of_file(table.schema.metadata)] += len(scored)
         counted = scored.filter(pc.invert(scored["abstained"].fill_null(False)))
         abstained += len(scored) - len(counted)
         classes.update(name for name in counted["pred_class"].to_pylist() if name is not None)
@@ -224,4 +229,5 @@ def count(folder: str, *, indexed: Iterator[pa.Table]) -> Counts:
         flags=dict(sorted(flags.items())),
         abstained=abstained,
         classes=dict(sorted(classes.items())),
+        devices=dict(sorted(devices.items())),
     )

@@ -8,37 +8,28 @@ Writes: OUT/predictions, OUT/studies, OUT/private, OUT/manifest.json.
 
 from __future__ import annotations
 
-import json
+import functools
 import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
 
-from cctmn import folder, runtime, store, studies, tables, versions
+from cctmn import folder, numerics, runtime, store, studies, tables
 from cctmn.config import ScoreConfig
-from cctmn.errors import (
-    EXIT_ERROR_RATE,
-    EXIT_OK,
-    EXIT_REFUSED,
-    TRANSIENT,
-    ConfigError,
-    PreflightError,
-    ResumeError,
-    state_of,
-)
-from cctmn.identity import FITTED_ON, KEY, RunIdentity
+from cctmn.errors import TRANSIENT, ConfigError, PreflightError, ResumeError, state_of
+from cctmn.identity import FITTED_ON, KEY
+from cctmn.numerics import CPU, CUDA
 from cctmn.read import inventory
 from cctmn.reporter import Reporter, run_id, silent
-from cctmn.score import pipeline, prepare, resume
+from cctmn.score import begun, pipeline, resume
 from cctmn.score.commit import Stamp
+from cctmn.score.job import MANIFEST, ScoreJob, ScoreSummary, manifest
 from cctmn.score.progress import Progress
-from cctmn.score.scorer import ModelSource
 
-FORMAT = 1  # of the output folder
 GPU_BATCH, CPU_BATCH = 16, 4  # slices per forward pass
 # Fewest and most slices per commit. A killed run loses at most one commit per scorer.
 BLOCK_ROWS = (4, 128)
@@ -52,60 +43,6 @@ FETCHERS = (2, 4)
 BLOCKS_PER_ACTOR = 8
 
 
-@dataclass(frozen=True)
-class ScoreJob:
-    """What to score, with which model and settings, and where the results go."""
-
-    inputs: Sequence[str]
-    out: str  # path or s3://
-    source: ModelSource
-    settings: ScoreConfig = field(default_factory=ScoreConfig)
-    limit: int | None = None  # slices of this run
-    retry_errors: bool = False
-    root: str | None = None  # base folder or prefix for relative URIs in a manifest
-    access: store.S3Access = field(default_factory=store.S3Access)  # to the buckets of INPUT
-    reader: int = prepare.READER_VERSION  # an older folder keeps the number it began with
-
-    @property
-    def identity(self) -> RunIdentity:
-        """Everything that changes the prediction rows."""
-        values = {
-            "format": FORMAT,
-            "model": self.source.identity,
-            "ranked_boxes": self.settings.ranked_boxes,
-            "reader": self.reader,
-        }
-        # Without masks the key is absent, so that older folders keep their fingerprint.
-        if self.settings.masks:
-            values["masks"] = True
-        return RunIdentity(values)
-
-
-@dataclass(frozen=True)
-class ScoreSummary:
-    """The result of a scoring run."""
-
-    counts: resume.Counts
-    studies: dict[str, int]  # studies by predicted class; "" for those without an answer
-    scored_now: int  # slices of this run
-    elapsed_s: float
-    max_error_rate: float
-    limited: bool = False  # the run was asked for a part of the slices only
-
-    @property
-    def error_rate(self) -> float:
-        """Fraction of errors among the slices that should have a score; 0 without such slices."""
-        rows = self.counts.ok + self.counts.error
-        return self.counts.error / rows if rows else 0.0
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of the command: 0, 3 for too many errors, 4 for slices left without a row."""
-        if self.counts.pending and not self.limited:
-            return EXIT_REFUSED
-        return EXIT_ERROR_RATE if self.error_rate > self.max_error_rate else EXIT_OK
-
-
 def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silent) -> ScoreSummary:
     """Score every slice of the INPUTs that OUT does not hold yet.
 
@@ -116,6 +53,7 @@ def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silen
         raise ConfigError(
             "masks: this model has no mask head; leave masks out or use another model"
         )
+    assert job.source.precision == numerics.precision_of(job.settings.precision), job.source
     for note in job.source.described.get("notes") or ():
         report(f"caution: {note}")
     out = store.to_uri(job.out)
@@ -126,9 +64,9 @@ def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silen
     store.set_s3_access(job.access)
     with folder.only_writer(out, report=report):
         # 1. Open the folder and bring it into a consistent state.
-        job = _with_reader_of(out, job, report)
+        job = _continued(job, begun.read(out), report)
         key = _open_folder(out, job)
-        stamp = Stamp.of(fingerprint=job.identity.fingerprint(), key=key)
+        stamp = _stamp(job, key)
         if removed := resume.remove_damaged(predictions, stamp=stamp):
             report(
                 f"removed {removed} unfinished or damaged file(s); their slices are scored again"
@@ -137,7 +75,7 @@ def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silen
             report(f"withdrew {resume.withdraw(predictions, None):,} error rows to retry them")
         elif again := resume.withdraw(predictions, TRANSIENT):
             report(f"{again:,} slices could not be read at the last run; reading them again")
-        # 2. List the input, and record which job writes here.
+        # 2. List the input.
         finished = resume.done(predictions)
         indexed = inventory.index(job.inputs, key=key, exclude=out, root=job.root, report=report)
         if changed := resume.write_inventory(known, _counted(indexed, report), finished=finished):
@@ -145,24 +83,18 @@ def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silen
                 f"{changed:,} slices have changed in storage since they were listed; existing rows "
                 "describe the earlier content: use a new OUT to score them again"
             )
-        folder.put_json(
-            store.join(private, "run.json"),
-            {
-                KEY: job.identity.as_json(),
-                "inputs": list(job.inputs),
-                "root": job.root,
-                "settings": asdict(job.settings),
-                "limit": job.limit,
-            },
-        )
-        # 3. Score the slices that have no row yet.
+        # 3. Choose the device, record which job writes here, and score the slices without a row.
         pending = resume.write_todo(
             todo, indexed=tables.inventory(known), finished=finished, limit=job.limit
         )
         report(f"{len(finished):,} slices done, {pending:,} to score")
         del finished
+        scorers: dict[str, str] = {}  # device by id
         if pending:
             with runtime.session(address) as available:
+                job = _on_cluster(job, available, report)
+                _record(job, private)
+                stamp = _stamp(job, key)
                 if job.settings.gpus > available.gpus:
                     runtime.wait_for_gpus(
                         [job.settings.gpus],
@@ -170,9 +102,12 @@ def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silen
                         limit_min=job.settings.gpu_wait_min,
                         report=report,
                     )
-                _execute(job, out=out, key=key, stamp=stamp, pending=pending, report=report)
+                scored = functools.partial(
+                    _execute, job, out=out, key=key, stamp=stamp, scorers=scorers, report=report
+                )
+                scored(pending=pending)
                 if job.limit is None and (left := _put_back(out, key=key, report=report)):
-                    _execute(job, out=out, key=key, stamp=stamp, pending=left, report=report)
+                    scored(pending=left)
             resume.clear(todo)
         # 4. Reconcile the rows with the inventory, and write the studies and the manifest.
         if doubled := resume.remove_doubles(predictions):
@@ -187,18 +122,27 @@ def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silen
             elapsed_s=time.monotonic() - began,
             max_error_rate=job.settings.max_error_rate,
             limited=job.limit is not None,
+            scorers=dict(sorted(Counter(scorers.values()).items())),
         )
-        folder.put_json(store.join(out, "manifest.json"), manifest(job, summary))
+        folder.put_json(store.join(out, MANIFEST), manifest(job, summary))
         if fitted_on := job.source.described.get(FITTED_ON):
             folder.put_json(store.join(private, f"{FITTED_ON}.json"), fitted_on)
     return summary
 
 
 def _execute(
-    job: ScoreJob, *, out: str, key: bytes, stamp: Stamp, pending: int, report: Reporter
+    job: ScoreJob,
+    *,
+    out: str,
+    key: bytes,
+    stamp: Stamp,
+    pending: int,
+    scorers: dict[str, str],
+    report: Reporter,
 ) -> None:
     """Score the pending slices, with a new plan whenever the pipeline stalls.
 
+    Adds the name of each scorer's device to `scorers`, and reports it when the first is known.
     Raises PreflightError if no slice was scored for NO_PROGRESS_S.
     """
     predictions, todo = store.join(out, "predictions"), store.join(out, "private", "todo")
@@ -207,9 +151,13 @@ def _execute(
         plan = make_plan(runtime.resources(), job.settings, pending=pending, access=job.access)
         try:
             with Progress(predictions, total=pending, report=report):
-                pipeline.execute(
+                for block in pipeline.execute(
                     todo, out=predictions, source=job.source, key=key, plan=plan, stamp=stamp
-                )
+                ):
+                    if not scorers:
+                        count = plan.num_devices
+                        report(f"scoring on {count} x {block.device_name}, {job.source.precision}")
+                    scorers[block.scorer] = block.device_name
             return
         except pipeline.Stalled:
             indexed = list(tables.inventory(todo))
@@ -245,17 +193,26 @@ def _put_back(out: str, *, key: bytes, report: Reporter) -> int:
 
 
 def dry_run(
-    inputs: Sequence[str], *, out: str, root: str | None = None, report: Reporter = silent
+    inputs: Sequence[str],
+    *,
+    out: str,
+    root: str | None = None,
+    settings: ScoreConfig | None = None,
+    report: Reporter = silent,
 ) -> dict[str, Any]:
     """Return what a run would do, and write nothing.
 
     The result counts slices (all, done, pending), slices by kind and by container, and by code
-    those that are passed over and those that cannot be scored.
+    those that are passed over and those that cannot be scored. It has the device, "" if the
+    cluster decides it, and the precision. Raises ResumeError if OUT has others.
     """
-    out = store.to_uri(out)
+    name, out, settings = out, store.to_uri(out), settings or ScoreConfig()
+    precision = numerics.precision_of(settings.precision)
+    device = begun.device_of(begun.read(out), gpus=settings.gpus, precision=precision, name=name)
     key = store.read_optional(store.join(out, "private", "key"))
     finished = resume.done(store.join(out, "predictions"))
     plan: dict[str, Any] = {"slices": 0, "done": 0, "pending": 0}
+    plan |= {"device": device, "precision": precision}
     kinds: Counter[str] = Counter()
     containers: Counter[str] = Counter()
     codes: Counter[str] = Counter()
@@ -320,14 +277,18 @@ def make_plan(
 def _open_folder(out: str, job: ScoreJob) -> bytes:
     """Return the folder's key; a new folder gets a new key.
 
-    Raises ResumeError if the folder belongs to another run, or holds predictions without a key.
+    Raises ResumeError if the folder holds rows of another run, or predictions without a key.
     """
-    folder.check_same(store.join(out, "private", "run.json"), identity=job.identity, name=job.out)
-    store.make_folder(store.join(out, "predictions"))
+    predictions = store.join(out, "predictions")
+    store.make_folder(predictions)
+    has_rows = bool(tables.parquet_files(predictions))
+    if has_rows:
+        run = store.join(out, "private", "run.json")
+        folder.check_same(run, identity=job.identity, name=job.out)
     where = store.join(out, "private", "key")
     key = store.read_optional(where)
     if key is None:
-        if tables.parquet_files(store.join(out, "predictions")):
+        if has_rows:
             raise ResumeError(
                 "has predictions but no private/key; restore private/ or use a new OUT", job.out
             )
@@ -336,17 +297,59 @@ def _open_folder(out: str, job: ScoreJob) -> bytes:
     return key
 
 
-def _with_reader_of(out: str, job: ScoreJob, report: Reporter) -> ScoreJob:
-    """Return the job with the reader version of an older folder, and report that it is older."""
-    run = store.read_optional(store.join(out, "private", "run.json"))
-    began = RunIdentity.read(json.loads(run)).values.get("reader") if run else None
-    if not isinstance(began, int) or not 0 < began < job.reader:
-        return job
-    report(
-        f"OUT was begun by version {began} of the reader, now it is {job.reader}: unusual files "
-        "may get other flags, codes or pixels in the new rows; a new OUT has all rows alike"
+def _continued(job: ScoreJob, held: begun.Begun, report: Reporter) -> ScoreJob:
+    """Return the job with the reader and the device of the folder that it resumes.
+
+    Raises ResumeError if the folder has another device or precision.
+    """
+    device = begun.device_of(
+        held, gpus=job.settings.gpus, precision=job.source.precision, name=job.out
     )
-    return replace(job, reader=began)
+    reader = job.reader
+    if held.reader is not None and held.reader < job.reader:
+        reader = held.reader
+        report(
+            f"OUT was begun by version {reader} of the reader, now it is {job.reader}: unusual "
+            "files may get other flags, codes or pixels in the new rows; a new OUT has all rows "
+            "alike"
+        )
+    if held.is_unrecorded:
+        report(
+            "OUT was begun by a version that did not record the device: its scores are float32 of "
+            "an unknown device; a new OUT has all on one kind of device"
+        )
+    in_identity = held.has_numerics_in_identity
+    return replace(job, reader=reader, device=device, has_numerics_in_identity=in_identity)
+
+
+def _on_cluster(job: ScoreJob, available: runtime.Resources, report: Reporter) -> ScoreJob:
+    """Return the job with its kind of device, which stays the same while the cluster changes."""
+    gpus = begun.gpus_per_scorer(
+        job.settings, device=job.device, available=available, report=report
+    )
+    job = replace(job, device=CUDA if gpus else CPU, settings=replace(job.settings, gpus=gpus))
+    begun.check_precision(job.source.precision, device=job.device)
+    return job
+
+
+def _record(job: ScoreJob, private: str) -> None:
+    content = {
+        KEY: job.identity.as_json(),
+        numerics.KEY: job.numerics.as_json(),
+        "inputs": list(job.inputs),
+        "root": job.root,
+        "settings": asdict(job.settings),
+        "limit": job.limit,
+    }
+    folder.put_json(store.join(private, "run.json"), content)
+
+
+def _stamp(job: ScoreJob, key: bytes) -> Stamp:
+    return Stamp.of(
+        fingerprint=job.identity.fingerprint(),
+        key=key,
+        numerics=job.numerics if job.device else None,
+    )
 
 
 def _counted(indexed: Iterator[pa.Table], report: Reporter) -> Iterator[pa.Table]:
@@ -356,36 +359,3 @@ def _counted(indexed: Iterator[pa.Table], report: Reporter) -> Iterator[pa.Table
         total += len(table)
         report(f"indexed {total:,} slices", transient=True)
         yield table
-
-
-def manifest(job: ScoreJob, summary: ScoreSummary) -> dict[str, Any]:
-    """Return what is shared with the predictions: counts and versions, no patient data."""
-    counts = asdict(summary.counts)
-
-    def of_state(state: str) -> dict[str, int]:
-        return {code: n for code, n in counts["codes"].items() if state_of(code) == state}
-
-    return {
-        "format": FORMAT,
-        "complete": summary.counts.pending == 0,
-        "counts": {k: counts[k] for k in ("inventory", "ok", "passed_over", "error", "pending")},
-        "passed_over": of_state("passed_over"),
-        "errors": of_state("error"),
-        "flags": counts["flags"],
-        "abstained": counts["abstained"],
-        "classes": counts["classes"],
-        "studies": {name or "none": n for name, n in summary.studies.items()},
-        "error_rate": round(summary.error_rate, 6),
-        "exit_code": summary.exit_code,
-        "last_run": {
-            "id": run_id(),
-            "slices": summary.scored_now,
-            "elapsed_s": round(summary.elapsed_s, 1),
-        },
-        # Whoever knows a name can test it against the records of sets: they stay in private/.
-        "model": {k: v for k, v in job.source.described.items() if k != FITTED_ON}
-        | {"input": job.source.input},
-        "fingerprint": job.identity.fingerprint(),
-        KEY: job.identity.as_json(),
-        "versions": versions.libraries(),
-    }

@@ -20,6 +20,7 @@ from cctmn import schema
 from cctmn.errors import SLICE_CODES
 from cctmn.metrics.patients import PatientRule
 from cctmn.model.probabilities import probabilities
+from cctmn.numerics import FLOAT32, processor_name
 from cctmn.read.geometry import Affine
 from cctmn.studies import StudyRule
 
@@ -40,6 +41,11 @@ class Scorer(Protocol):
         ...
 
 
+def device_name(scorer: Scorer) -> str:
+    """Return the name of the device that a scorer computes on, its own or the processor's."""
+    return str(getattr(scorer, "device_name", "")) or processor_name()
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """A model as the job sees it: its classes, and how to load it in another process."""
@@ -55,6 +61,7 @@ class ModelSource:
     mask_head: bool = False  # lesions have masks, not boxes alone
     temperature: float = 1.0  # the logits are divided by it before the activation
     described: dict[str, Any] = field(default_factory=dict)  # of the card, for the manifest
+    precision: str = FLOAT32  # one of numerics.PRECISIONS, in which the loaded scorer computes
 
     @property
     def study_rule(self) -> StudyRule:

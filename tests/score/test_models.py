@@ -75,10 +75,10 @@ def test_float32_on_a_gpu_is_not_tf32() -> None:
     """PyTorch's default for convolutions is TF32."""
     program = """
 import torch
-from cctmn.score.models import use_ieee_float32
+from cctmn.score.models import set_float32
 convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
 before = convolutions.fp32_precision
-use_ieee_float32()
+set_float32("ieee")
 print(before, convolutions.fp32_precision, products.fp32_precision)
 """
     done = subprocess.run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -291,11 +292,11 @@ def test_storage_that_dies_stops_the_job_and_loses_nothing(
         s3.upload("dying", f"{n}.png", png(n))
     client = s3.client()
 
-    def gone(todo: str, **rest: object) -> None:
+    def gone(todo: str, **rest: object) -> Iterator[object]:
         for n in range(3):
             client.delete_object(Bucket="dying", Key=f"{n}.png")
         client.delete_bucket(Bucket="dying")
-        execute(todo, **rest)
+        return execute(todo, **rest)
 
     execute = run.pipeline.execute
     monkeypatch.setattr(run.pipeline, "execute", gone)
@@ -311,7 +312,8 @@ def test_storage_that_dies_stops_the_job_and_loses_nothing(
 def test_each_setting_changes_something() -> None:
     """Of the plan, but for max_error_rate (exit code above) and those with tests elsewhere.
 
-    tests/test_runtime.py waits for a GPU, tests/score/test_models.py changes lesion_nms_iou.
+    tests/test_runtime.py waits for a GPU, tests/score/test_models.py changes lesion_nms_iou and
+    tests/score/test_numerics.py the precision.
     """
     resources = runtime.Resources(cpus=6, gpus=0)
 
@@ -328,6 +330,7 @@ def test_each_setting_changes_something() -> None:
         "max_error_rate",
         "gpu_wait_min",
         "lesion_nms_iou",
+        "precision",
     }
 
 

@@ -53,10 +53,10 @@ def at_execution(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], None]) -
     """Let something happen once, between the index and the first read of a slice."""
     execute = run.pipeline.execute
 
-    def execute_after(todo: str, **rest: Any) -> None:
+    def execute_after(todo: str, **rest: Any) -> Iterator[Any]:
         monkeypatch.setattr(run.pipeline, "execute", execute)
         happens()
-        execute(todo, **rest)
+        return execute(todo, **rest)
 
     monkeypatch.setattr(run.pipeline, "execute", execute_after)
 
