@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,6 +66,83 @@ class Numerics:
     def as_json(self) -> dict[str, str]:
         """Return both as a table of JSON."""
         return {"device": self.device, "precision": self.precision}
+
+
+def described(section: Mapping[str, Any]) -> str:
+    """Return what a section of JSON records, for example "float32 on CPUs (AMD EPYC 7763)"."""
+    device, precision = section.get("device"), section.get("precision")
+    if not device or not precision:
+        return f"device and precision {NOT_RECORDED}"
+    names = section.get("devices")
+    listed = ", ".join(map(str, names)) if isinstance(names, Mapping) else ""
+    text = f"{precision} on {DEVICE_NOUNS.get(str(device), device)}"
+    return f"{text} ({listed})" if listed else text
+
+
+@dataclass(frozen=True)
+class Computed:
+    """How the rows of an output were computed, as the metadata of its files record it."""
+
+    numerics: tuple[Numerics, ...] = ()  # more than one if outputs were mixed by hand
+    devices: Mapping[str, int] = field(default_factory=dict)  # rows by name of the device
+
+    @classmethod
+    def of_files(cls, files: Iterable[tuple[Mapping[bytes, bytes] | None, int]]) -> Computed:
+        """Read the metadata of each file; with each stands its number of rows."""
+        found: dict[Numerics, None] = {}
+        devices: Counter[str] = Counter()
+        for metadata, rows in files:
+            if numerics := Numerics.of_file(metadata):
+                found[numerics] = None
+            devices[device_name_of_file(metadata)] += rows
+        return cls(tuple(sorted(found, key=str)), dict(sorted(devices.items())))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return device, precision and names of devices; nothing where nothing is recorded."""
+        if not self.numerics:
+            return {}
+        return {
+            "device": " and ".join(sorted({one.device for one in self.numerics})),
+            "precision": " and ".join(sorted({one.precision for one in self.numerics})),
+            "devices": dict(self.devices),
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know if not all rows were computed alike."""
+        if len(self.numerics) > 1:
+            ways = " and ".join(map(str, self.numerics))
+            return [
+                f"The predictions were computed differently: {ways}. Slices near a tie can have "
+                "another class; score all into one new OUT."
+            ]
+        if self.numerics and (rows := self.devices.get(NOT_RECORDED)):
+            return [
+                f"Device and precision of {rows:,} rows are not recorded, for an older version of "
+                f"cctmn wrote them; the others were computed in {self.numerics[0]}."
+            ]
+        return []
+
+    def difference(self, other: Computed, *, ours: str, theirs: str) -> list[str]:
+        """Return a note if both are known and not alike, e.g. for the outputs of two models."""
+        if not self.numerics or not other.numerics or self.numerics == other.numerics:
+            return []
+        one, two = (" and ".join(map(str, c.numerics)) for c in (self, other))
+        return [
+            f"{ours} were computed in {one}, {theirs} in {two}: a part of the differences may come "
+            "from that."
+        ]
+
+
+def calibration_note(calibration: Mapping[str, Any], computed: Iterable[Numerics]) -> list[str]:
+    """Return a note if a model was calibrated on scores that were computed in another way."""
+    fitted, others = Numerics.read(calibration), [str(one) for one in computed]
+    if fitted is None or not others or others == [str(fitted)]:
+        return []
+    return [
+        f"The model was calibrated on scores computed in {fitted}, these are computed in "
+        f"{' and '.join(others)}: its probabilities may be less well calibrated."
+    ]
 
 
 def device_name_of_file(metadata: Mapping[bytes, bytes] | None) -> str:

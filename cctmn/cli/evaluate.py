@@ -14,6 +14,7 @@ from cctmn.cli.common import (
     label_map_option,
 )
 from cctmn.errors import ConfigError
+from cctmn.numerics import described
 
 # Metrics that the command prints, in this order, by the beginning of their ids.
 HEADLINE = (
@@ -216,6 +217,7 @@ def _headline(metrics: dict[str, Any]) -> str:
     counts = metrics["accounting"]
     steps = ("indexed", "scored", "labelled", "evaluated")
     lines = [", ".join(f"{counts[step]:,} {step}" for step in steps if step in counts)]
+    lines.append(f"predictions: {described(metrics['scoring'])}")
     for prefix in HEADLINE:
         for id_, metric in metrics["metrics"].items():
             if id_.startswith(prefix) and metric["value"] is not None:

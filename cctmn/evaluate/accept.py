@@ -37,6 +37,7 @@ from cctmn.evaluate.observations import Observations, check_positive, observe
 from cctmn.evaluate.options import file_name
 from cctmn.metrics.binary import Conditions, decision_curve, threshold_for
 from cctmn.metrics.proportions import FEW_PATIENTS
+from cctmn.numerics import calibration_note
 from cctmn.reporter import Reporter, silent
 
 FILE: Final = "acceptance.json"
@@ -112,6 +113,7 @@ def accept(options: AcceptanceOptions, *, report: Reporter = silent) -> dict[str
         "predictions": {
             "fingerprint": scored.manifest.get("fingerprint"),
             "sha256": _predictions_sha256(tested.joined),
+            **scored.computed.as_json(),
         },
         "model": model.as_json(),
         "decision_curve": decision_curve(tested.sample, prevalence=rules.prevalence),
@@ -176,6 +178,11 @@ def _operating_point(
             f"{other.model_id}, not {model.model_id}",
         )
     notes = _check_apart(validation.joined, tested.joined)
+    notes += tested.joined.scored.computed.difference(
+        validation.joined.scored.computed,
+        ours="The tested predictions",
+        theirs="those of the validation data, on which the threshold was chosen,",
+    )
     threshold = threshold_for(validation.sample, sensitivity=point.sensitivity)
     if threshold is None:
         raise DataError(
@@ -294,6 +301,9 @@ def _notes(tested: Observations, model: EvaluatedModel, *, unit: str) -> list[st
         ),
     ]
     held = [text for holds, text in texts if holds]
+    computed = tested.joined.scored.computed
+    held += computed.notes
+    held += calibration_note(model.shown.get("calibration") or {}, computed.numerics)
     return [*model.notes, *held, *labels.notes, *tested.joined.notes]
 
 

@@ -74,6 +74,7 @@ def calibrate(
         "labels_sha256": truth.sha256,
         "slices": len(truth_N),
         "set": set_record.record(independence.members_of(joined.labels)),
+        **{k: v for k, v in scored.computed.as_json().items() if k != "devices"},
     }
     if truth.of_patients:
         report("the labels are of patients, so only the rule for patients is fitted")

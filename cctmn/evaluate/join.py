@@ -33,6 +33,7 @@ from cctmn.metrics import bootstrap
 from cctmn.metrics.intervals import ClassifiedSample
 from cctmn.model.card import Card
 from cctmn.model.probabilities import probabilities
+from cctmn.numerics import Computed
 from cctmn.schema import classes_of
 
 # Columns of the predictions that metrics and cohorts need. The lists of lesions are not read.
@@ -70,6 +71,7 @@ class Scored:
     indexed: int  # slices in the inventory, or predictions where there is none
     names: pa.Table | None  # slice_id, uri, member, frame; None without OUT/private
     has_masks: bool  # whether there is a column lesion_masks
+    computed: Computed  # device and precision
 
     @property
     def model_id(self) -> str:
@@ -216,7 +218,8 @@ def read_scored(out: str) -> Scored:
     inventory = pa.concat_tables(listed) if listed else None
     indexed = len(table) if inventory is None else len(inventory)
     has_masks = "lesion_masks" in names
-    return Scored(uri, table, files, classes, manifest, indexed, inventory, has_masks)
+    computed = Computed.of_files((part.schema.metadata, len(part)) for part in parts)
+    return Scored(uri, table, files, classes, manifest, indexed, inventory, has_masks, computed)
 
 
 def join(labels: Labels, scored: Scored, *, key: str = "name", root: str | None = None) -> Joined:

@@ -20,6 +20,7 @@ from cctmn.evaluate.model import evaluated_model
 from cctmn.evaluate.options import EvaluationOptions, file_name
 from cctmn.metrics import document
 from cctmn.metrics.proportions import LEVEL
+from cctmn.numerics import calibration_note
 from cctmn.reporter import Reporter, silent
 
 
@@ -66,6 +67,7 @@ def evaluate(options: EvaluationOptions, *, report: Reporter = silent) -> dict[s
         "scoring": {
             "fingerprint": fingerprint,
             "versions": scored.manifest.get("versions", {}),
+            **scored.computed.as_json(),
         },
     }
     for part in parts:
@@ -75,7 +77,12 @@ def evaluate(options: EvaluationOptions, *, report: Reporter = silent) -> dict[s
         }
         content |= part.sections | shared
     content["metrics"] = {id_: m.as_json() for part in parts for id_, m in part.metrics.items()}
-    content["warnings"] = list(dict.fromkeys(text for part in parts for text in part.warnings))
+    computed = [
+        *scored.computed.notes,
+        *calibration_note(model.shown.get("calibration") or {}, scored.computed.numerics),
+    ]
+    warnings = [*computed, *(text for part in parts for text in part.warnings)]
+    content["warnings"] = list(dict.fromkeys(warnings))
     assert not document.unknown(content), document.unknown(content)
     # 3. Draw the cases, and write all.
     if options.gallery:

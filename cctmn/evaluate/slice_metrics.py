@@ -54,7 +54,10 @@ def evaluate(
         )
     patients = patient_slices(joined)
     cohort_values = {columns: _values(joined, columns) for columns in options.by}
-    pair, compared = (None, None) if options.against is None else _pair(options, joined, model)
+    pair, compared = None, None
+    notes: list[str] = []
+    if options.against is not None:
+        pair, compared, notes = _pair(options, joined, model)
     audited, training = (None, None) if options.training is None else _audit(options, labels)
     to = store.to_uri(options.to)
     _report_unjoined(joined, to, report)
@@ -106,7 +109,7 @@ def evaluate(
     sections["independence"] = fitted.section
     for line in fitted.lines:
         report(line)
-    warnings = _warnings(joined, model, known, has_kept=has_kept) + fitted.warnings
+    warnings = _warnings(joined, model, known, has_kept=has_kept) + notes + fitted.warnings
     if audited is not None:
         sections["audit"] = audited
         warnings += audited["warnings"]
@@ -172,8 +175,8 @@ def _name_column(joined: Joined) -> str:
 
 def _pair(
     options: EvaluationOptions, joined: Joined, model: EvaluatedModel
-) -> tuple[tuple[ClassifiedSample, ClassifiedSample], dict[str, Any]]:
-    """Return both models on the slices that both scored, and the section `comparison`."""
+) -> tuple[tuple[ClassifiedSample, ClassifiedSample], dict[str, Any], list[str]]:
+    """Return both models on the slices that both scored, the section `comparison`, and notes."""
     assert options.against is not None
     if options.key == "patient":
         raise ConfigError("two outputs are compared by slice; give labels with uri or name")
@@ -200,12 +203,19 @@ def _pair(
     # The patients of both are those of the labels, or of this output: keyed ids differ between
     # outputs.
     two = replace(two, group_N=one.group_N, groups=one.groups)
-    return (one, two), {
-        "model_id": other_model.model_id,
-        "name": other_model.name,
-        "n": int(both_N.sum()),
-        "patients": len(np.unique(one.group_N)),
-    }
+    return (
+        (one, two),
+        {
+            "model_id": other_model.model_id,
+            "name": other_model.name,
+            "n": int(both_N.sum()),
+            "patients": len(np.unique(one.group_N)),
+            **scored.computed.as_json(),
+        },
+        joined.scored.computed.difference(
+            scored.computed, ours="These predictions", theirs="those of the other model"
+        ),
+    )
 
 
 def _values(joined: Joined, columns: tuple[str, ...]) -> list[list[str]]:

@@ -182,7 +182,16 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     },
     "comparison": object_of(
         "The other model, and the slices and patients that both models scored.",
-        {"model_id": TEXT, "name": TEXT, "n": COUNT, "patients": COUNT},
+        {
+            "model_id": TEXT,
+            "name": TEXT,
+            "n": COUNT,
+            "patients": COUNT,
+            "device": TEXT,
+            "precision": TEXT,
+            "devices": {"type": "object", "additionalProperties": COUNT},
+        },
+        optional=("device", "precision", "devices"),
     ),
     "cohorts": {
         "description": "Metrics by cohort; those of fewer than ten patients are hidden, and those "
@@ -280,8 +289,16 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
         "additionalProperties": TEXT_OR_NULL,
     },
     "scoring": object_of(
-        "Fingerprint of the settings and libraries of the scoring run.",
-        {"fingerprint": TEXT_OR_NULL, "versions": {"type": "object"}},
+        "Fingerprint and libraries of the scoring run, and the device and precision of its scores, "
+        "with the number of rows by name of the device.",
+        {
+            "fingerprint": TEXT_OR_NULL,
+            "versions": {"type": "object"},
+            "device": TEXT,
+            "precision": TEXT,
+            "devices": {"type": "object", "additionalProperties": COUNT},
+        },
+        optional=("device", "precision", "devices"),
     ),
 }
 # Sections that every evaluation has. The others depend on its options.

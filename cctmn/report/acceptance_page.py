@@ -19,6 +19,7 @@ from cctmn import store
 from cctmn.evaluate import verdicts
 from cctmn.evaluate.criteria import ANY_DISEASE
 from cctmn.metrics.binary import NAMES, RATIOS
+from cctmn.numerics import described
 from cctmn.report import plots, templates
 from cctmn.report.numbers import DASH
 
@@ -61,6 +62,7 @@ def render(content: Mapping[str, Any]) -> str:
     point = content["operating_point"]
     context = {
         "content": content,
+        "computed": described(content["predictions"]),
         "rows": rows,
         "mark": MARKS[content["verdict"]],
         "conclusion": _conclusion(content["verdict"], rows),

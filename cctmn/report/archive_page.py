@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cctmn import schema
+from cctmn import numerics, schema
 from cctmn.errors import EXIT_ERROR_RATE, SLICE_CODES, state_of
 from cctmn.metrics.metric import number, whole
 from cctmn.model.card import ASSETS, SHIPPED, read_card
@@ -170,6 +170,7 @@ def _provenance(archive: ScoredArchive, census: Census) -> Iterator[tuple[str, s
     yield "lesion classes", ", ".join(map(str, model.get("lesion_classes") or ()))
     yield "training slices", count_text(whole(model.get("training_slices")))
     yield "best epoch chosen by", _validation(_dict(model.get("validation")))
+    yield "computed in", numerics.described(_dict(manifest.get(numerics.KEY)))
     yield "scored until", archive.written
     elapsed, slices = number(last.get("elapsed_s")), whole(last.get("slices"))
     if elapsed and slices:

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from cctmn import store
 from cctmn.metrics import document
 from cctmn.metrics.metric import Metric, number
+from cctmn.numerics import described
 from cctmn.report import gallery, papers, plots, published, runs, sections, templates
 from cctmn.report.evaluation import Evaluation, read
 from cctmn.report.plots import Line
@@ -100,6 +101,7 @@ def _context(compared: Sequence[Run], *, folder: str) -> dict[str, Any]:
         "made": section["made"],
         "model": model,
         "labels": section["labels"],
+        "computed": build("scoring", make=lambda: described(evaluation.section("scoring"))),
         "accounting": section["accounting"],
         "level": build("bootstrap", make=lambda: _level(evaluation)),
         "warnings": build("warnings", make=lambda: list(map(str, evaluation.section("warnings")))),

@@ -17,6 +17,7 @@ from typing import Any, Final
 from cctmn import store
 from cctmn.errors import ConfigError, DataError
 from cctmn.metrics.metric import Metric, describe, whole
+from cctmn.numerics import described
 from cctmn.report.evaluation import RERUN, Evaluation, read
 from cctmn.report.numbers import DASH, count_text
 
@@ -116,6 +117,7 @@ def side_by_side(runs: Sequence[Run]) -> tuple[ComparedRow, ...]:
     facts = [
         ("model", [_text(run, "model", "model_id") for run in runs]),
         ("trained weights", [run.variant or DASH for run in runs]),
+        ("predictions computed in", [_computed(run) for run in runs]),
         ("training slices", [_count(run, "training", "slices") for run in runs]),
         ("labelled slices", [_count(run, "accounting", "labelled") for run in runs]),
         ("evaluated slices", [_count(run, "accounting", "evaluated") for run in runs]),
@@ -225,6 +227,11 @@ def _name(evaluation: Evaluation) -> str:
 def _text(run: Run, section: str, key: str) -> str:
     value: Any = run.evaluation.section(section).get(key)
     return DASH if value is None else str(value)
+
+
+def _computed(run: Run) -> str:
+    scoring = run.evaluation.section("scoring")
+    return described(scoring) if scoring.get("precision") else DASH
 
 
 def _count(run: Run, section: str, key: str) -> str:

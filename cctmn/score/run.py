@@ -329,6 +329,9 @@ def _on_cluster(job: ScoreJob, available: runtime.Resources, report: Reporter) -
     )
     job = replace(job, device=CUDA if gpus else CPU, settings=replace(job.settings, gpus=gpus))
     begun.check_precision(job.source.precision, device=job.device)
+    calibration = job.source.described.get("calibration") or {}
+    for note in numerics.calibration_note(calibration, [job.numerics]):
+        report(f"caution: {note}")
     return job
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cctmn import schema
+from cctmn.numerics import Numerics
 
 CLASSES = ("control", "pneumonia", "covid")
 FILE_ROWS = 128  # as a GPU run commits
@@ -27,10 +28,11 @@ def write_output(
     model_id: str = "standin",
     columns: Mapping[str, Sequence[Any]] | None = None,
     classes: Sequence[str] = CLASSES,
+    numerics: Numerics | None = None,
 ) -> None:
     """Write predictions of these names; `errors` has codes by name, "pending" for no row.
 
-    A detector has no classes.
+    A detector has no classes. Without `numerics` it looks like one of an older version.
     """
     (out / "predictions").mkdir(parents=True)
     (out / "private/inventory").mkdir(parents=True)
@@ -64,6 +66,9 @@ def write_output(
         part = pa.Table.from_pylist(
             rows[start : start + FILE_ROWS], schema=schema.predictions(classes)
         )
+        if numerics:
+            metadata = part.schema.metadata | numerics.as_metadata("a processor")
+            part = part.replace_schema_metadata(metadata)
         pq.write_table(part, out / f"predictions/part-{n:05d}.parquet")
     manifest = {
         "model": {"model_id": model_id, "name": "stand-in", "activation": "sigmoid"},
