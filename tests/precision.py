@@ -3,8 +3,9 @@
     python -m tests.precision bfloat16 --slices 100
     python -m tests.precision tf32 --gpu -m model
 
-Both are computed by the scorer of `cctmn score`, one after the other: TF32 is a setting of the whole
-process. Slices are drawn at the height where the patient's finding is visible.
+Both are computed by the scorer of `cctmn score`, one after the other: TF32 is a setting of the
+whole process. Controls, pneumonia and COVID-19 come in turn, each slice at a height where the
+finding of its patient is visible.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cctmn import numerics
+from cctmn.classes import COVIDX_CLASSES
 from cctmn.contract import InputContract
 from cctmn.phantom import draw
 from cctmn.read.preprocess import window
@@ -44,11 +46,12 @@ class Agreement:
 
 
 def phantoms(count: int, *, contract: InputContract, seed: int) -> list[NDArray[np.uint8]]:
-    """Slices of as many patients, in the window of the model."""
+    """Slices of as many patients of each class in turn, in the window of the model."""
     pictures = []
     for number in range(count):
         rng = np.random.default_rng([seed, number])
-        hu = draw.visible_slice(draw.Patient.drawn(rng), rng=rng).hu
+        finding = COVIDX_CLASSES[number % len(COVIDX_CLASSES)]
+        hu = draw.visible_slice(draw.Patient.drawn(rng, finding=finding), rng=rng).hu
         pictures.append(window(hu, contract))
     return pictures
 
