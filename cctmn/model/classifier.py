@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cctmn.model import ranking
 from cctmn.model.backbone import Size
+from cctmn.model.box_layers import ChannelsLastBoxLayers
 from cctmn.model.card import Arch
 from cctmn.model.detector import Detector, RoiAlignFactory
 
@@ -62,7 +63,8 @@ class Classifier(nn.Module):
         features = detector.backbone(x_B3HW)
         # 1. Choose boxes, without gradients.
         with torch.no_grad():
-            outputs = detector.box_outputs(x_B3HW, features, sizes=sizes)
+            layers = ChannelsLastBoxLayers(detector.roi_heads.box_head)
+            outputs = detector.box_outputs(x_B3HW, features, sizes=sizes, box_layers=layers)
             candidates = [output.candidates() for output in outputs]
             chosen = [ranking.choose(one, count=count) for one in candidates]
             proposals = [

@@ -93,8 +93,11 @@ def with_cpu_layers(detector: Detector, *, dtype: torch.dtype = torch.float32) -
 
 
 def linear(weight_OC: Tensor, bias_O: Tensor, *, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Return a linear layer, N x C to N x O, that computes in `dtype` where oneDNN can."""
-    if onednn.usable():
+    """Return a linear layer, N x C to N x O, that computes in `dtype` where oneDNN can.
+
+    On another device than the CPU it is torch's own.
+    """
+    if weight_OC.device.type == "cpu" and onednn.usable():
         return onednn.OneDnnLinear(weight_OC, bias_O, dtype=dtype)
     layer = nn.Linear(weight_OC.shape[1], weight_OC.shape[0], device="meta")
     layer.weight = nn.Parameter(weight_OC, requires_grad=False)
@@ -110,9 +113,14 @@ def _fold_batch_norm(module: nn.Module) -> None:
             setattr(module, norm_name, nn.Identity())
 
 
-def _faster(conv: nn.Conv2d, dtype: torch.dtype) -> nn.Module:
+def is_winograd_faster(conv: nn.Conv2d) -> bool:
+    """Whether Winograd's algorithm computes a convolution faster than oneDNN does directly."""
     wide = NATIVE_WINOGRAD_CHANNELS if winograd_native.usable() else WINOGRAD_CHANNELS
-    if winograd.fits(conv) and conv.in_channels in wide:
+    return winograd.fits(conv) and conv.in_channels in wide
+
+
+def _faster(conv: nn.Conv2d, dtype: torch.dtype) -> nn.Module:
+    if is_winograd_faster(conv):
         return winograd.WinogradConv(conv)
     if onednn.usable():
         return onednn.OneDnnConv(conv, dtype=dtype)

@@ -50,6 +50,19 @@ BoxLayers = Callable[[Tensor], Tensor]
 RoiAlignFactory = Callable[[Arch, int], nn.Module]
 
 
+class Float32RPNHead(rpn.RPNHead):
+    """torchvision's head, whose logits and deltas are float32 under autocast too.
+
+    bfloat16 has 8 bits of precision: a box that is decoded in it moves by up to 2 px, its logit
+    ties with others, and both losses of the RPN lose what they compare.
+    """
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Objectness logits and deltas of each level."""
+        logits, deltas = super().forward(x)
+        return [one.float() for one in logits], [one.float() for one in deltas]
+
+
 class RankedRPN(rpn.RegionProposalNetwork):
     """torchvision's RPN, except that proposals are ranked by the raw objectness logit.
 
@@ -176,7 +189,7 @@ class Detector(nn.Module):
         anchors = AnchorGenerator((ANCHOR_SIZES_PX,) * levels, (ASPECT_RATIOS,) * levels)
         self.rpn = RankedRPN(
             anchors,
-            rpn.RPNHead(CHANNELS, anchors.num_anchors_per_location()[0]),
+            Float32RPNHead(CHANNELS, anchors.num_anchors_per_location()[0]),
             fg_iou_thresh=RPN_FOREGROUND_IOU,
             bg_iou_thresh=RPN_BACKGROUND_IOU,
             batch_size_per_image=RPN_SAMPLES,

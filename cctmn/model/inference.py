@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection import roi_heads
-from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
 from cctmn.contract import MEAN, STD
 from cctmn.model import onednn, ranking
-from cctmn.model.backbone import CHANNELS, Size
+from cctmn.model.backbone import Size
+from cctmn.model.box_layers import ChannelsLastBoxLayers
 from cctmn.model.classifier import Classifier
-from cctmn.model.constants import MASK_LOGIT, ROI_CELLS
-from cctmn.model.cpu_layers import linear, with_cpu_layers
+from cctmn.model.constants import MASK_LOGIT
+from cctmn.model.cpu_layers import with_cpu_layers
 from cctmn.model.detector import Detector
 
 MULTIPLE_PX: Final = 32  # stride of the deepest layer; torchvision pads to it as well
@@ -190,26 +190,6 @@ class Predictor:
             if areas:
                 pasted = [m.sum() for m in paste(logits_M1SS, part.boxes_M4, size=size)]
                 part.mask_px_M = torch.stack(pasted) if pasted else labels.new_zeros(0)
-
-
-class ChannelsLastBoxLayers:
-    """The two layers of a box head for pooled features in channels-last memory.
-
-    The first layer reads all features of a box in one row. Its weights are permuted once, so that
-    the row need not be: a copy of 50 MB for 1,000 boxes.
-    """
-
-    def __init__(self, head: TwoMLPHead, *, dtype: torch.dtype) -> None:
-        cells = ROI_CELLS**2
-        by_channel = head.fc6.weight.detach().unflatten(1, (CHANNELS, cells))
-        weight = by_channel.transpose(1, 2).flatten(1)
-        self._first = linear(weight, head.fc6.bias.detach(), dtype=dtype)
-        self._second = head.fc7
-
-    def __call__(self, pooled: Tensor) -> Tensor:
-        """Return P x ROI_WIDTH from P x C x S x S."""
-        rows = pooled.permute(0, 2, 3, 1).flatten(1)
-        return F.relu(self._second(F.relu(self._first(rows).float())))
 
 
 @dataclass(eq=False)

@@ -1,8 +1,9 @@
 """RoIAlign over all pyramid levels, as a weighted gather where that is faster.
 
-RoIAlign reads four neighbours at each of its sampling points. On the CPU, in float32, and where no
-gradient is needed, this is one sum of weighted rows of a channels-last feature map. torch has a
-fast kernel for that (`embedding_bag`); torchvision's own reads every channel of a box by itself.
+RoIAlign reads four neighbours at each of its sampling points. On the CPU and in float32 this is one
+sum of weighted rows of a channels-last feature map. torch has a fast kernel for that
+(`embedding_bag`); torchvision's own reads every channel of a box by itself. The gradient of a cell
+is such a sum too: of the gradients of all outputs that read the cell.
 
 Shape suffixes: P boxes, C channels, X cells of all feature maps, S cells of a side of the output,
 K sampling points of a cell's side, 4 box (x0 y0 x1 y1), 2 height and width.
@@ -10,8 +11,11 @@ K sampling points of a cell's side, 4 box (x0 y0 x1 y1), 2 height and width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
@@ -42,7 +46,7 @@ class RoiAlign(MultiScaleRoIAlign):
         """
         maps = [x[name] for name in self.featmap_names]
         is_gathered = maps[0].device.type == "cpu" and maps[0].dtype == torch.float32
-        if torch.is_grad_enabled() or not is_gathered:
+        if not is_gathered:
             by_torchvision: Tensor = super().forward(x, boxes, image_shapes)
             return by_torchvision
         every = torch.cat(boxes)
@@ -77,13 +81,42 @@ def gather(
     starts = first_P[:, None, None] + lines * width_P[:, None, None]
     index = starts[:, :, None, :, None] + columns[:, None, :, None, :]
     weights = of_lines[:, :, None, :, None] * of_columns[:, None, :, None, :]
-    pooled = F.embedding_bag(
-        index.reshape(-1, index.shape[-1] ** 2),
-        rows_XC,
-        per_sample_weights=weights.reshape(-1, index.shape[-1] ** 2) / ROI_SAMPLING**2,
-        mode="sum",
+    entries = index.shape[-1] ** 2
+    pooled: Tensor = _WeightedSums.apply(
+        rows_XC, index.reshape(-1, entries), weights.reshape(-1, entries) / ROI_SAMPLING**2
     )
     return pooled.reshape(len(boxes_P4), cells, cells, rows_XC.shape[1]).permute(0, 3, 1, 2)
+
+
+class _WeightedSums(torch.autograd.Function):
+    """Each output is a weighted sum of rows, and gradients flow to the rows alone.
+
+    Boxes carry no gradient, as in torchvision. The rows are X x C; the indices of the rows of an
+    output and their weights are outputs x entries.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows_XC: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """Return outputs x C."""
+        ctx.save_for_backward(index, weights)
+        ctx.num_rows = len(rows_XC)
+        return F.embedding_bag(index, rows_XC, per_sample_weights=weights, mode="sum")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of the rows. The order of its sums is fixed, so it is repeatable."""
+        index, weights = ctx.saved_tensors
+        of_row, order = index.flatten().sort(stable=True)
+        first = torch.searchsorted(of_row, torch.arange(ctx.num_rows))
+        rows_XC = F.embedding_bag(
+            order.div(index.shape[1], rounding_mode="floor"),
+            gradient.contiguous(),
+            first,
+            per_sample_weights=weights.flatten()[order],
+            mode="sum",
+        )
+        return rows_XC, None, None
 
 
 def _axis(start_P: Tensor, end_P: Tensor, *, length_P: Tensor, cells: int) -> tuple[Tensor, Tensor]:

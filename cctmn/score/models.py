@@ -5,24 +5,19 @@ The driver checks it and gets a `ModelSource`; each scorer process loads the net
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from cctmn.errors import ModelError
 from cctmn.model.card import lesion_rule, parameter_counts, portable, read_card, read_weights
+from cctmn.model.memory import keep_freed_memory
 from cctmn.numerics import BFLOAT16, FLOAT32, TF32, precision_of, processor_name
 from cctmn.score.scorer import ImageArray, ModelSource
 
 if TYPE_CHECKING:
     from cctmn.model.inference import Prediction
-
-# Options of glibc's mallopt (malloc.h): the size from which a block is mapped by itself, and the
-# free memory from which the heap shrinks.
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 
 
 class NetScorer:
@@ -79,18 +74,6 @@ def set_float32(precision: str) -> None:
     else:
         torch.backends.cudnn.allow_tf32 = precision == TF32
         torch.backends.cuda.matmul.allow_tf32 = precision == TF32
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep freed memory for its next allocations, where the C library is glibc.
-
-    By default glibc gives every block of some MB back to the system, which then zeroes the pages of
-    the next one: a tenth of a scorer's time. The process keeps what one slice needs at most.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        # Older versions refuse more than 32 MiB; a refusal changes nothing.
-        if libc.mallopt(_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(_MMAP_THRESHOLD, 1 << 25):
-            libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def open_source(

@@ -27,6 +27,7 @@ from cctmn.contract import InputContract
 from cctmn.errors import CctmnError, StoreError
 from cctmn.model import checkpoint
 from cctmn.model.card import Card
+from cctmn.model.memory import keep_freed_memory
 from cctmn.runtime import usable_cores
 from cctmn.train import features, loop, record, worker
 from cctmn.train.loop import History, World
@@ -119,6 +120,7 @@ def train_worker(spec: Spec) -> None:
     world = World(context.get_world_rank(), context.get_world_size(), device)
     threads = spec.config.hardware.threads or max(1, usable_cores() // world.size)
     torch.set_num_threads(threads)
+    keep_freed_memory()
     try:
         hooks = _Hooks(spec.out)
         task = _task(spec, world=world, hooks=hooks)

@@ -126,7 +126,10 @@ class _Run:
         task.net.to(world.device).to(memory_format=torch.channels_last)
         self.trained = [p for p in task.module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(
-            self.trained, lr=steps.optim.lr, weight_decay=steps.optim.weight_decay
+            self.trained,
+            lr=steps.optim.lr,
+            weight_decay=steps.optim.weight_decay,
+            fused=True,  # one pass over the weights, where the others make ten
         )
         self.module = _wrapped(task.module, world)
         self.history = History()

@@ -23,6 +23,7 @@ from cctmn.contract import InputContract
 from cctmn.data.lesions import LesionSample, LesionSlice, read_lesions
 from cctmn.data.slices import SliceSample, read_slice
 from cctmn.metrics import classification, detection
+from cctmn.model import frozen_conv
 from cctmn.model.classifier import Classifier
 from cctmn.model.detector import Detector
 from cctmn.model.inference import Predictor, normalise_and_pad, paste
@@ -246,6 +247,8 @@ class ClassifierTask(_ClassTask):
         self.module: nn.Module = self.net
         self.count, self.valid_count = len(self.slices), len(self.valid)
         choose_weights(self.net, variant=self.config.variant)
+        for part in (self.net.detector.backbone, self.net.detector.rpn.head):
+            frozen_conv.use_for_frozen(part)
 
     def read(self, index: int) -> tuple[Tensor, int]:
         """Picture (H x W, uint8) and class."""

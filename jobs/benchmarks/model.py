@@ -33,8 +33,8 @@ def networks(backbone: str, truncation: int) -> tuple[Any, Any]:
     from cctmn.model.card import Arch
     from cctmn.model.detector import RankedRPN
     from cctmn.model.inference import Predictor
+    from cctmn.model.memory import keep_freed_memory
     from cctmn.model.roi_align import RoiAlign
-    from cctmn.score.models import keep_freed_memory
 
     class Align(RoiAlign):
         def forward(self, *args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Steps per second of both stages on Ray Train against a plain loop."""
+"""Steps of both stages: on Ray Train against a plain loop, and against torchvision's layers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import training_step
 from benchmarks.comparison import Comparison, of_samples
 
 BACKBONE, TRUNCATION = "resnet18", 1
@@ -86,7 +87,7 @@ def measure(folder: Path, stage: str, *, repeats: int) -> Comparison:
 
 
 def lines(repeats: int) -> Iterator[Comparison]:
-    """Seconds per step of both stages, so many trainings of each kind in turn."""
+    """Seconds per step of both stages, so many trainings or steps of each kind in turn."""
     from cctmn.classes import LESION_MODES
     from cctmn.model import checkpoint
     from cctmn.model.card import Arch, Card
@@ -100,6 +101,7 @@ def lines(repeats: int) -> Iterator[Comparison]:
         arch = Arch(BACKBONE, TRUNCATION, LESION_MODES["both"], mask_head=True)
         card = Card(name="bench", arch=arch, trained=False)
         checkpoint.save(checkpoint.fresh(arch, seed=0), here / "m", card=card)
+        yield from training_step.lines(here, repeats=repeats)
         for stage in ("detector", "classifier"):
             yield measure(here, stage, repeats=repeats)
 

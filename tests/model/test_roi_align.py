@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -42,12 +44,46 @@ def test_values_equal_torchvisions(backbone: str, truncation: int, cells: int) -
     assert ours.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_gradients_are_torchvisions() -> None:
+@pytest.mark.parametrize(("backbone", "truncation"), [("resnet18", 1), ("resnet50", 0)])
+def test_gradients_equal_torchvisions(backbone: str, truncation: int) -> None:
+    torch.manual_seed(1)
+    made = arch(backbone, truncation)
+    pool = RoiAlign(made, 7)
+    of_slices = [boxes(40), boxes(0), boxes(20)]
+    arriving = torch.randn(60, 256, 7, 7)
+    gradients = []
+    for forward in (pool.forward, partial(MultiScaleRoIAlign.forward, pool)):
+        torch.manual_seed(2)
+        maps = features(3, strides=tuple(made.strides_px))
+        for one in maps.values():
+            one.requires_grad_()
+        forward(maps, of_slices, [SIZE] * 3).backward(arriving)
+        gradients.append({name: one.grad for name, one in maps.items()})
+    ours, theirs = gradients
+    for name, expected in theirs.items():
+        torch.testing.assert_close(ours[name], expected, rtol=1e-5, atol=2e-5)
+
+
+def test_gradients_repeat_bit_by_bit() -> None:
+    made = arch()
+    pool, given = RoiAlign(made, 7), boxes(50)
+    seen = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        maps = features(1, strides=tuple(made.strides_px))
+        maps["0"].requires_grad_()
+        pool(maps, [given], [SIZE]).square().sum().backward()
+        seen.append(maps["0"].grad)
+    assert torch.equal(*seen)
+
+
+def test_no_box_gives_gradients_of_zero() -> None:
     made = arch()
     maps = features(1, strides=tuple(made.strides_px))
     maps["0"].requires_grad_()
-    RoiAlign(made, 7)(maps, [boxes(5)], [SIZE]).sum().backward()
+    RoiAlign(made, 7)(maps, [boxes(0)], [SIZE]).sum().backward()
     assert maps["0"].grad is not None
+    assert not maps["0"].grad.any()
 
 
 def test_features_in_bfloat16_are_pooled_too() -> None:
