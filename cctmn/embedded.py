@@ -37,6 +37,8 @@ _LONGEST_FOLDER: Final = 107 - len(
 _LONGEST_BASE: Final = _LONGEST_FOLDER - len(f"/{PREFIX}12345678/{_RAY}")
 # Waits for the end of its parent; after a word from it there is nothing to do.
 _AFTER_A_KILL: Final = 'folder=$1; shift; read -r word || { kill -9 "$@"; rm -rf "$folder"; }'
+# Methods of Ray's node that start a server which a Ray on one machine does not need.
+_NEEDLESS: Final = ("start_monitor", "start_log_monitor", "start_api_server")
 
 
 @contextmanager
@@ -142,6 +144,26 @@ def token_and_loopback(folder: Path) -> Iterator[None]:
             else:
                 os.environ[name] = value
         _read_environment_again()
+
+
+@contextmanager
+def fewest_servers() -> Iterator[None]:
+    """Let ray.init start no autoscaler, no reader of its workers' logs and no dashboard's server.
+
+    Nothing asks them here, and each takes a second of a core while the scorers load their model.
+    ray.init has no option against them, so the functions that start them are replaced meanwhile;
+    tests/test_embedded.py fails when Ray changes them.
+    """
+    from ray._private.node import Node
+
+    before = {name: vars(Node)[name] for name in _NEEDLESS}
+    for name in _NEEDLESS:
+        setattr(Node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, start in before.items():
+            setattr(Node, name, start)
 
 
 def _read_environment_again() -> None:

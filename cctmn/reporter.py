@@ -38,6 +38,19 @@ def silent(text: str, *, transient: bool = False, names: str = "") -> None:
     """Discard the message."""
 
 
+def report_progress(report: Reporter, text: str, *, fraction: float) -> None:
+    """Report a transient line on a job of which this fraction, 0 to 1, is done.
+
+    A reporter with a method `progress`, as the terminal's, may draw the fraction; any other one
+    gets the line alone.
+    """
+    draw = getattr(report, "progress", None)
+    if draw is None:
+        report(text, transient=True)
+    else:
+        draw(text, fraction=fraction)
+
+
 @functools.cache
 def run_id() -> str:
     """Return the id of this run in log lines and metrics; random, so that it reveals nothing."""

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -117,7 +117,8 @@ def session(address: str | None = None) -> Iterator[Resources]:
                 "include_dashboard": False,
                 "_temp_dir": embedded.ray_folder(folder),
             }
-        _connect(address, options)
+        with embedded.fewest_servers() if address is None else nullcontext():
+            _connect(address, options)
         surroundings.callback(ray.shutdown)
         if address is None:
             surroundings.enter_context(embedded.ended_with_driver(folder))

@@ -19,10 +19,15 @@ from cctmn.errors import DataError, ResumeError
 
 def parquet_files(folder: str) -> list[str]:
     """Return the URIs of the Parquet files of a folder, sorted; none if it does not exist."""
+    return list(sizes(folder))
+
+
+def sizes(folder: str) -> dict[str, int]:
+    """Return the sizes of the Parquet files of a folder by URI, sorted, from one listing."""
     filesystem, path = store.arrow_filesystem(folder)
     selector = pafs.FileSelector(path, allow_not_found=True)
-    names = [info.base_name for info in filesystem.get_file_info(selector)]
-    return [store.join(folder, n) for n in sorted(names) if n.endswith(".parquet")]
+    found = {info.base_name: info.size or 0 for info in filesystem.get_file_info(selector)}
+    return {store.join(folder, n): found[n] for n in sorted(found) if n.endswith(".parquet")}
 
 
 def read(uri: str, columns: list[str] | None) -> pa.Table:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
+import os
+import shutil
 import signal
 import sys
 import time
@@ -22,6 +24,7 @@ from cctmn.reporter import NAMES_HIDDEN, log, logs_json, printable
 
 # Off a terminal, transient lines cannot overwrite each other, so most of them are dropped.
 LOG_PERIOD_S = 30.0
+BAR_COLUMNS = 20
 
 
 class NearestGroup(click.Group):
@@ -103,11 +106,44 @@ class TerminalReporter:
         if logs_json():
             log(text + f" {NAMES_HIDDEN}" * (bool(names) and text.endswith(":")))
             return
-        lead = "\r\033[K" if self._open else ""
-        self._open = transient and self._terminal
         after = f" {names}" if text.endswith(":") else f" ({names})"
         line = printable(text + after * bool(names))
-        click.echo(lead + line, err=True, nl=not self._open)
+        if transient and self._terminal:
+            # A line that wraps could not be overwritten.
+            line = line[: _columns()]
+        self._print(line, stays=not (transient and self._terminal))
+
+    def progress(self, text: str, *, fraction: float) -> None:
+        """Print a transient line with a bar before it, if stderr is a terminal."""
+        if self._quiet or not self._terminal or logs_json():
+            self(text, transient=True)
+            return
+        done = round(BAR_COLUMNS * min(1.0, max(0.0, fraction)))
+        line = printable(text)[: max(0, _columns() - BAR_COLUMNS - 1)]
+        full, empty = ("█", "░") if _shows("█░") else ("#", "-")
+        bar = full * done + empty * (BAR_COLUMNS - done)
+        if "NO_COLOR" not in os.environ:
+            bar = click.style(bar, fg="green")
+        self._print(f"{bar} {line}", stays=False)
+
+    def _print(self, line: str, *, stays: bool) -> None:
+        lead = "\r\033[K" if self._open else ""
+        self._open = not stays
+        click.echo(lead + line, err=True, nl=stays)
+
+
+def _columns() -> int:
+    """Return how many characters fit in a line of the terminal; the last column may wrap."""
+    return max(1, shutil.get_terminal_size().columns - 1)
+
+
+def _shows(text: str) -> bool:
+    """Return whether the terminal's encoding has these characters."""
+    try:
+        text.encode(sys.stderr.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def tree_text(value: dict[str, Any], indent: str = "") -> str:

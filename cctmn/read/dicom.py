@@ -170,18 +170,8 @@ class DicomImage:
                 cols=cols,
                 bits_allocated=allocated,
             )
-        bits = raw.astype("i4" if allocated < 32 else "i8") & ((1 << allocated) - 1)
-        flags = set()
-        values: npt.NDArray[Any] = bits & ((1 << stored_bits) - 1)
-        if signed:
-            sign = 1 << (stored_bits - 1)
-            values = (values ^ sign) - sign
-        if stored_bits < allocated:
-            above = bits >> stored_bits
-            # what the sign of a negative value leaves above the stored bits
-            extended = (values < 0) * ((1 << (allocated - stored_bits)) - 1)
-            if ((above != 0) & (above != extended)).any():
-                flags.add("high_bits")
+        values, high_bits = _values(raw, allocated, stored_bits, signed=signed)
+        flags = {"high_bits"} if high_bits else set()
         largest = integer_of(dataset, "LargestImagePixelValue")
         if largest and not signed and int(values.max()) > largest and not _has_padding(dataset):
             flags.add("above_largest")
@@ -314,6 +304,29 @@ def _rows_cols(dataset: Dataset) -> tuple[int, int]:
     if rows is None or cols is None:
         raise SliceError("invalid_header")
     return rows, cols
+
+
+def _values(
+    raw: npt.NDArray[Any], allocated: int, stored_bits: int, *, signed: bool
+) -> tuple[npt.NDArray[Any], bool]:
+    """Return the values of the stored bits, and whether other bits lie above them."""
+    if raw.dtype.kind == "u" and raw.dtype.itemsize * 8 == allocated:
+        # Nearly every slice: its bits are its values, and nothing has to be cut out of them.
+        if signed and stored_bits == allocated:
+            return raw.view(raw.dtype.str.replace("u", "i")), False
+        if not signed and int(raw.max()) >> stored_bits == 0:
+            return raw, False
+    bits = raw.astype("i4" if allocated < 32 else "i8") & ((1 << allocated) - 1)
+    values: npt.NDArray[Any] = bits & ((1 << stored_bits) - 1)
+    if signed:
+        sign = 1 << (stored_bits - 1)
+        values = (values ^ sign) - sign
+    if stored_bits == allocated:
+        return values, False
+    above = bits >> stored_bits
+    # what the sign of a negative value leaves above the stored bits
+    extended = (values < 0) * ((1 << (allocated - stored_bits)) - 1)
+    return values, bool(((above != 0) & (above != extended)).any())
 
 
 def _has_padding(dataset: Dataset) -> bool:

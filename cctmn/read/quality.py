@@ -92,7 +92,9 @@ def check_hu(hu: npt.NDArray[np.float32]) -> frozenset[str]:
         np.clip(hu, LOWEST_HU, HIGHEST_HU, out=hu)
         flags.add("saturated")
     sample = hu[::2, ::2]
-    if np.median(sample) > _MAX_MEDIAN_HU:
+    # A count is ten times as fast as the median, and tells it unless it is near.
+    above = np.count_nonzero(sample > _MAX_MEDIAN_HU)
+    if 2 * above >= sample.size - 1 and np.median(sample) > _MAX_MEDIAN_HU:
         raise SliceError("implausible_hu")
     if np.count_nonzero(sample < _BELOW_HU) < _MIN_BELOW_FRACTION * sample.size:
         soft = np.mean((sample >= _SOFT_HU[0]) & (sample <= _SOFT_HU[1]))
@@ -123,7 +125,8 @@ def _is_compact(wild: npt.NDArray[np.bool_]) -> bool:
 
 def check_content(slice_: Slice, grey: npt.NDArray[np.uint8]) -> set[str]:
     """Return the flags that follow from the values; refuse what is not a picture at all."""
-    if np.count_nonzero(np.bincount(grey.ravel(), minlength=256)) < _MIN_GREY_LEVELS:
+    # A part of the pixels has enough levels in every picture but such a one.
+    if _grey_levels(grey[::8, ::8]) < _MIN_GREY_LEVELS > _grey_levels(grey):
         raise SliceError("constant_image")
     flags = set()
     short, long = min(grey.shape), max(grey.shape)
@@ -154,6 +157,10 @@ def check_content(slice_: Slice, grey: npt.NDArray[np.uint8]) -> set[str]:
     if long > _MAX_ASPECT * short or not _MIN_PART < air.mean() < 1 - _MIN_PART:
         flags.add("not_ct_like")
     return flags
+
+
+def _grey_levels(grey: npt.NDArray[np.uint8]) -> int:
+    return int(np.count_nonzero(np.bincount(grey.ravel(), minlength=256)))
 
 
 def _are_several(sizes: npt.NDArray[np.int_], *, area: int) -> bool:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -26,6 +28,7 @@ from cctmn.pseudonym import pseudonym
 _NAME: Final = re.compile(r"[0-9a-f]{16}-([0-9a-f]{16})\.parquet")
 _FINGERPRINT: Final = b"cctmn.fingerprint"
 _KEY_CHECK: Final = b"cctmn.key_check"
+_CODES: Final = b"cctmn.codes"  # rows by error code, so that progress need not read a column
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ def write(
         _FINGERPRINT: stamp.fingerprint.encode(),
         _KEY_CHECK: stamp.key_check.encode(),
         **(stamp.numerics.as_metadata(device_name) if stamp.numerics else {}),
+        _CODES: json.dumps(Counter(rows["error_code"].to_pylist()), sort_keys=True).encode(),
     }
     _put(rows.select(schema.names).cast(schema).replace_schema_metadata(metadata), folder)
 
@@ -64,8 +68,15 @@ def write(
 def rewrite(rows: pa.Table, uri: str) -> None:
     """Put these rows in the place of a file. The new file is written before the old one goes."""
     if len(rows):
-        _put(rows, uri.rsplit("/", 1)[0])
+        kept = {k: v for k, v in (rows.schema.metadata or {}).items() if k != _CODES}
+        _put(rows.replace_schema_metadata(kept), uri.rsplit("/", 1)[0])
     store.delete(uri)
+
+
+def codes(metadata: Mapping[bytes, bytes]) -> dict[str, int] | None:
+    """Return the rows by error code from a file's metadata, None if they do not say."""
+    text = metadata.get(_CODES)
+    return None if text is None else dict(json.loads(text))
 
 
 def _put(table: pa.Table, folder: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from cctmn.contract import InputContract
 from cctmn.errors import CctmnError, SliceError
@@ -16,8 +15,7 @@ from cctmn.pseudonym import pseudonym
 from cctmn.read import decode
 from cctmn.read.preprocess import ModelInput, to_input
 from cctmn.read.slice import Slice
-
-Row = dict[str, Any]  # a row of schema.INVENTORY, or of prepare.PREPARED
+from cctmn.score.error_row import Row, error_row
 
 
 def decode_rows(
@@ -44,21 +42,6 @@ def decode_rows(
             continue
         elapsed_ms = 1e3 * (time.perf_counter() - start)
         yield _ok(row, slice_, ready, key) | {"t_decode_ms": elapsed_ms}
-
-
-def error_row(row: Row, code: str) -> Row:
-    """Return the prepared row of a slice that cannot be scored."""
-    return {
-        "slice_id": row["slice_id"],
-        "frame": row["frame"],
-        "flags": row["flags"],
-        "error_code": code,
-        "t_decode_ms": 0.0,
-        "pixels": b"",
-        "input_rows": 0,
-        "input_cols": 0,
-        "to_stored": [],
-    }
 
 
 def _code(error: Exception) -> str:

@@ -24,10 +24,12 @@ from contextlib import suppress
 from typing import IO, Any, Final
 
 from cctmn.contract import InputContract
-from cctmn.score.decode_rows import Row, decode_rows, error_row
+from cctmn.model.memory import keep_freed_memory
+from cctmn.score.error_row import Row, error_row
 
 TIMEOUT_S: Final = 60.0  # for opening an object, and for each frame
 MEMORY_BYTES: Final = 1 << 30  # besides three times the object
+KEPT_BYTES: Final = 64 << 20  # of freed memory; a slice of 512 x 512 needs some 10 MiB
 _ATTEMPTS: Final = 2  # a machine that is short of memory kills innocent processes too
 _LENGTH: Final = struct.Struct("<Q")
 _SET_PARENT_DEATH_SIGNAL: Final = 1  # PR_SET_PDEATHSIG
@@ -153,9 +155,13 @@ def _limit_memory(data: bytes) -> None:
 
 def _serve() -> None:
     """Be the child: decode what comes in until the parent is gone."""
+    # Only here: the parent decodes nothing, and these imports take half a second.
+    from cctmn.score.decode_rows import decode_rows
+
     if sys.platform == "linux":  # also in an endless loop, when the end of stdin is not seen
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    keep_freed_memory(KEPT_BYTES)
     incoming = sys.stdin.buffer
     outgoing = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the replies

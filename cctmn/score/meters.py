@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from contextlib import suppress
 from typing import Any, Final
 
 import pyarrow as pa
@@ -21,6 +22,9 @@ SLICES: Final = "cctmn_slices"
 ERRORS: Final = "cctmn_error_rows"
 STAGE_MS: Final = "cctmn_stage_ms"
 BYTES: Final = "cctmn_fetched_bytes"
+LOADING: Final = "loading the model"
+SCORING: Final = "scoring the first slices"
+_STAGE: Final = "cctmn.stage."
 BOUNDARIES_MS: Final = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]
 
 
@@ -52,6 +56,23 @@ def scored(table: pa.Table, *, run: str) -> None:
     scores = table.filter(pc.equal(table["error_code"], ""))["t_score_ms"].to_pylist()
     for value in scores:
         meters["stage"].observe(value, tags={"run": run, "stage": "score"})
+
+
+def reached(stage: str, *, run: str) -> None:
+    """Let the driver know what the scorers of a run do; the last word stays."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    with suppress(Exception):  # it is for the progress line alone
+        _internal_kv_put(_STAGE + run, stage, overwrite=True)
+
+
+def stage(run: str) -> str:
+    """Return what the scorers of a run do, an empty text while there is none."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    with suppress(Exception):  # it is for the progress line alone
+        return (_internal_kv_get(_STAGE + run) or b"").decode()
+    return ""
 
 
 @functools.cache

@@ -20,7 +20,6 @@ import pyarrow.fs as pafs
 from cctmn import errors, runtime, schema, store, tables
 from cctmn.contract import InputContract
 from cctmn.score import commit, meters
-from cctmn.score.prepare import prepare
 from cctmn.score.scorer import ModelSource, device_name, score
 
 # A block that a scorer has taken waits for that scorer, also when its node dies, so the nodes that
@@ -74,8 +73,11 @@ class _ScoreBlock:
 
     def __init__(self, *, source: ModelSource, plan: Plan) -> None:
         self._source, self._plan = source, plan
+        if meters.stage(plan.run) != meters.SCORING:
+            meters.reached(meters.LOADING, run=plan.run)
         self._scorer = source.load(plan.gpus_per_actor > 0)
         self._id, self._device_name = secrets.token_hex(8), device_name(self._scorer)
+        meters.reached(meters.SCORING, run=plan.run)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         rows = score(
@@ -93,6 +95,8 @@ class _ScoreBlock:
 
 
 def _prepare_block(block: pa.Table, *, source: ModelSource, key: bytes, plan: Plan) -> pa.Table:
+    from cctmn.score.prepare import prepare  # which the scorers need not load
+
     began = time.perf_counter()
     store.set_s3_access(plan.access)
     contract = InputContract.from_card(source.input)

@@ -15,7 +15,7 @@ from cctmn.errors import SliceError
 from cctmn.read.fetch import fetch
 from cctmn.schema import ACQUISITION_COLUMNS
 from cctmn.score import decoder as decoder_module
-from cctmn.score.decode_rows import error_row
+from cctmn.score.error_row import error_row
 
 READER_VERSION = 3  # raise it when the same bytes give other pixels, flags or codes
 

@@ -1,34 +1,102 @@
 """Progress of a scoring run, counted from the files that are committed.
 
 The line therefore shows what a kill would leave, for example
-`412,300/1,204,118  34 %  812/s  errors 0.21 %  eta 16m`.
+`412,300/1,204,118  34 %  812/s  errors 0.21 %  eta 16m`. Before the first file it says what the
+workers do: `0/1,204,118  loading the model`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
+import itertools
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cctmn import store, tables
 from cctmn.errors import CctmnError, ResumeError, state_of
-from cctmn.reporter import Reporter, duration
+from cctmn.reporter import Reporter, duration, report_progress
+from cctmn.score import commit
+
+WINDOW_S: Final = 60.0  # the rate is that of the last minute
+# Scorers that start together commit together, so a rate from less time is many times too high.
+MEASURED_S: Final = 3.0
+# The end of a file that holds its footer: some 15 KB with all columns.
+FOOTER_BYTES: Final = 64 << 10
+STARTING: Final = "starting workers"
+
+
+class Pace:
+    """The rate of the last minute, from the times of commits. The first commit starts the clock."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._rows = 0
+        # Times of commits, each with the rows until then: those of the window, and one before it.
+        self._commits: deque[tuple[float, int]] = deque()
+
+    def add(self, rows: int) -> None:
+        """Count rows that were committed just now."""
+        self._rows += rows
+        self._commits.append((self._clock(), self._rows))
+        self._forget()
+
+    @property
+    def rate(self) -> float | None:
+        """Rows per second, None while that cannot be told."""
+        self._forget()
+        if len(self._commits) < 2:
+            return None
+        (began, before), (last, after) = self._commits[0], self._commits[-1]
+        times = [at for at, _ in self._commits]
+        pause_s = max(b - a for a, b in itertools.pairwise(times))
+        # From commit to commit. A commit that is late by more than the longest pause slows it.
+        elapsed_s = max(last - began, self._clock() - began - pause_s)
+        if max(elapsed_s, self._clock() - began) < MEASURED_S:
+            return None
+        return (after - before) / max(elapsed_s, MEASURED_S)
+
+    def eta_s(self, left: int) -> float | None:
+        """Seconds until so many more rows are committed, None while that cannot be told."""
+        rate = self.rate
+        return left / rate if rate else None
+
+    def _forget(self) -> None:
+        begin = self._clock() - WINDOW_S
+        while len(self._commits) > 2 and self._commits[1][0] <= begin:
+            self._commits.popleft()
 
 
 class Progress:
-    """Counts the rows in the folder, in a thread, while the `with` block runs, and reports them."""
+    """Counts the rows in the folder, in a thread, while the `with` block runs, and reports them.
 
-    def __init__(self, folder: str, *, total: int, report: Reporter) -> None:
-        self._folder, self._total, self._report = folder, total, report
-        self._seen = set(tables.parquet_files(folder))
+    `stage` is asked what the workers do until the first rows are there.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        total: int,
+        report: Reporter,
+        stage: Callable[[], str] = lambda: STARTING,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder, self._total, self._report, self._stage = folder, total, report, stage
+        self._seen = set(tables.sizes(folder))
+        self._pace = Pace(clock)
         self._rows = self._passed_over = self._errors = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
     def __enter__(self) -> Progress:
-        self._began = time.monotonic()
         self._thread.start()
         return self
 
@@ -44,33 +112,55 @@ class Progress:
     def _run(self) -> None:
         period_s = store.traits(self._folder).list_period_s
         while not self._stop.wait(period_s):
-            with contextlib.suppress(
-                CctmnError, OSError
-            ):  # storage may fail for a moment: look again later
-                self._look()
-            self._report(self._line(), transient=True)
+            self.look()
 
-    def _look(self) -> None:
-        for uri in tables.parquet_files(self._folder):
-            if uri in self._seen:
-                continue
-            try:
-                codes = tables.read(uri, ["error_code"])["error_code"].to_pylist()
-            except ResumeError:
-                continue  # a file that is being written
-            self._seen.add(uri)
-            self._rows += len(codes)
-            states = Counter(map(state_of, codes))
-            self._passed_over += states["passed_over"]
-            self._errors += states["error"]
+    def look(self) -> None:
+        """Count the files that are new, by one listing and one small read of each, and report."""
+        with contextlib.suppress(CctmnError, OSError):  # storage may fail for a moment
+            self._count()
+        report_progress(self._report, self._line(), fraction=self._rows / self._total)
+
+    def _count(self) -> None:
+        before = self._rows
+        try:
+            for uri, size in tables.sizes(self._folder).items():
+                if uri in self._seen or (codes := _codes(uri, size)) is None:
+                    continue
+                self._seen.add(uri)
+                self._rows += sum(codes.values())
+                for code, number in codes.items():
+                    state = state_of(code)
+                    self._passed_over += number * (state == "passed_over")
+                    self._errors += number * (state == "error")
+        finally:
+            if self._rows > before:
+                self._pace.add(self._rows - before)
 
     def _line(self) -> str:
-        rate = self._rows / max(1e-9, time.monotonic() - self._began)
-        errors = self._errors / max(1, self._rows - self._passed_over)
-        eta = duration((self._total - self._rows) / rate) if self._rows else "?"
-        share = self._rows / self._total
+        count = f"{self._rows:,}/{self._total:,}"
+        if not self._rows:
+            return f"{count}  {self._stage()}"
+        rate, eta_s = self._pace.rate, self._pace.eta_s(self._total - self._rows)
+        speed = "" if rate is None else f"{rate:.3g}/s  "
         passed_over = f"passed over {self._passed_over:,}  " if self._passed_over else ""
+        errors = self._errors / max(1, self._rows - self._passed_over)
+        eta = "?" if eta_s is None else duration(eta_s)
         return (
-            f"{self._rows:,}/{self._total:,}  {100 * share:.0f} %  {rate:.3g}/s  "
+            f"{count}  {100 * self._rows / self._total:.0f} %  {speed}"
             f"{passed_over}errors {100 * errors:.2f} %  eta {eta}"
         )
+
+
+def _codes(uri: str, size: int) -> Mapping[str, int] | None:
+    """Return the number of rows by error code; None of a file that is being written."""
+    start = max(0, size - FOOTER_BYTES)
+    tail = store.read_range(uri, start=start, length=size - start)
+    with contextlib.suppress(pa.ArrowException, OSError, ValueError):
+        # Where the footer is all that is asked for, its place in the file does not matter.
+        footer = pq.read_metadata(io.BytesIO(tail))
+        if (codes := commit.codes(footer.metadata or {})) is not None:
+            return codes
+    try:  # of an older version, which says nothing of its codes
+        return Counter(tables.read(uri, ["error_code"])["error_code"].to_pylist())
+    except ResumeError:
+        return None

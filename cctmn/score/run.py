@@ -25,10 +25,10 @@ from cctmn.identity import FITTED_ON, KEY
 from cctmn.numerics import CPU, CUDA
 from cctmn.read import inventory
 from cctmn.reporter import Reporter, run_id, silent
-from cctmn.score import begun, pipeline, resume
+from cctmn.score import begun, meters, pipeline, resume
 from cctmn.score.commit import Stamp
 from cctmn.score.job import MANIFEST, ScoreJob, ScoreSummary, manifest
-from cctmn.score.progress import Progress
+from cctmn.score.progress import STARTING, Progress
 
 GPU_BATCH, CPU_BATCH = 16, 4  # slices per forward pass
 # Fewest and most slices per commit. A killed run loses at most one commit per scorer.
@@ -91,6 +91,7 @@ def score(job: ScoreJob, *, address: str | None = None, report: Reporter = silen
         del finished
         scorers: dict[str, str] = {}  # device by id
         if pending:
+            report(f"0/{pending:,}  starting Ray", transient=True)
             with runtime.session(address) as available:
                 job = _on_cluster(job, available, report)
                 _record(job, private)
@@ -148,9 +149,10 @@ def _execute(
     predictions, todo = store.join(out, "predictions"), store.join(out, "private", "todo")
     idle_s = 0.0
     while pending:
+        meters.reached("", run=run_id())
         plan = make_plan(runtime.resources(), job.settings, pending=pending, access=job.access)
         try:
-            with Progress(predictions, total=pending, report=report):
+            with Progress(predictions, total=pending, report=report, stage=_stage):
                 for block in pipeline.execute(
                     todo, out=predictions, source=job.source, key=key, plan=plan, stamp=stamp
                 ):
@@ -172,6 +174,10 @@ def _execute(
             )
         report(f"no progress; continuing with the present nodes, {left:,} slices to score")
         pending = left
+
+
+def _stage() -> str:
+    return meters.stage(run_id()) or STARTING
 
 
 def _put_back(out: str, *, key: bytes, report: Reporter) -> int:

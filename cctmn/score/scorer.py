@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 
 from cctmn import schema
 from cctmn.errors import SLICE_CODES
-from cctmn.metrics.patients import PatientRule
-from cctmn.model.probabilities import probabilities
 from cctmn.numerics import FLOAT32, processor_name
 from cctmn.read.geometry import Affine
-from cctmn.studies import StudyRule
 
 if TYPE_CHECKING:
     from cctmn.model.inference import Prediction
+    from cctmn.studies import StudyRule
 
 ImageArray = NDArray[np.uint8]  # H x W, as the card's input contract asks
 
@@ -66,6 +64,10 @@ class ModelSource:
     @property
     def study_rule(self) -> StudyRule:
         """The way from logits to the class of a study."""
+        # The driver alone needs these, and scipy with them.
+        from cctmn.metrics.patients import PatientRule
+        from cctmn.studies import StudyRule
+
         calibration = self.described.get("calibration") or {}
         return StudyRule(
             self.activation, self.temperature, PatientRule.from_calibration(calibration)
@@ -133,6 +135,8 @@ def _scored(
         "error_message": "",
     }
     if prediction.logits_C is not None:
+        from cctmn.model.probabilities import probabilities  # and scipy, for the scorers alone
+
         for name, logit, p in zip(
             source.image_classes,
             prediction.logits_C,
