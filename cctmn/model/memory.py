@@ -16,8 +16,8 @@ def keep_freed_memory(at_most_bytes: int = MOST_BYTES) -> None:
     """Let this process keep freed memory for its next allocations, where the C library is glibc.
 
     By default glibc gives every block of some MB back to the system, which then zeroes the pages of
-    the next one: a tenth of a scorer's or a training step's time, a third of a decoder's. Of what is freed, the process
-    keeps `at_most_bytes`, and no larger block than that.
+    the next one: a tenth of the time of a scorer or a training step, a third of a decoder's. Of
+    what is freed, the process keeps `at_most_bytes`, and no larger block than that.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         # Older versions refuse more than 32 MiB; a refusal changes nothing.

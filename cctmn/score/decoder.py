@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import ctypes
 import functools
-import io
 import os
 import pickle
 import select
@@ -29,6 +28,7 @@ from cctmn.score.error_row import Row, error_row
 
 TIMEOUT_S: Final = 60.0  # for opening an object, and for each frame
 MEMORY_BYTES: Final = 1 << 30  # besides three times the object
+PIPE_BYTES: Final = 1 << 20  # a slice of 512 x 512 has 512 KiB; Linux allows 1 MiB to anybody
 KEPT_BYTES: Final = 64 << 20  # of freed memory; a slice of 512 x 512 needs some 10 MiB
 _ATTEMPTS: Final = 2  # a machine that is short of memory kills innocent processes too
 _LENGTH: Final = struct.Struct("<Q")
@@ -110,13 +110,17 @@ def _start() -> subprocess.Popen[bytes]:
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
-    return subprocess.Popen(
+    child = subprocess.Popen(
         [sys.executable, "-m", "cctmn.score.decoder"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # libraries write header values there
         env=environment,
     )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    _widen(child.stdin, child.stdout)
+    return child
 
 
 def _send(file: IO[bytes], value: Any) -> None:
@@ -128,20 +132,33 @@ def _send(file: IO[bytes], value: Any) -> None:
 
 def _receive(file: IO[bytes], *, deadline: float) -> Any:
     (length,) = _LENGTH.unpack(_read(file, _LENGTH.size, deadline=deadline))
+    if length > MEMORY_BYTES:  # no row is that large: something else was written
+        raise EOFError
     return pickle.loads(_read(file, length, deadline=deadline))  # noqa: S301 - our own child
 
 
-def _read(file: IO[bytes], size: int, *, deadline: float) -> bytes:
-    buffer = io.BytesIO()
+def _read(file: IO[bytes], size: int, *, deadline: float) -> bytearray:
+    """Read so many bytes. Raises EOFError if they do not come in time."""
+    buffer = bytearray(size)
+    missing = memoryview(buffer)
     poll = select.poll()
     poll.register(file, select.POLLIN)
-    while (missing := size - buffer.tell()) > 0:
+    while missing:
         ready = poll.poll(max(0.0, 1e3 * (deadline - time.monotonic())))
-        part = os.read(file.fileno(), min(missing, 1 << 20)) if ready else b""
-        if not part:
+        count = os.readv(file.fileno(), [missing]) if ready else 0
+        if not count:
             raise EOFError
-        buffer.write(part)
-    return buffer.getvalue()
+        missing = missing[count:]
+    return buffer
+
+
+def _widen(*files: IO[bytes]) -> None:
+    """Let pipes hold a slice, so that a slice costs one change of process and not eight."""
+    with suppress(ImportError, AttributeError, OSError):  # Linux alone has this, up to a limit
+        import fcntl
+
+        for file in files:
+            fcntl.fcntl(file.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def _limit_memory(data: bytes) -> None:

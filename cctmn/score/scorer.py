@@ -84,7 +84,10 @@ def score(
     masks: bool = False,
 ) -> pa.Table:
     """Return one prediction row per prepared row, in the same order."""
-    rows = table.to_pylist()
+    pixels = table["pixels"]
+    rows = table.drop_columns("pixels").to_pylist()
+    for index, row in enumerate(rows):
+        row["pixels"] = pixels[index].as_buffer()  # a view: pixels are not copied
     todo = [row for row in rows if not row["error_code"]]
     for row in rows:
         if row["error_code"]:
