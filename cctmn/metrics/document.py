@@ -66,6 +66,12 @@ _MATRIX: Final = object_of(
         "unscored": {"type": "array", "items": COUNT},
     },
 )
+# How scores were computed, where that is recorded: `devices` counts rows by name of the device.
+COMPUTED: Final[Mapping[str, Any]] = {
+    "device": TEXT,
+    "precision": TEXT,
+    "devices": {"type": "object", "additionalProperties": COUNT},
+}
 SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     "format": {"description": "Version of this format.", "const": FORMAT},
     "made": object_of("Version of cctmn and time (UTC).", {"cctmn": TEXT, "at": TEXT}),
@@ -182,16 +188,8 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     },
     "comparison": object_of(
         "The other model, and the slices and patients that both models scored.",
-        {
-            "model_id": TEXT,
-            "name": TEXT,
-            "n": COUNT,
-            "patients": COUNT,
-            "device": TEXT,
-            "precision": TEXT,
-            "devices": {"type": "object", "additionalProperties": COUNT},
-        },
-        optional=("device", "precision", "devices"),
+        {"model_id": TEXT, "name": TEXT, "n": COUNT, "patients": COUNT, **COMPUTED},
+        optional=tuple(COMPUTED),
     ),
     "cohorts": {
         "description": "Metrics by cohort; those of fewer than ten patients are hidden, and those "
@@ -291,14 +289,8 @@ SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
     "scoring": object_of(
         "Fingerprint and libraries of the scoring run, and the device and precision of its scores, "
         "with the number of rows by name of the device.",
-        {
-            "fingerprint": TEXT_OR_NULL,
-            "versions": {"type": "object"},
-            "device": TEXT,
-            "precision": TEXT,
-            "devices": {"type": "object", "additionalProperties": COUNT},
-        },
-        optional=("device", "precision", "devices"),
+        {"fingerprint": TEXT_OR_NULL, "versions": {"type": "object"}, **COMPUTED},
+        optional=tuple(COMPUTED),
     ),
 }
 # Sections that every evaluation has. The others depend on its options.

@@ -74,7 +74,7 @@ def with_cpu_layers(detector: Detector, *, dtype: torch.dtype = torch.float32) -
     """Return a detector in eval mode with faster layers; the given one stays as it is.
 
     They compute in `dtype`, float32 or bfloat16. The backbone takes float32 and returns `dtype`;
-    the RPN's head takes and returns float32.
+    the RPN's head takes it and returns float32. The mask head stays float32.
 
     Layers that are not replaced share their weights with it.
     """
@@ -84,11 +84,11 @@ def with_cpu_layers(detector: Detector, *, dtype: torch.dtype = torch.float32) -
     for module in list(twin.backbone.modules()):
         _fold_batch_norm(module)
     twin.rpn.head = RpnHead(twin.rpn.head, dtype=dtype)
-    for part in (twin.backbone, twin.rpn.head):
-        for module in list(part.modules()):
-            for name, layer in list(module.named_children()):
-                if isinstance(layer, nn.Conv2d):
-                    setattr(module, name, _faster(layer, dtype))
+    _replace_convolutions(twin.backbone, dtype)
+    _replace_convolutions(twin.rpn.head, dtype)
+    if twin.roi_heads.has_mask():
+        _replace_convolutions(twin.roi_heads.mask_head, torch.float32)
+        _replace_convolutions(twin.roi_heads.mask_predictor, torch.float32)
     return twin
 
 
@@ -111,6 +111,13 @@ def _fold_batch_norm(module: nn.Module) -> None:
             folded = fuse_conv_bn_eval(copy.deepcopy(conv).double(), copy.deepcopy(norm).double())
             setattr(module, conv_name, folded.float())
             setattr(module, norm_name, nn.Identity())
+
+
+def _replace_convolutions(part: nn.Module, dtype: torch.dtype) -> None:
+    for module in list(part.modules()):
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, nn.Conv2d):
+                setattr(module, name, _faster(layer, dtype))
 
 
 def is_winograd_faster(conv: nn.Conv2d) -> bool:

@@ -55,8 +55,7 @@ class WinogradConv(nn.Module):
     """A `Conv2d` of 3 x 3, stride 1 and padding 1, for inference on the CPU.
 
     It computes in float32, and takes and returns maps of float32 or bfloat16. The weights are those
-    of `conv` when this is built. Slices of a batch run one by one, so that their values do not
-    depend on each other.
+    of `conv` when this is built. The values of a map do not depend on the others of its batch.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -79,26 +78,41 @@ class WinogradConv(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return B x O x H x W, in channels-last memory."""
-        x_BHWC = x_BCHW.permute(0, 2, 3, 1)
-        one_by_one = [self._convolve(x_HWC) for x_HWC in x_BHWC]
-        y_BHWO = one_by_one[0][None] if len(one_by_one) == 1 else torch.stack(one_by_one)
-        return y_BHWO.permute(0, 3, 1, 2)
+        return self._convolve(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
-    def _by_library(self, x_HWC: Tensor) -> Tensor:
-        x_HWC = x_HWC.contiguous()
-        height, width, channels = x_HWC.shape
+    def _by_library(self, x_BHWC: Tensor) -> Tensor:
+        x_BHWC = x_BHWC.contiguous()
+        batch, height, width, channels = x_BHWC.shape
         rows, columns = -(-height // TILE), -(-width // TILE)
-        step = max(1, NATIVE_TILES_AT_ONCE // columns)
-        y_HWO = x_HWC.new_empty(height, width, self._num_out)
-        for first in range(0, rows, step):
-            tiles = min(step, rows - first) * columns
-            inputs_TPC = torch.empty(tiles, POINTS**2, channels)
-            native.inputs(x_HWC, inputs_TPC, first=first, columns=columns)
-            products_TPO = self._products(inputs_TPC)
-            native.outputs(products_TPO, self._bias, first=first, columns=columns, out_HWC=y_HWO)
-        return y_HWO
+        y_BHWO = x_BHWC.new_empty(batch, height, width, self._num_out)
+        # A piece is some rows of tiles of one map; several small maps share one product.
+        step = min(rows, max(1, NATIVE_TILES_AT_ONCE // columns))
+        pieces = [
+            (x_HWC, y_HWO, first, columns * min(step, rows - first))
+            for x_HWC, y_HWO in zip(x_BHWC, y_BHWO, strict=True)
+            for first in range(0, rows, step)
+        ]
+        together = max(1, NATIVE_TILES_AT_ONCE // (step * columns))
+        for start in range(0, len(pieces), together):
+            group = pieces[start : start + together]
+            tiles = [piece[3] for piece in group]
+            inputs_TPC = torch.empty(sum(tiles), POINTS**2, channels)
+            for (x_HWC, _, first, _), out_TPC in zip(
+                group, torch.split(inputs_TPC, tiles), strict=True
+            ):
+                native.inputs(x_HWC, out_TPC, first=first, columns=columns)
+            products = torch.split(self._products(inputs_TPC), tiles)
+            for (_, y_HWO, first, _), products_TPO in zip(group, products, strict=True):
+                native.outputs(
+                    products_TPO, self._bias, first=first, columns=columns, out_HWC=y_HWO
+                )
+        return y_BHWO
 
-    def _by_torch(self, x_HWC: Tensor) -> Tensor:
+    def _by_torch(self, x_BHWC: Tensor) -> Tensor:
+        one_by_one = [self._one_by_torch(x_HWC) for x_HWC in x_BHWC]
+        return one_by_one[0][None] if len(one_by_one) == 1 else torch.stack(one_by_one)
+
+    def _one_by_torch(self, x_HWC: Tensor) -> Tensor:
         height, width, channels = x_HWC.shape
         rows, columns = -(-height // TILE), -(-width // TILE)
         right, below = TILE * columns - width + 1, TILE * rows - height + 1

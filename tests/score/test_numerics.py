@@ -73,7 +73,7 @@ def test_auto_is_float32_on_every_device() -> None:
 def test_the_precision_reaches_the_network(fresh_model: Path, precision: str) -> None:
     source = models.open_source(str(fresh_model), precision=precision)
     scorer: Any = source.load(False)
-    assert (source.precision, scorer._predictor._precision) == (precision, precision)
+    assert (source.precision, scorer._predictor.precision) == (precision, precision)
 
 
 def test_tf32_on_cpus_is_refused(slices: Path, tmp_path: Path) -> None:
