@@ -158,6 +158,8 @@ def test_doctor_checks_a_sample_the_model_and_the_storage(
         "conditional_writes": "obeyed",
     }
     assert report["job"]["seconds_per_slice_and_scorer"] > 0
+    assert report["job"]["precision"] == "float32"
+    assert report["job"]["device_name"]
     assert report["job"]["disk_bytes"] > 0
     assert report["machine"]["cpu_cores"] >= 1
     assert [info.uri for info in store.list_objects("s3://doctor")] == ["s3://doctor/z.zip"]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cctmn.data.set_record import Members, record
+from cctmn.numerics import Numerics
 from cctmn.pseudonym import pseudonym
 from tests.commands import call, one_line
 from tests.evaluate.outputs import CLASSES, write_labels, write_output
@@ -256,6 +257,17 @@ def test_patients_without_a_score_count_as_wrong(tmp_path: Path) -> None:
     # Of 40 sick patients four have no score, of 20 healthy ones two.
     assert values == pytest.approx([0.9, 0.9, 0.81])
     assert "6 labelled patients without a usable score count as wrong." in page
+
+
+def test_a_threshold_chosen_in_another_precision_is_noted(tmp_path: Path) -> None:
+    make_set(tmp_path / "test", prefix="t", numerics=Numerics("cpu", "float32"))
+    make_set(tmp_path / "valid", prefix="v", seed=1, numerics=Numerics("cpu", "bfloat16"))
+    _, result, page = accept(tmp_path, criteria(tmp_path, "sensitivity 0.5", point=CHOSEN))
+    [note] = [note for note in result["notes"] if "computed" in note]
+    assert "float32 on CPUs" in note
+    assert "bfloat16 on CPUs" in note
+    assert result["predictions"]["precision"] == "float32"
+    assert "<dt>computed in</dt><dd>float32 on CPUs (a processor)</dd>" in page
 
 
 def test_the_result_names_its_inputs_by_their_hashes(folder: Path) -> None:

@@ -91,7 +91,6 @@ class Predictor:
         has_cpu_layers = on_cpu and not own_layers and (precision == "float32" or onednn.usable())
         if has_cpu_layers:
             self._detector = with_cpu_layers(self._detector, dtype=dtype)
-        self.precision = precision
         self._autocast = precision == "bfloat16" and not has_cpu_layers
         self._box_layers = ChannelsLastBoxLayers(
             self._detector.roi_heads.box_head, dtype=dtype if has_cpu_layers else torch.float32

@@ -104,6 +104,15 @@ def test_the_number_that_chose_the_model_is_a_validation_number_with_its_patient
     assert archive_page._validation({}) == ""
 
 
+def test_first_page_says_how_the_scores_were_computed(three: Path) -> None:
+    assert "device and precision not recorded" in page(written(three), "index.html").text
+    manifest = json.loads((three / "manifest.json").read_text())
+    devices = {"an H100": 7, "an A100": 2}
+    manifest["numerics"] = {"device": "cuda", "precision": "tf32", "devices": devices}
+    (three / "manifest.json").write_text(json.dumps(manifest))
+    assert "tf32 on GPUs (an H100, an A100)" in page(written(three), "index.html").text
+
+
 def test_cautions_of_the_model_stand_above_all_numbers(three: Path) -> None:
     text = page(written(three), "index.html").text
     assert text.index("Made for tests.") < text.index("studies 3")

@@ -16,6 +16,7 @@ import torch
 from cctmn import numerics, store
 from cctmn.config import ScoreConfig
 from cctmn.errors import ModelError, PreflightError, ResumeError
+from cctmn.model import inference
 from cctmn.numerics import CPU, CUDA, Numerics
 from cctmn.runtime import Resources
 from cctmn.score import begun, models, run
@@ -70,10 +71,14 @@ def test_auto_is_float32_on_every_device() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_precision_reaches_the_network(fresh_model: Path, precision: str) -> None:
+def test_the_precision_reaches_the_network(
+    fresh_model: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(inference, "Predictor", lambda net, **options: asked.append(options))
     source = models.open_source(str(fresh_model), precision=precision)
-    scorer: Any = source.load(False)
-    assert (source.precision, scorer._predictor.precision) == (precision, precision)
+    source.load(False)
+    assert (source.precision, asked[0]["precision"]) == (precision, precision)
 
 
 def test_tf32_on_cpus_is_refused(slices: Path, tmp_path: Path) -> None:
