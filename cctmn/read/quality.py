@@ -229,8 +229,17 @@ def _inner(air: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 def _lung_fraction(air: npt.NDArray[np.bool_], inner: npt.NDArray[np.bool_]) -> float:
     body = int(np.count_nonzero(~air | inner))
     # Opening drops what lungs are not: sinuses, airways, noise.
-    lung = int(np.count_nonzero(ndimage.binary_opening(inner, np.ones((3, 3), bool))))
+    lung = int(np.count_nonzero(_opened(inner)))
     return lung / max(1, body)
+
+
+def _opened(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return scipy's binary_opening by 3 x 3, which takes ten times as long."""
+    for join in (np.logical_and, np.logical_or):
+        wide = np.pad(mask, 1)
+        tall = join(join(wide[:-2], wide[1:-1]), wide[2:])
+        mask = join(join(tall[:, :-2], tall[:, 1:-1]), tall[:, 2:])
+    return mask
 
 
 def _is_blank(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:

@@ -87,7 +87,9 @@ class Decoder:
         assert child.stdin is not None
         assert child.stdout is not None
         try:
-            _send(child.stdin, (group, data, contract, key))
+            _send(child.stdin, (group, len(data), contract, key))
+            child.stdin.write(data)  # apart, for pickle would copy it
+            child.stdin.flush()
             for _ in range(1 + len(group)):
                 yield _receive(child.stdout, deadline=time.monotonic() + TIMEOUT_S)
         except (OSError, EOFError, pickle.UnpicklingError):
@@ -98,6 +100,7 @@ class Decoder:
 @functools.cache
 def of_this_process() -> Decoder:
     """Return the decoder of this process; it ends with the process."""
+    keep_freed_memory(KEPT_BYTES)
     decoder = Decoder()
     atexit.register(decoder.close)
     return decoder
@@ -184,8 +187,8 @@ def _serve() -> None:
     os.dup2(2, 1)  # what a library prints must not get between the replies
     while head := incoming.read(_LENGTH.size):
         message = incoming.read(_LENGTH.unpack(head)[0])
-        group, data, contract, key = pickle.loads(message)  # noqa: S301 - from our own parent
-        del message
+        group, size, contract, key = pickle.loads(message)  # noqa: S301 - from our own parent
+        data = incoming.read(size)
         _limit_memory(data)
         for row in decode_rows(group, data, contract=contract, key=key):
             _send(outgoing, row)
