@@ -190,6 +190,16 @@ class DetectorConfig:
         low=0,
         high=1,
     )
+    validate_every: int = setting(
+        1, "Validate after every so many epochs, and after the last one.", unit="epochs", low=1
+    )
+    validate_slices: int = setting(
+        0,
+        "Validate on this many of the validation slices, drawn once over classes and patients; 0 = "
+        "all.",
+        unit="slices",
+        low=0,
+    )
     half: bool = setting(False, "Write the final model in float16, half the size.")
     note: str = setting("", "A note to put on the model's card.")
     optim: Optim = Optim()
@@ -226,6 +236,16 @@ class ClassifierConfig:
         "Fraction of the patients of each class kept for validation if no validation set is given.",
         low=0,
         high=1,
+    )
+    validate_every: int = setting(
+        1, "Validate after every so many epochs, and after the last one.", unit="epochs", low=1
+    )
+    validate_slices: int = setting(
+        0,
+        "Validate on this many of the validation slices, drawn once over classes and patients; 0 = "
+        "all.",
+        unit="slices",
+        low=0,
     )
     half: bool = setting(False, "Write the final model in float16, half the size.")
     note: str = setting("", "A note to put on the model's card.")

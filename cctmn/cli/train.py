@@ -180,6 +180,8 @@ def _outcome_text(outcome: Any) -> str:
     counts = " of ".join(
         f"{part[noun]:,} {noun}" for noun in ("slices", "patients") if part.get(noun)
     )
+    if part.get("sample_of_slices"):
+        counts += f" (a sample of {part['sample_of_slices']:,} slices)"
     value = "undefined" if part["value"] is None else f"{part['value']:.3f}"
     others = "  ".join(
         f"{other} {value:.3f}"

@@ -190,7 +190,9 @@ def _validation(part: Mapping[str, Any]) -> str:
         return ""
     text = f"validation {str(part.get('chosen_by')).replace('_', ' ')} {decimal_text(value, 3)}"
     counts = ((whole(part.get(name)), name) for name in ("slices", "patients"))
-    return text + " on " + " of ".join(f"{count:,} {name}" for count, name in counts if count)
+    text += " on " + " of ".join(f"{count:,} {name}" for count, name in counts if count)
+    whole_set = whole(part.get("sample_of_slices"))
+    return f"{text} (a sample of {whole_set:,} slices)" if whole_set else text
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Spec:
 
     config: DetectorConfig | ClassifierConfig
     slices: Samples
-    valid: Samples
+    valid: Samples  # on which the best epoch is chosen
     out: str  # URI
     card: Card  # of the trained model
 
@@ -131,6 +131,7 @@ def train_worker(spec: Spec) -> None:
             hardware=spec.config.hardware,
             world=world,
             hooks=hooks,
+            validate_every=spec.config.validate_every,
         )
     except CctmnError as error:
         if not isinstance(error, StoreError):  # storage may be back at the next attempt

@@ -11,7 +11,7 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from cctmn.config import Hardware, Optim
 from cctmn.errors import ModelError
 from cctmn.model import checkpoint, ranking
 from cctmn.model.card import Card
+from cctmn.train.loading import Loader
 from cctmn.train.steps import MicroBatch, Steps
 from cctmn.train.tasks import Task
 
@@ -73,10 +73,13 @@ def run(
     hardware: Hardware,
     world: World,
     hooks: Hooks,
+    validate_every: int = 1,
 ) -> History:
     """Train to the end of the plan from the last checkpoint.
 
-    Raises ModelError, on every worker, if a loss is no longer finite.
+    Every so many epochs are validated, and the last one is. Only these can be the best epoch, and
+    the rows of the others have no validation metrics. Raises ModelError, on every worker, if a loss
+    is no longer finite.
     """
     steps = Steps(task.count, optim, size=world.size, micro=_micro(hardware, optim, world))
     here = _Run(task, steps, hardware, world, hooks)
@@ -86,11 +89,14 @@ def run(
         hooks.progress(resumed=len(history.rows), epochs=steps.epochs)
     for epoch in range(len(history.rows), steps.epochs):
         began = time.monotonic()
+        is_last = epoch + 1 == steps.epochs
+        is_validated = is_last or (epoch + 1) % validate_every == 0
         try:
             losses = here.epoch(epoch)
             trained_s = time.monotonic() - began
             ranking.check_finite(*losses.values())
-            metrics = here.validate()
+            here.share_statistics()
+            metrics = here.validate() if is_validated else {}
         except ModelError:  # also of the nets themselves, which look at what they rank
             raise ModelError(
                 f"the loss is no longer finite in epoch {epoch + 1}; lower optim.lr or set "
@@ -105,12 +111,13 @@ def run(
             "steps_per_s": done / trained_s,
             "train_s": trained_s,
             "valid_s": time.monotonic() - began - trained_s,
+            "valid_slices": task.valid_count if is_validated else 0,
         }
         history.rows.append(row)
         for name, values in losses.items():
             history.losses.setdefault(name, []).extend(values.tolist())
         here.keep_if_best()
-        if here.is_time(last=epoch + 1 == steps.epochs):
+        if here.is_time(last=is_last):
             hooks.report(history, here.write(card) if world.rank == 0 else None)
     return history
 
@@ -132,6 +139,7 @@ class _Run:
             fused=True,  # one pass over the weights, where the others make ten
         )
         self.module = _wrapped(task.module, world)
+        self.loader = Loader(task, processes=hardware.loaders, device=world.device)
         self.history = History()
         self.best: dict[str, Tensor] = {}
         self.written = time.monotonic()
@@ -174,7 +182,8 @@ class _Run:
         """Return the row of the best epoch so far: of equal metrics that of the lower loss.
 
         Of equal losses too it is the earlier one. Rows of earlier versions have no validation loss;
-        of equal ones among them the last is the best, because its weights were kept.
+        of equal ones among them the last is the best, because its weights were kept. Before the
+        first validation the last epoch stands in for the best.
         """
         name = f"val_{self.task.best_metric}"
 
@@ -186,7 +195,8 @@ class _Run:
                 -row["epoch"] if "val_loss" in row else row["epoch"],
             )
 
-        return max(self.history.rows, key=rank)
+        validated = [row for row in self.history.rows if name in row]
+        return max(validated, key=rank) if validated else self.history.rows[-1]
 
     def is_time(self, *, last: bool) -> bool:
         """Whether to write a checkpoint now; the first worker's clock decides for all.
@@ -223,7 +233,7 @@ class _Run:
         table: list[Tensor] = []
         names: list[str] = []
         now = torch.zeros(1)
-        for batch, micro in _batches(self.task, work, loaders=self.hardware.loaders):
+        for batch, micro in self.loader.epoch(work):
             torch.manual_seed(self.steps.seed(epoch, micro.indices))
             losses = self._backward(batch, micro)
             names = list(losses)
@@ -260,20 +270,26 @@ class _Run:
             dist.all_reduce(table)
         return table.cpu() / self.world.size
 
+    def share_statistics(self) -> None:
+        """Give every worker the mean of batch norm's running statistics.
+
+        Each has seen its own slices alone.
+        """
+        if self.world.size > 1:
+            for buffer in self.task.net.buffers():
+                if buffer.is_floating_point():
+                    dist.all_reduce(buffer)
+                    buffer /= self.world.size
+
     def validate(self) -> dict[str, float]:
         """Return the mean loss and the metrics of all validation slices.
 
         The workers divide the slices among them.
         """
         size, count = self.world.size, self.task.valid_count
-        if size > 1:
-            # Batch norm's running statistics saw each worker's own slices: take their mean.
-            for buffer in self.task.net.buffers():
-                if buffer.is_floating_point():
-                    dist.all_reduce(buffer)
-                    buffer /= size
         self.task.net.eval()
-        own = {i: self.task.validate(i) for i in range(self.world.rank, count, size)}
+        indices = range(self.world.rank, count, size)
+        own = dict(zip(indices, self.task.validate(indices), strict=True))
         parts: list[Any] = [own]
         if size > 1:
             parts = [None] * size
@@ -282,32 +298,6 @@ class _Run:
         validated = [merged[i] for i in range(count)]
         loss = math.fsum(one.loss for one in validated) / count
         return {"loss": loss, **self.task.compute_metrics([one.output for one in validated])}
-
-
-def _batches(
-    task: Task, work: list[MicroBatch], *, loaders: int
-) -> Iterator[tuple[list[Any], MicroBatch]]:
-    loader = DataLoader(
-        _Slices(task),
-        batch_sampler=[list(micro.indices) for micro in work],
-        num_workers=loaders,
-        collate_fn=list,
-        generator=torch.Generator(),  # its own, or each epoch would draw from the global one
-    )
-    return zip(loader, work, strict=True)
-
-
-class _Slices(torch.utils.data.Dataset[Any]):
-    """A task's slices for torch's loader."""
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
-
-    def __len__(self) -> int:
-        return self._task.count
-
-    def __getitem__(self, index: int) -> Any:
-        return self._task.read(index)
 
 
 class _Clock:

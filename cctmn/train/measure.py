@@ -11,6 +11,7 @@ from cctmn.errors import ConfigError
 from cctmn.metrics import detection
 from cctmn.model import checkpoint
 from cctmn.model.classifier import Classifier
+from cctmn.model.inference import Predictor
 from cctmn.reporter import Reporter, silent
 from cctmn.train import datasets, tasks
 from cctmn.train.datasets import Data
@@ -26,10 +27,10 @@ def detections(model: str, *, data: Data, report: Reporter = silent) -> dict[str
         )
     samples = datasets.with_lesions(data, card=loaded.card, report=report)
     contract = InputContract.from_card(loaded.card.input)
-    pairs = []
+    predictor, pairs = Predictor(loaded.net), []
     for done, sample in enumerate(samples, start=1):
         truth = read_lesions(sample, lesion_classes=arch.lesion_classes, contract=contract)
-        pairs.append(tasks.compared(loaded.net, truth))
+        pairs += tasks.compared(predictor, [truth])
         report(f"{done}/{len(samples)}", transient=True)
     predicted, true = zip(*pairs, strict=True)
     return detection.summary(predicted, true, classes=arch.lesion_classes)
@@ -43,8 +44,8 @@ def classes(model: str, *, data: Data, report: Reporter = silent) -> dict[str, f
     names = loaded.card.arch.image_classes
     samples = datasets.with_classes(data, classes=names, card=loaded.card, report=report)
     contract = InputContract.from_card(loaded.card.input)
-    pairs = []
+    predictor, pairs = Predictor(loaded.net), []
     for done, sample in enumerate(samples, start=1):
-        pairs.append(tasks.classified(loaded.net, sample, contract=contract))
+        pairs.append(tasks.classified(predictor, sample, contract=contract))
         report(f"{done}/{len(samples)}", transient=True)
     return tasks.class_metrics(pairs, classes=names)

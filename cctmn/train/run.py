@@ -84,6 +84,11 @@ def train(job: TrainJob, *, address: str | None = None, report: Reporter = silen
     # 1. The model and the data are checked first; only then are ImageNet weights downloaded.
     start = job.stage.start()
     train_set, valid_set = _open_data(job, start=start, out=out, report=report)
+    chosen_on = validation.sampled(
+        valid_set, count=job.config.validate_slices, seed=job.config.optim.seed
+    )
+    if len(chosen_on) < len(valid_set):
+        report(f"epochs are validated on {len(chosen_on):,} of the {len(valid_set):,} slices")
     start = job.stage.download_weights(start)
     # 2. The initial weights are serialised once: for the identity, and to be written to OUT.
     card_text, weights, saved_card = checkpoint.to_bytes(start.net, card=start.card)
@@ -103,9 +108,9 @@ def train(job: TrainJob, *, address: str | None = None, report: Reporter = silen
                 name=job.model_name,
                 activation=job.stage.activation or start.card.activation,
                 note=job.config.note,
-                provenance=_provenance(job, parts=(train_set, valid_set)),
+                provenance=_provenance(job, parts=(train_set, valid_set), chosen_on=chosen_on),
             )
-            spec = Spec(job.config, train_set, valid_set, out, card)
+            spec = Spec(job.config, train_set, chosen_on, out, card)
             with runtime.session(address) as resources:
                 workers, use_gpu = _workers(job, resources)
                 runtime.wait_for_gpus(
@@ -183,6 +188,10 @@ def _identity(job: TrainJob, *, weights_sha256: str, sets: tuple[Samples, Sample
     if settings["optim"]["schedule"] == "constant" and not settings["optim"]["steps"]:
         del settings["optim"]["epochs"]
     settings["micro_batch"] = hardware["micro_batch"]
+    # They choose the best epoch. Runs of earlier versions have neither.
+    for name, default in (("validate_every", 1), ("validate_slices", 0)):
+        if settings[name] == default:
+            del settings[name]
     values = {
         "format": FORMAT,
         "stage": job.stage.name,
@@ -206,10 +215,13 @@ def _workers(job: TrainJob, resources: Resources) -> tuple[int, bool]:
     return min(hardware.workers or have, batch), use_gpu
 
 
-def _provenance(job: TrainJob, *, parts: tuple[Samples, Samples]) -> dict[str, Any]:
+def _provenance(
+    job: TrainJob, *, parts: tuple[Samples, Samples], chosen_on: Samples
+) -> dict[str, Any]:
     """Where the weights come from; no path, for the model may be handed on.
 
-    The loop adds the validation metrics.
+    `chosen_on` are the slices on which the best epoch is chosen: all of the validation part, or a
+    sample. The loop adds the validation metrics.
     """
     train_set, valid_set = parts
     settings = asdict(job.config)
@@ -232,8 +244,9 @@ def _provenance(job: TrainJob, *, parts: tuple[Samples, Samples]) -> dict[str, A
         "slices": len(train_set),
         "patients": validation.num_patients(train_set),
         "validation": {
-            "slices": len(valid_set),
-            "patients": validation.num_patients(valid_set),
+            "slices": len(chosen_on),
+            "patients": validation.num_patients(chosen_on),
+            **({"sample_of_slices": len(valid_set)} if len(chosen_on) < len(valid_set) else {}),
         },
     }
 
@@ -299,7 +312,8 @@ def _epoch_line(row: dict[str, str]) -> str:
         for name, value in row.items()
         if name.startswith("val_") and value
     )
-    return f"epoch {row['epoch']}: training loss {float(row['loss']):.3f}; validation: {metrics}"
+    validated = f"validation: {metrics}" if metrics else "not validated"
+    return f"epoch {row['epoch']}: training loss {float(row['loss']):.3f}; {validated}"
 
 
 def _line(now: dict[str, Any]) -> str:

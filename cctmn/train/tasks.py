@@ -26,8 +26,10 @@ from cctmn.metrics import classification, detection
 from cctmn.model import frozen_conv
 from cctmn.model.classifier import Classifier
 from cctmn.model.detector import Detector
-from cctmn.model.inference import Predictor, normalise_and_pad, paste
+from cctmn.model.inference import Prediction, Predictor, normalise_and_pad, paste
 from cctmn.rle import encode
+
+AT_ONCE: Final = 16  # slices that are validated together; on a GPU they run as one batch
 
 Losses = dict[str, Tensor]
 Compared = tuple[detection.Instances, detection.Instances]  # predicted, true
@@ -61,8 +63,8 @@ class Task(Protocol):
     def train(self) -> None:
         """Put the net into the mode that training needs."""
 
-    def validate(self, index: int) -> Validated:
-        """Return the output and the loss of validation slice `index`; the net is in eval mode."""
+    def validate(self, indices: Sequence[int]) -> list[Validated]:
+        """Return the outputs and losses of these validation slices; the net is in eval mode."""
 
     def compute_metrics(self, outputs: Sequence[Any]) -> dict[str, float]:
         """Metrics of the whole validation set; `outputs` are those of `validate`, in order."""
@@ -109,14 +111,22 @@ class DetectorTask:
     ) -> Losses:
         """Return the five losses under torchvision's names."""
         x_B3HW, sizes = _stack([pixels for pixels, _, _ in batch], device=device)
-        targets = [_target(masks.to(device), labels.to(device)) for _, masks, labels in batch]
+        targets = [
+            _target(masks.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+            for _, masks, labels in batch
+        ]
         losses: Losses = module(x_B3HW, sizes=sizes, targets=targets)
         return losses
 
-    def validate(self, index: int) -> Validated:
+    def validate(self, indices: Sequence[int]) -> list[Validated]:
         """Return the lesions that the net reports with the true ones, and the sum of the losses."""
-        lesions = self._read(self.valid[index])
-        return Validated(compared(self.net, lesions), self._validation_loss(lesions, seed=index))
+        predictor, validated = Predictor(self.net), []
+        for part in _parts(indices):
+            truths = [self._read(self.valid[index]) for index in part]
+            pairs = compared(predictor, truths)
+            for index, truth, pair in zip(part, truths, pairs, strict=True):
+                validated.append(Validated(pair, self._validation_loss(truth, seed=index)))
+        return validated
 
     def _validation_loss(self, lesions: LesionSlice, *, seed: int) -> float:
         """Return the sum of the five losses of a slice.
@@ -146,9 +156,17 @@ def _tensors(lesions: LesionSlice) -> tuple[Tensor, Tensor, Tensor]:
     return torch.from_numpy(pixels), torch.from_numpy(masks_MHW), torch.from_numpy(labels_M)
 
 
-def compared(net: Detector | Classifier, truth: LesionSlice) -> Compared:
-    """Return the lesions that a net reports on a slice, and the true ones; it has a mask head."""
-    (prediction,) = Predictor(net, own_layers=True).predict([truth.pixels], areas=False, masks=True)
+def compared(predictor: Predictor, truths: Sequence[LesionSlice]) -> list[Compared]:
+    """Return the lesions that a net reports on slices, and the true ones; it has a mask head."""
+    pixels = [truth.pixels for truth in truths]
+    predictions = predictor.predict(pixels, areas=False, masks=True)
+    return [
+        (_reported(prediction, truth), _true(truth))
+        for prediction, truth in zip(predictions, truths, strict=True)
+    ]
+
+
+def _reported(prediction: Prediction, truth: LesionSlice) -> detection.Instances:
     assert prediction.mask_logits_M1SS is not None, (
         "a net without a mask head has no masks to compare"
     )
@@ -161,11 +179,20 @@ def compared(net: Detector | Classifier, truth: LesionSlice) -> Compared:
         masks=[rle for mask in pasted for rle in encode(mask.numpy()[None])],
         labels_M=prediction.labels_M,
         scores_M=prediction.scores_M,
-    ), detection.Instances(
+    )
+
+
+def _true(truth: LesionSlice) -> detection.Instances:
+    return detection.Instances(
         masks=encode(truth.masks_MHW),
         labels_M=truth.labels_M,
         scores_M=np.ones(len(truth.labels_M), np.float32),
     )
+
+
+def _parts(indices: Sequence[int]) -> list[Sequence[int]]:
+    """Divide the slices to validate into those that are read and predicted at once."""
+    return [indices[start : start + AT_ONCE] for start in range(0, len(indices), AT_ONCE)]
 
 
 def _stack(
@@ -264,23 +291,33 @@ class ClassifierTask(_ClassTask):
         logits_BC = module(x_B3HW, sizes=sizes).float()
         return {"loss_class": CRITERIA[self.config.loss](logits_BC, labels_B)}
 
-    def validate(self, index: int) -> Validated:
-        """Return the true and predicted class, and the loss."""
-        sample = self.valid[index]
-        logits_C = _logits(self.net, sample, contract=self.contract)
-        return _validated(logits_C, label=sample.label, loss=self.config.loss)
+    def validate(self, indices: Sequence[int]) -> list[Validated]:
+        """Return the true and predicted class of each slice, and the loss."""
+        predictor, validated = Predictor(self.net), []
+        for part in _parts(indices):
+            samples = [self.valid[index] for index in part]
+            logits_BC = _logits(predictor, samples, contract=self.contract)
+            for sample, logits_C in zip(samples, logits_BC, strict=True):
+                one = _validated(logits_C, label=sample.label, loss=self.config.loss)
+                validated.append(one)
+        return validated
 
 
-def classified(net: Classifier, sample: SliceSample, *, contract: InputContract) -> tuple[int, int]:
+def classified(
+    predictor: Predictor, sample: SliceSample, *, contract: InputContract
+) -> tuple[int, int]:
     """Return the true and the predicted class of one slice."""
-    return sample.label, int(_logits(net, sample, contract=contract).argmax())
+    return sample.label, int(_logits(predictor, [sample], contract=contract)[0].argmax())
 
 
-def _logits(net: Classifier, sample: SliceSample, *, contract: InputContract) -> Tensor:
-    picture = read_slice(sample.image, contract=contract)
-    (prediction,) = Predictor(net, own_layers=True).predict([picture], areas=False)
-    assert prediction.logits_C is not None
-    return torch.from_numpy(prediction.logits_C)
+def _logits(
+    predictor: Predictor, samples: Sequence[SliceSample], *, contract: InputContract
+) -> Tensor:
+    """Return the logits of slices, B x C."""
+    pictures = [read_slice(sample.image, contract=contract) for sample in samples]
+    predictions = predictor.predict(pictures, areas=False)
+    logits = [one.logits_C for one in predictions if one.logits_C is not None]
+    return torch.from_numpy(np.stack(logits))
 
 
 def _validated(logits_C: Tensor, *, label: int, loss: str) -> Validated:
@@ -316,12 +353,16 @@ class CachedTask(_ClassTask):
         features, labels_B = (torch.stack(part).to(device) for part in zip(*batch, strict=True))
         return {"loss_class": CRITERIA[self.loss](module(features).float(), labels_B)}
 
-    def validate(self, index: int) -> Validated:
-        """Return the true and predicted class, and the loss."""
+    def validate(self, indices: Sequence[int]) -> list[Validated]:
+        """Return the true and predicted class of each slice, and the loss."""
         device = next(self.module.parameters()).device
-        with torch.inference_mode():
-            logits_C = self.module(self.valid_features[index].to(device)).cpu()
-        return _validated(logits_C, label=int(self.valid_labels[index]), loss=self.loss)
+        validated = []
+        for index in indices:
+            with torch.inference_mode():
+                logits_C = self.module(self.valid_features[index].to(device)).cpu()
+            label = int(self.valid_labels[index])
+            validated.append(_validated(logits_C, label=label, loss=self.loss))
+        return validated
 
 
 def class_metrics(

@@ -6,6 +6,7 @@ missing from either part is refused, because a number without it looks like one 
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -59,6 +60,55 @@ def draw(
     parts: tuple[Any, Any] = splits.held_out(samples, fraction=fraction, seed=seed, strata=strata)
     _check_classes(parts, stage=stage, classes=classes, where=where)
     return parts
+
+
+def sampled(samples: Samples, *, count: int, seed: int) -> Samples:
+    """Return `count` of the validation slices, in order, or all if there are not more or it is 0.
+
+    Each class has its fraction of them, and one slice at least. Within a class the first slice of
+    every patient is taken, then the second of every patient that has one, and so on. A slice with
+    lesions of several classes belongs to the one that fewest slices show.
+    """
+    if not 0 < count < len(samples):
+        return samples
+    every: Sequence[Any] = samples
+    shown = [_labels(sample) for sample in every]
+    frequency = Counter(label for labels in shown for label in labels)
+    of_class: dict[int, list[Any]] = {}
+    for sample, labels in zip(every, shown, strict=True):
+        rarest = min(labels, key=lambda label: (frequency[label], label), default=0)
+        of_class.setdefault(rarest, []).append(sample)
+    # The whole classes in one row, each in the order of its turns, evenly spread by their fraction.
+    places = []
+    for label, members in of_class.items():
+        in_turn = _in_turn(members, seed=seed)
+        places += [
+            (number > 0, (number + 0.5) / len(in_turn), label, id(sample))
+            for number, sample in enumerate(in_turn)
+        ]
+    chosen = {place[-1] for place in sorted(places)[:count]}
+    drawn: Any = tuple(sample for sample in every if id(sample) in chosen)
+    return drawn
+
+
+def _labels(sample: SliceSample | LesionSample) -> set[int]:
+    return set(sample.labels) if isinstance(sample, LesionSample) else {sample.label}
+
+
+def _in_turn(samples: Sequence[Any], *, seed: int) -> list[Any]:
+    """Return the first slice of every patient, then the second of every patient, and so on."""
+    turns = []
+    for key, own in splits.by_patient(samples).items():
+        own = sorted(own, key=lambda sample: _draw(f"slice {sample.name}", seed))
+        turns += [
+            (turn, _draw(f"{key.kind} {key.name}", seed), sample) for turn, sample in enumerate(own)
+        ]
+    return [sample for _, _, sample in sorted(turns, key=lambda one: one[:2])]
+
+
+def _draw(name: str, seed: int) -> str:
+    """Return the place of a patient or slice in the draw: a hash, the same on any machine."""
+    return hashlib.sha256(f"{seed} {name}".encode(errors="surrogateescape")).hexdigest()
 
 
 def strata_of_classes(

@@ -66,7 +66,7 @@ def module_s(*, accuracies: tuple[float, ...] = (), losses: tuple[float, ...] = 
         task.compute_metrics = lambda output: {"accuracy": next(given)}
     if losses:
         each = iter(loss for loss in losses for _ in range(task.valid_count))
-        task.validate = lambda index: Validated((0, 0), next(each))
+        task.validate = lambda indices: [Validated((0, 0), next(each)) for _ in indices]
     return task
 
 
@@ -80,6 +80,18 @@ def run(
         hardware=hardware,
         world=World(**world),
         hooks=kept,
+    )
+
+
+def validated_every(task: Task, kept: Kept, *, every: int, epochs: int) -> History:
+    return loop.run(
+        task,
+        card=small_card(task.net.arch),
+        optim=replace(OPTIM, epochs=epochs),
+        hardware=LAST_EPOCH,
+        world=World(),
+        hooks=kept,
+        validate_every=every,
     )
 
 
@@ -97,6 +109,30 @@ def figures(history: History) -> list[dict[str, float]]:
     """Rows without what the clock says."""
     clock = {"steps_per_s", "train_s", "valid_s"}
     return [{k: v for k, v in row.items() if k not in clock} for row in history.rows]
+
+
+# --- epochs that are not validated
+
+
+def test_every_nth_epoch_and_the_last_are_validated(tmp_path):
+    history = validated_every(module_s(), Kept(tmp_path), every=2, epochs=5)
+    assert [row["valid_slices"] for row in history.rows] == [0, 2, 0, 2, 2]
+    assert ["val_accuracy" in row for row in history.rows] == [False, True, False, True, True]
+
+
+def test_an_epoch_that_was_not_validated_is_never_the_best(tmp_path):
+    task, kept = module_s(accuracies=(0.9, 0.5)), Kept(tmp_path)
+    validated_every(task, kept, every=3, epochs=4)
+    assert checkpoint.load(kept.last() / loop.BEST).card.provenance["epoch"] == 3
+
+
+def test_validating_less_often_learns_the_same(tmp_path):
+    learned = []
+    for every in (1, 3):
+        task = module_s()
+        validated_every(task, Kept(tmp_path / str(every)), every=every, epochs=4)
+        learned.append(weights(task))
+    assert same(*learned)
 
 
 # --- one worker

@@ -82,7 +82,8 @@ def preset(stage: str, name: str, *sets: str) -> Any:
 def settings(loaded: Any) -> dict[str, Any]:
     """Without what the paper says nothing of."""
     values = asdict(loaded)
-    for ours in ("hardware", "valid_fraction", "half", "cached", "note"):
+    validation = ("valid_fraction", "validate_every", "validate_slices")
+    for ours in ("hardware", "half", "cached", "note", *validation):
         values.pop(ours, None)
     del values["optim"]["seed"]
     return values

@@ -131,7 +131,7 @@ def test_training_sees_what_scoring_sees(slices):
         here = net(x_B3HW, sizes=sizes)[0].numpy()
     np.testing.assert_allclose(here, there.logits_C, atol=1e-5)
     net.eval()
-    validated = task.validate(0)
+    (validated,) = task.validate([0])
     assert validated.output == (label, there.logits_C.argmax())
     with torch.no_grad():
         losses = task.losses(net, [(pixels, label)], device=CPU)
@@ -326,7 +326,7 @@ def test_ranked_boxes_are_computed_once(slices, tmp_path, monkeypatch):
 def test_predictions_that_are_the_truth_are_perfect(lesions):
     task = DetectorTask(quiet_detector(), lesions, lesions, contract(), "full")
     task.net.eval()
-    truths = [task.validate(i).output[1] for i in range(3)]
+    truths = [one.output[1] for one in task.validate(range(3))]
     assert [len(truth.labels_M) for truth in truths] == [3, 0, 3]
     perfect = task.compute_metrics([(truth, truth) for truth in truths])
     assert set(perfect) >= {task.best_metric, "image_ap50", "coco_map"}
@@ -343,8 +343,8 @@ def test_predictions_that_are_the_truth_are_perfect(lesions):
 def test_the_nets_own_lesions_are_measured(lesions):
     net = fresh(small_arch(), seed=1)
     task = DetectorTask(net, lesions, lesions, contract(), "full")
-    result, truth = task.validate(0).output
-    (there,) = Predictor(net, own_layers=True).predict([task.read(0)[0]])
+    result, truth = task.validate([0])[0].output
+    (there,) = Predictor(net).predict([task.read(0)[0]])
     assert result.scores_M.tolist() == there.scores_M.tolist()
     assert [int(m) for m in detection.rle.area(result.masks)] == there.mask_px_M.tolist()
     read = tasks.read_lesions(
@@ -359,7 +359,7 @@ def test_the_validation_loss_of_stage_1_changes_nothing(lesions):
     before = {name: value.clone() for name, value in net.state_dict().items()}
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    losses = [task.validate(0).loss, task.validate(0).loss, task.validate(2).loss]
+    losses = [one.loss for one in task.validate([0, 0, 2])]
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert not any(module.training for module in net.modules())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from cctmn.data import splits
 from cctmn.data.lesions import LesionSample, check_lesions, open_lesions
 from cctmn.data.slices import SliceSample, open_slices
 from cctmn.errors import DataError
-from cctmn.train import validation
+from cctmn.train import run, validation
+from cctmn.train.datasets import Data
 from cctmn.train.stages import stage_of
 from tests.commands import call, one_line
 from tests.train.small import INPUT, detector_folder, write_lesions, write_slices
@@ -229,3 +231,59 @@ def test_training_refuses_a_class_of_one_patient_in_one_line(tmp_path: Path) -> 
     )
     one_line(done, code=2, message="the class covid would be missing from the validation part")
     assert not (tmp_path / "out").exists()
+
+
+# --- a sample of the validation slices
+
+
+def test_a_sample_has_each_class_by_its_fraction() -> None:
+    chosen = validation.sampled(ARCHIVE, count=15, seed=0)
+    assert len(chosen) == 15
+    count = Counter(sample.label for sample in chosen)
+    whole = Counter(sample.label for sample in ARCHIVE)
+    for label, of_all in whole.items():
+        assert abs(count[label] - 15 * of_all / len(ARCHIVE)) <= 1, label
+
+
+def test_a_sample_takes_no_second_slice_of_a_patient_before_the_first_of_all() -> None:
+    archive = slices(*((f"a{i}", "0" * 30) for i in range(5)), *((f"b{i}", "0") for i in range(9)))
+    chosen = validation.sampled(archive, count=14, seed=0)
+    assert len(patients(chosen)) == 14
+
+
+def test_a_sample_has_at_least_one_slice_of_a_rare_class() -> None:
+    archive = slices(*((f"a{i}", "0" * 30) for i in range(9)), ("c", "2"), ("b", "1"))
+    chosen = validation.sampled(archive, count=3, seed=0)
+    assert {sample.label for sample in chosen} == {CONTROL, PNEUMONIA, COVID}
+
+
+def test_a_sample_is_the_same_each_time_and_another_with_another_seed() -> None:
+    first = validation.sampled(ARCHIVE, count=10, seed=0)
+    assert first == validation.sampled(ARCHIVE, count=10, seed=0)
+    assert first != validation.sampled(ARCHIVE, count=10, seed=1)
+
+
+@pytest.mark.parametrize("count", [0, len(ARCHIVE), 1000])
+def test_without_a_smaller_number_all_slices_validate(count: int) -> None:
+    assert validation.sampled(ARCHIVE, count=count, seed=0) is ARCHIVE
+
+
+def test_a_sample_of_lesions_has_the_rarer_class() -> None:
+    common = tuple(LesionSample(f"a{i}", "", "", f"a{i}", (1,)) for i in range(20))
+    rare = (LesionSample("b", "", "", "b", (1, 2)),)
+    assert rare[0] in validation.sampled(common + rare, count=2, seed=0)
+
+
+def identity_settings(**changes: Any) -> Any:
+    job = run.TrainJob(ClassifierConfig(**changes), Data("data"), "out")
+    sets = ARCHIVE[:2], ARCHIVE[2:4]
+    return run._identity(job, weights_sha256="", sets=sets).values["settings"]
+
+
+def test_a_run_of_an_earlier_version_is_the_same_run() -> None:
+    assert not {"validate_every", "validate_slices"} & identity_settings().keys()
+
+
+@pytest.mark.parametrize("changes", [{"validate_every": 2}, {"validate_slices": 5}])
+def test_what_chooses_the_best_epoch_makes_another_run(changes: dict[str, int]) -> None:
+    assert identity_settings(**changes) == identity_settings() | changes
