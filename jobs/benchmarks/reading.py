@@ -59,6 +59,7 @@ def ours(folder: Path, out: Path) -> None:
     from cctmn.config import ScoreConfig
     from cctmn.contract import InputContract
     from cctmn.score import run
+    from cctmn.score.job import ScoreJob
     from cctmn.score.scorer import ModelSource
 
     source = ModelSource(
@@ -71,7 +72,7 @@ def ours(folder: Path, out: Path) -> None:
         load=lambda _: AtOnce(),
     )
     settings = ScoreConfig(actors=PROCESSES, gpus=0)
-    run.score(run.ScoreJob([str(folder)], str(out), source, settings))
+    run.score(ScoreJob([str(folder)], str(out), source, settings))
 
 
 def is_available(uid: str) -> bool:  # noqa: ARG001 - pydicom's signature
