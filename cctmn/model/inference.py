@@ -9,7 +9,7 @@ Shape suffixes: B slices, 3 channels, H W px; C image classes, M lesions, N rank
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -23,6 +23,7 @@ from torchvision.models.detection import roi_heads
 from cctmn.contract import MEAN, STD
 from cctmn.model import onednn, ranking
 from cctmn.model.backbone import Size
+from cctmn.model.batched import BatchedNet
 from cctmn.model.box_layers import ChannelsLastBoxLayers
 from cctmn.model.classifier import Classifier
 from cctmn.model.constants import MASK_LOGIT
@@ -54,14 +55,18 @@ class Prediction:
 class Predictor:
     """A network in eval mode on one device.
 
-    The prediction of a slice does not depend on the other slices of the call. On CUDA, slices of
-    one padded shape run as a true batch. On the CPU they run one by one, for a
-    batch was not faster there. `true_batches` overrides this choice.
+    On the CPU, slices run one by one, for a batch was not faster there: the prediction of a slice
+    is the same, bit by bit, whatever else is in the call. On CUDA, slices of one padded shape run
+    as one batch (`batched`). No operation mixes slices there, but the number of slices may decide
+    how a kernel rounds, by about 1e-5 of a logit. Where that swaps two boxes of nearly equal
+    scores, logits move by more, because module S reads boxes by their rank. `jobs/gpu_check.py`
+    measures both on a GPU. `true_batches` overrides the choice.
 
     `device` defaults to the device of the network's weights. `precision` is that of the backbone
-    and, on the CPU, of the wide products of the heads; all else is float32. `threads` sets the
-    number of CPU threads of this process. `lesion_nms_iou` overrides the NMS threshold of the
-    network's reported lesions. Weights that change later have no effect.
+    and, on the CPU, of the wide products of the heads; all else is float32, also within an autocast
+    of the caller. `threads` sets the number of CPU threads of this process. `lesion_nms_iou`
+    overrides the NMS threshold of the network's reported lesions. Weights that change later have no
+    effect.
 
     On the CPU, faster layers take the place of some of the network's own. That copies weights, so
     `own_layers` is for a network of which a few slices are asked.
@@ -86,15 +91,29 @@ class Predictor:
         self._device = next(net.parameters()).device
         self._nms_iou = self._detector.lesion_nms_iou if lesion_nms_iou is None else lesion_nms_iou
         on_cpu = self._device.type == "cpu"
-        self._true_batches = not on_cpu if true_batches is None else true_batches
         dtype = torch.float32 if precision == "float32" else torch.bfloat16
         has_cpu_layers = on_cpu and not own_layers and (precision == "float32" or onednn.usable())
+        self._autocast = precision == "bfloat16" and not has_cpu_layers
         if has_cpu_layers:
             self._detector = with_cpu_layers(self._detector, dtype=dtype)
-        self._autocast = precision == "bfloat16" and not has_cpu_layers
-        self._box_layers = ChannelsLastBoxLayers(
-            self._detector.roi_heads.box_head, dtype=dtype if has_cpu_layers else torch.float32
+        if not on_cpu:  # cuDNN is faster so; values stay the same
+            self._detector.to(memory_format=torch.channels_last)
+        # torchvision's kernel for a GPU pools channels first, as the network's own layers do.
+        box_head = self._detector.roi_heads.box_head
+        self._box_layers = (
+            ChannelsLastBoxLayers(box_head, dtype=dtype if has_cpu_layers else torch.float32)
+            if on_cpu
+            else None
         )
+        self._batched: BatchedNet | None = None
+        if not on_cpu if true_batches is None else true_batches:
+            self._batched = BatchedNet(
+                self._detector,
+                classifier=self._classifier,
+                lesion_nms_iou=self._nms_iou,
+                features=self._features,
+                box_layers=self._box_layers,
+            )
 
     def predict(
         self,
@@ -108,88 +127,87 @@ class Predictor:
         With `areas`, lesions have mask areas if the model has a mask head; with `masks`, they have
         mask logits. Raises ModelError if the model yields values that are not finite.
         """
+        with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
+            if self._batched is not None:
+                return self._predict_batches(self._batched, images, areas=areas, masks=masks)
+            return [self._predict_one(image, areas=areas, masks=masks) for image in images]
+
+    def _predict_batches(
+        self,
+        batched: BatchedNet,
+        images: Sequence[NDArray[np.uint8] | Tensor],
+        *,
+        areas: bool,
+        masks: bool,
+    ) -> list[Prediction]:
+        slices = [_grey(image) for image in images]
+        by_shape: dict[Size, list[int]] = {}
+        for i, grey in enumerate(slices):
+            by_shape.setdefault(_padded(grey), []).append(i)
         predictions: dict[int, Prediction] = {}
-        with torch.inference_mode():
-            slices = [normalise_and_pad(image, device=self._device) for image in images]
-            batches: dict[Hashable, list[int]] = {}
-            for i, (x_3HW, _) in enumerate(slices):
-                batches.setdefault(x_3HW.shape if self._true_batches else i, []).append(i)
-            for members in batches.values():
-                x_B3HW = torch.stack([slices[i][0] for i in members]).contiguous(
-                    memory_format=torch.channels_last
-                )
-                sizes = [slices[i][1] for i in members]
-                batch = self._predict_batch(x_B3HW, sizes, areas=areas, masks=masks)
-                predictions |= zip(members, batch, strict=True)
+        for shape, members in by_shape.items():
+            batch = batched.predict([slices[i] for i in members], shape=shape, masks=areas or masks)
+            for i, arrays in zip(members, batch, strict=True):
+                logits = arrays.get("mask_logits_M1SS")
+                if areas and logits is not None:
+                    arrays["mask_px_M"] = _areas(
+                        torch.from_numpy(logits),
+                        torch.from_numpy(arrays["boxes_M4"]),
+                        size=_size(slices[i]),
+                    )
+                if not masks:
+                    arrays.pop("mask_logits_M1SS", None)
+                predictions[i] = _to_prediction(arrays)
         return [predictions[i] for i in range(len(images))]
 
-    def _predict_batch(
-        self, x_B3HW: Tensor, sizes: list[Size], *, areas: bool, masks: bool
-    ) -> list[Prediction]:
+    def _predict_one(
+        self, image: NDArray[np.uint8] | Tensor, *, areas: bool, masks: bool
+    ) -> Prediction:
+        x_3HW, size = normalise_and_pad(image, device=self._device)
+        x_B3HW = x_3HW[None].contiguous(memory_format=torch.channels_last)
+
         # 1. Box head: every proposal as every lesion class.
         features = self._features(x_B3HW)
-        outputs = self._detector.box_outputs(
-            x_B3HW, features, sizes=sizes, box_layers=self._box_layers
+        [output] = self._detector.box_outputs(
+            x_B3HW, features, sizes=[size], box_layers=self._box_layers
         )
-        candidates = [output.candidates() for output in outputs]
-        parts = [_LesionTensors(*ranking.lesions(one, nms_iou=self._nms_iou)) for one in candidates]
+        candidates = output.candidates()
+        part = _LesionTensors(*ranking.lesions(candidates, nms_iou=self._nms_iou))
 
         # 2. Module S.
         if self._classifier is not None:
-            self._add_classes(self._classifier, candidates, parts)
+            _add_classes(self._classifier, candidates, part)
 
         # 3. Mask head.
         if (areas or masks) and self._detector.roi_heads.has_mask():
-            self._add_masks(features, parts, sizes=sizes, areas=areas, masks=masks)
+            self._add_masks(features, part, size=size, areas=areas, masks=masks)
 
-        # 4. One copy to the host for the whole batch.
-        return [_to_prediction(part) for part in _to_host(parts)]
+        # 4. One copy to the host.
+        return _to_prediction(_to_host(part))
 
     def _features(self, x_B3HW: Tensor) -> dict[str, Tensor]:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
             features = self._detector.backbone(x_B3HW)
         return {name: feature.float() for name, feature in features.items()}
 
-    def _add_classes(
-        self,
-        classifier: Classifier,
-        candidates: list[ranking.Candidates],
-        parts: list[_LesionTensors],
-    ) -> None:
-        for one, part in zip(candidates, parts, strict=True):
-            keep = ranking.choose(one, count=classifier.arch.ranked)
-            part.ranked_features_N5 = ranking.ranked_features(
-                one.scores_R[keep], deltas_N4=one.deltas_R4[keep], count=classifier.arch.ranked
-            )
-            part.ranked_boxes_N4 = ranking.pad_rows(
-                one.boxes_R4[keep], count=classifier.arch.ranked
-            )
-            # Slice by slice: in a matrix product over the batch, the rounding of a row depends on
-            # the other rows.
-            part.logits_C = classifier.module_s(part.ranked_features_N5.flatten())
-        ranking.check_finite(*(part.logits_C for part in parts if part.logits_C is not None))
-
     def _add_masks(
         self,
         features: dict[str, Tensor],
-        parts: list[_LesionTensors],
+        part: _LesionTensors,
         *,
-        sizes: list[Size],
+        size: Size,
         areas: bool,
         masks: bool,
     ) -> None:
         heads = self._detector.roi_heads
-        pooled = heads.mask_roi_pool(features, [part.boxes_M4 for part in parts], sizes)
+        pooled = heads.mask_roi_pool(features, [part.boxes_M4], [size])
         logits = heads.mask_predictor(heads.mask_head(pooled))
-        labels = torch.cat([part.labels_M for part in parts])
+        labels = part.labels_M
         own = logits[torch.arange(len(labels), device=labels.device), labels, None]
-        counts = [len(part.labels_M) for part in parts]
-        for part, logits_M1SS, size in zip(parts, own.split(counts), sizes, strict=True):
-            if masks:
-                part.mask_logits_M1SS = logits_M1SS
-            if areas:
-                pasted = [m.sum() for m in paste(logits_M1SS, part.boxes_M4, size=size)]
-                part.mask_px_M = torch.stack(pasted) if pasted else labels.new_zeros(0)
+        if masks:
+            part.mask_logits_M1SS = own
+        if areas:
+            part.mask_px_M = torch.from_numpy(_areas(own.cpu(), part.boxes_M4.cpu(), size=size))
 
 
 @dataclass(eq=False)
@@ -206,6 +224,20 @@ class _LesionTensors:
     ranked_boxes_N4: Tensor | None = None
 
 
+def _add_classes(
+    classifier: Classifier, candidates: ranking.Candidates, part: _LesionTensors
+) -> None:
+    keep = ranking.choose(candidates, count=classifier.arch.ranked)
+    part.ranked_features_N5 = ranking.ranked_features(
+        candidates.scores_R[keep],
+        deltas_N4=candidates.deltas_R4[keep],
+        count=classifier.arch.ranked,
+    )
+    part.ranked_boxes_N4 = ranking.pad_rows(candidates.boxes_R4[keep], count=classifier.arch.ranked)
+    part.logits_C = classifier.module_s(part.ranked_features_N5.flatten())
+    ranking.check_finite(part.logits_C)
+
+
 def normalise_and_pad(
     image: NDArray[np.uint8] | Tensor, *, device: torch.device
 ) -> tuple[Tensor, Size]:
@@ -213,16 +245,32 @@ def normalise_and_pad(
 
     Returns the slice as 3 x H x W, float32, and its size before padding.
     """
+    grey = _grey(image)
+    size = _size(grey)
+    padded = _padded(grey)
+    x_HW = grey.to(device).float() / 255
+    mean, std = (torch.tensor(v, device=device).reshape(3, 1, 1) for v in (MEAN, STD))
+    x_3HW = (x_HW - mean) / std
+    return F.pad(x_3HW, (0, padded[1] - size[1], 0, padded[0] - size[0])), size
+
+
+def _grey(image: NDArray[np.uint8] | Tensor) -> Tensor:
     # np.array copies: torch does not take read-only or flipped arrays, and both are common.
     grey = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
     assert grey.dtype == torch.uint8, grey.dtype
     assert grey.ndim == 2, grey.shape
     assert grey.numel(), grey.shape
-    height, width = grey.shape
-    x_HW = grey.to(device).float() / 255
-    mean, std = (torch.tensor(v, device=device).reshape(3, 1, 1) for v in (MEAN, STD))
-    x_3HW = (x_HW - mean) / std
-    return F.pad(x_3HW, (0, -width % MULTIPLE_PX, 0, -height % MULTIPLE_PX)), (height, width)
+    return grey
+
+
+def _size(grey_HW: Tensor) -> Size:
+    height, width = grey_HW.shape
+    return height, width
+
+
+def _padded(grey_HW: Tensor) -> Size:
+    height, width = _size(grey_HW)
+    return height + -height % MULTIPLE_PX, width + -width % MULTIPLE_PX
 
 
 def paste(logits_M1SS: Tensor, boxes_M4: Tensor, *, size: Size) -> Iterator[Tensor]:
@@ -235,23 +283,41 @@ def paste(logits_M1SS: Tensor, boxes_M4: Tensor, *, size: Size) -> Iterator[Tens
         yield pasted[0, 0] > MASK_LOGIT
 
 
-def _to_host(parts: list[_LesionTensors]) -> list[dict[str, NDArray[Any] | None]]:
-    """Copy the tensors of all slices from the device in one transfer, as float32 arrays.
+def _areas(logits_M1SS: Tensor, boxes_M4: Tensor, *, size: Size) -> NDArray[np.int64]:
+    """The number of pixels of each lesion's mask on the slice, as `paste` has them.
+
+    Only the pixels of the box are computed. All tensors are on the CPU.
+    """
+    padded, scale = roi_heads.expand_masks(logits_M1SS, padding=1)
+    boxes = roi_heads.expand_boxes(boxes_M4, scale).long().tolist()
+    height, width = size
+    areas = np.zeros(len(boxes), np.int64)
+    for i, (x0, y0, x1, y1) in enumerate(boxes):
+        # The last row and column belong to the box.
+        mask = F.interpolate(
+            padded[i, None], (y1 - y0 + 1, x1 - x0 + 1), mode="bilinear", align_corners=False
+        )[0, 0]
+        on_slice = mask[max(-y0, 0) : height - y0, max(-x0, 0) : width - x0]
+        areas[i] = int((on_slice > MASK_LOGIT).sum())
+    return areas
+
+
+def _to_host(part: _LesionTensors) -> dict[str, NDArray[Any] | None]:
+    """Copy the tensors of a slice from the device in one transfer, as float32 arrays.
 
     float32 holds labels and areas exactly: an area is below 2^24 px.
     """
-    tensors = [tensor for part in parts for tensor in vars(part).values() if tensor is not None]
-    flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors]).cpu().numpy()
+    tensors = [tensor for tensor in vars(part).values() if tensor is not None]
+    flat = torch.cat([tensor.to(part.boxes_M4).reshape(-1) for tensor in tensors]).cpu().numpy()
     pieces = np.split(flat, np.cumsum([tensor.numel() for tensor in tensors])[:-1])
     arrays = iter([p.reshape(t.shape) for p, t in zip(pieces, tensors, strict=True)])
-    return [
-        {name: None if tensor is None else next(arrays) for name, tensor in vars(part).items()}
-        for part in parts
-    ]
+    return {name: None if tensor is None else next(arrays) for name, tensor in vars(part).items()}
 
 
 def _to_prediction(arrays: dict[str, Any]) -> Prediction:
-    areas = arrays["mask_px_M"]
-    arrays["labels_M"] = arrays["labels_M"].astype(np.int64)
-    arrays["mask_px_M"] = None if areas is None else areas.astype(np.int64)
-    return Prediction(**arrays)
+    fields: dict[str, Any] = dict.fromkeys(Prediction.__dataclass_fields__)
+    fields |= arrays
+    areas = fields["mask_px_M"]
+    fields["labels_M"] = fields["labels_M"].astype(np.int64)
+    fields["mask_px_M"] = None if areas is None else areas.astype(np.int64)
+    return Prediction(**fields)

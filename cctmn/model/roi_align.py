@@ -3,7 +3,8 @@
 RoIAlign reads four neighbours at each of its sampling points. On the CPU and in float32 this is one
 sum of weighted rows of a channels-last feature map. torch has a fast kernel for that
 (`embedding_bag`); torchvision's own reads every channel of a box by itself. The gradient of a cell
-is such a sum too: of the gradients of all outputs that read the cell.
+is such a sum too: of the gradients of all outputs that read the cell. Elsewhere torchvision's
+kernel is used.
 
 Shape suffixes: P boxes, C channels, X cells of all feature maps, S cells of a side of the output,
 K sampling points of a cell's side, 4 box (x0 y0 x1 y1), 2 height and width.
@@ -17,11 +18,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import initLevelMapper
 
 from cctmn.model.card import Arch
 from cctmn.model.constants import ROI_SAMPLING
+from cctmn.model.waits import host_waits
 
 
 class RoiAlign(MultiScaleRoIAlign):
@@ -47,6 +49,8 @@ class RoiAlign(MultiScaleRoIAlign):
         maps = [x[name] for name in self.featmap_names]
         is_gathered = maps[0].device.type == "cpu" and maps[0].dtype == torch.float32
         if not is_gathered:
+            if not torch.is_grad_enabled() and len({len(of_slice) for of_slice in boxes}) == 1:
+                return self._of_equal_counts(maps, torch.stack(boxes))
             by_torchvision: Tensor = super().forward(x, boxes, image_shapes)
             return by_torchvision
         every = torch.cat(boxes)
@@ -64,6 +68,37 @@ class RoiAlign(MultiScaleRoIAlign):
             size_P2=size_P2,
             cells=self.output_size[0],
         )
+
+    def _of_equal_counts(self, maps: list[Tensor], boxes_BP4: Tensor) -> Tensor:
+        """Pool as many boxes of each slice by torchvision's kernel.
+
+        With one pyramid level the host does not wait for the device, with several it does so once
+        per level. torchvision's own layer runs several operations per slice before the kernel.
+        """
+        batch, count, _ = boxes_BP4.shape
+        slice_P1 = torch.arange(batch, dtype=boxes_BP4.dtype, device=boxes_BP4.device)
+        slice_P1 = slice_P1.repeat_interleave(count)[:, None]
+        rois_P5 = torch.cat([slice_P1, boxes_BP4.flatten(0, 1)], dim=1)
+        if len(maps) == 1:
+            return self._kernel(maps[0], rois_P5, level=0)
+        level_P = self.map_levels([rois_P5[:, 1:]])
+        cells = self.output_size[0]
+        pooled = maps[0].new_empty(len(rois_P5), maps[0].shape[1], cells, cells)
+        for level, feature in enumerate(maps):
+            with host_waits():
+                rows = torch.where(level_P == level)[0]
+            pooled[rows] = self._kernel(feature, rois_P5[rows], level=level)
+        return pooled
+
+    def _kernel(self, feature: Tensor, rois_P5: Tensor, *, level: int) -> Tensor:
+        pooled: Tensor = roi_align(
+            feature,
+            rois_P5,
+            output_size=self.output_size,
+            spatial_scale=self.scales[level],
+            sampling_ratio=self.sampling_ratio,
+        )
+        return pooled
 
 
 def gather(
