@@ -6,6 +6,7 @@ The driver checks it and gets a `ModelSource`; each scorer process loads the net
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ class NetScorer:
         net = checkpoint.load(uri).net
         device = "cuda" if gpu else "cpu"
         self.device_name = torch.cuda.get_device_name() if gpu else processor_name()
+        self._largest_batch: int | None = None  # that the memory of the GPU is known to hold
         self._predictor = Predictor(
             net,
             device=device,
@@ -56,8 +58,47 @@ class NetScorer:
         )
 
     def predict(self, images: Sequence[ImageArray], *, masks: bool) -> list[Prediction]:
-        """One prediction per image, in order; with `masks`, lesions have mask logits."""
-        return self._predictor.predict(images, masks=masks)
+        """One prediction per image, in order; with `masks`, lesions have mask logits.
+
+        If the memory of the GPU is too small for a batch, this and all later batches are halved as
+        often as it takes. Raises ModelError if it is too small for one slice.
+        """
+        predictions: list[Prediction] = []
+        while len(predictions) < len(images):
+            first = len(predictions)
+            part = images[first : first + (self._largest_batch or len(images))]
+            if not (done := self._predict_if_it_fits(part, masks=masks)):
+                self._halve(len(part))
+            predictions += done
+        return predictions
+
+    def _predict_if_it_fits(self, images: Sequence[ImageArray], *, masks: bool) -> list[Prediction]:
+        """The predictions, or none if the memory of the GPU is too small for them."""
+        import torch
+
+        try:
+            return self._predictor.predict(images, masks=masks)
+        except torch.cuda.OutOfMemoryError:
+            # The traceback holds tensors, so the memory is freed after this has returned.
+            return []
+
+    def _halve(self, batch: int) -> None:
+        import torch
+
+        if batch == 1:
+            raise ModelError(
+                "the memory of the GPU is too small for one slice; free it, give each scorer a "
+                "larger part with gpus, or score on CPUs with --device cpu"
+            )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if self._largest_batch is None:
+            logging.getLogger(__name__).warning(
+                "the memory of a GPU is too small for %d slices at once; smaller batches are used; "
+                "set a smaller batch_size",
+                batch,
+            )
+        self._largest_batch = batch // 2
 
 
 def set_float32(precision: str) -> None:
