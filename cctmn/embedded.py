@@ -38,7 +38,7 @@ _LONGEST_BASE: Final = _LONGEST_FOLDER - len(f"/{PREFIX}12345678/{_RAY}")
 # Waits for the end of its parent; after a word from it there is nothing to do.
 _AFTER_A_KILL: Final = 'folder=$1; shift; read -r word || { kill -9 "$@"; rm -rf "$folder"; }'
 # Methods of Ray's node that start a server which a Ray on one machine does not need.
-_NEEDLESS: Final = ("start_monitor", "start_log_monitor", "start_api_server")
+NEEDLESS: Final = ("start_monitor", "start_log_monitor", "start_api_server")
 
 
 @contextmanager
@@ -156,8 +156,8 @@ def fewest_servers() -> Iterator[None]:
     """
     from ray._private.node import Node
 
-    before = {name: vars(Node)[name] for name in _NEEDLESS}
-    for name in _NEEDLESS:
+    before = {name: vars(Node)[name] for name in NEEDLESS}
+    for name in NEEDLESS:
         setattr(Node, name, lambda *_, **__: None)
     try:
         yield

@@ -48,6 +48,7 @@ with runtime.session():
         "mode": mode, "listens": listens, "folder": private,
         "rights": oct(os.stat(private).st_mode & 0o777),
         "processes": [p.pid for p in processes[1:]],
+        "servers": [p.name() + " ".join(p.cmdline()[:4]) for p in processes[1:]],
     }), flush=True)
     sys.stdin.readline()
 """
@@ -87,6 +88,8 @@ def test_nobody_else_reaches_it_and_a_killed_worker_prints_nothing(start: Any) -
         assert (getattr(address, "ipv4_mapped", None) or address).is_loopback
     assert seen["rights"] == "0o700"
     assert not Path(seen["folder"]).exists()
+    for needless in ("monitor.py", "log_monitor.py", "dashboard/dashboard.py"):
+        assert not [server for server in seen["servers"] if needless in server]
 
 
 @pytest.mark.slow
@@ -110,6 +113,16 @@ def test_nothing_outlives_a_killed_driver(start: Any) -> None:
     while left() or Path(seen["folder"]).exists():
         assert time.monotonic() < end, left()
         time.sleep(0.1)
+
+
+def test_ray_still_starts_its_servers_by_the_methods_that_are_replaced() -> None:
+    from ray._private.node import Node
+
+    before = dict(vars(Node))
+    with embedded.fewest_servers():
+        changed = {name for name, value in vars(Node).items() if before[name] is not value}
+    assert changed == set(embedded.NEEDLESS)
+    assert dict(vars(Node)) == before
 
 
 def test_a_long_tmpdir_gives_way_to_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

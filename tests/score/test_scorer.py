@@ -115,3 +115,16 @@ def test_a_detector_has_lesions_and_no_classes() -> None:
     assert row["num_lesions"] == 1
     assert row["pred_class"] is None
     assert not any(name.startswith(("p_", "logit_")) for name in row)
+
+
+def test_pixels_reach_the_scorer_as_views_of_the_block() -> None:
+    table = pa.Table.from_pylist([a_slice("1"), a_slice("2", grey=7)], schema=PREPARED)
+    places = [table["pixels"][n].as_buffer().address for n in range(2)]
+
+    class Looking(StandIn):
+        def predict(self, images: Sequence[ImageArray], *, masks: bool) -> list[SimpleNamespace]:
+            assert [image.ctypes.data for image in images] == places
+            return super().predict(images, masks=masks)
+
+    got = score(table, scorer=Looking(), source=SOURCE, batch_size=2, ranked_boxes=False)
+    assert len(got) == 2
