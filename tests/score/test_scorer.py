@@ -118,13 +118,17 @@ def test_a_detector_has_lesions_and_no_classes() -> None:
 
 
 def test_pixels_reach_the_scorer_as_views_of_the_block() -> None:
-    table = pa.Table.from_pylist([a_slice("1"), a_slice("2", grey=7)], schema=PREPARED)
-    places = [table["pixels"][n].as_buffer().address for n in range(2)]
+    slices = [a_slice("0"), an_error("e", "truncated"), a_slice("1"), a_slice("2", grey=7)]
+    # A part of a block begins in the middle of its buffers.
+    table = pa.Table.from_pylist(slices, schema=PREPARED).slice(1)
+    begin = table["pixels"].chunk(0).buffers()[2].address
+    places = [begin + 32, begin + 64]
 
     class Looking(StandIn):
         def predict(self, images: Sequence[ImageArray], *, masks: bool) -> list[SimpleNamespace]:
             assert [image.ctypes.data for image in images] == places
+            assert [int(image.max()) for image in images] == [100, 7]
             return super().predict(images, masks=masks)
 
     got = score(table, scorer=Looking(), source=SOURCE, batch_size=2, ranked_boxes=False)
-    assert len(got) == 2
+    assert got["slice_id"].to_pylist() == ["e", "1", "2"]
