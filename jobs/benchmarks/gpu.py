@@ -24,6 +24,7 @@ def check(model: str, *, device: str, slices: int, largest: int) -> dict[str, An
 
     from cctmn.model.checkpoint import load
     from cctmn.model.inference import Predictor
+    from cctmn.score.models import set_float32
 
     on_gpu = device == "cuda"
     images = [picture(number) for number in range(slices)]
@@ -31,7 +32,7 @@ def check(model: str, *, device: str, slices: int, largest: int) -> dict[str, An
     parity, rates = [], []
     precisions = ("float32 ieee", "float32 tf32", "bfloat16")
     for precision in precisions if on_gpu else precisions[:1]:
-        _round_to_tf32(precision == "float32 tf32")
+        set_float32("tf32" if precision == "float32 tf32" else "ieee")
         kind: Any = precision.split()[0]
         predictor = Predictor(load(model).net, device=device, precision=kind, true_batches=True)
         predictor.predict(images[:1])  # starts the libraries
@@ -49,7 +50,7 @@ def check(model: str, *, device: str, slices: int, largest: int) -> dict[str, An
             ("batch 16, in reverse order", backwards),
         ):
             parity.append({"name": f"{precision}, {name}"} | _compared(expected, logits))
-    _round_to_tf32(False)
+    set_float32("ieee")
     predictor = Predictor(load(model).net, device=device, true_batches=True)
     batch = 1
     while batch <= largest:
@@ -93,14 +94,3 @@ def _rate(predictor: Any, images: list[Any], *, on_gpu: bool) -> dict[str, Any]:
     peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
     rate = len(images) / elapsed_s
     return {"batch": len(images), "slices_per_s": rate, "peak_gib": peak}
-
-
-def _round_to_tf32(yes: bool) -> None:
-    import torch
-
-    from cctmn.score.models import use_ieee_float32
-
-    use_ieee_float32()
-    if yes:
-        torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cuda.matmul.allow_tf32 = True

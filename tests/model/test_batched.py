@@ -151,7 +151,7 @@ def test_a_gpu_gets_few_kernels_and_is_rarely_waited_for(demo, monkeypatch, mask
         for one, other in zip(expected, predictions, strict=True)
     ]
     # Rounding swaps boxes of nearly equal scores in some of these slices.
-    assert np.median(differences) < 1e-5
+    assert np.median(differences) < 1e-4
 
 
 @pytest.mark.slow
