@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from benchmarks import job, listing, model, reading, training
+from benchmarks import gpu_budget, job, listing, model, reading, training
 from benchmarks.comparison import Comparison, show
 
 # A module's function takes how often to measure and yields its lines.
@@ -21,6 +21,7 @@ LINES: dict[str, Callable[[int], Iterator[Comparison]]] = {
     "listing": listing.lines,
     "job": job.lines,
     "reading": reading.lines,
+    "gpu-budget": gpu_budget.lines,
 }
 
 

@@ -33,6 +33,7 @@ from cctmn.model.card import (
 )
 from cctmn.model.classifier import Classifier
 from cctmn.model.detector import Detector
+from cctmn.model.shapes import shapes_alone
 
 Net = Detector | Classifier
 
@@ -186,7 +187,7 @@ def filled(arch: Arch, tensors: Mapping[str, Tensor], *, where: str) -> Net:
 
     It is built without memory first: initialising weights takes longer than reading them.
     """
-    with torch.device("meta"):
+    with shapes_alone():
         net = Classifier(arch) if arch.image_classes else Detector(arch)
     own = net.state_dict()
     wrong = sorted(own.keys() ^ tensors.keys())

@@ -15,17 +15,17 @@ five times as large.
 from __future__ import annotations
 
 import copy
-from itertools import chain, pairwise
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.detection import rpn
 
 from cctmn.model import onednn, winograd, winograd_native
 from cctmn.model.detector import Detector
+from cctmn.model.folding import folded
+from cctmn.model.shapes import shapes_alone
 
 # Below, the transforms take as much time as the products save; above, reading the weights does.
 WINOGRAD_CHANNELS: Final = range(128, 512)
@@ -57,7 +57,8 @@ class RpnHead(nn.Module):
         self._hidden = head.conv
         outputs = (head.cls_logits, head.bbox_pred)
         self._widths = [conv.out_channels for conv in outputs]
-        both = nn.Conv2d(head.cls_logits.in_channels, sum(self._widths), 1, device="meta")
+        with shapes_alone():
+            both = nn.Conv2d(head.cls_logits.in_channels, sum(self._widths), 1)
         for name in ("weight", "bias"):
             parts = [getattr(conv, name).detach() for conv in outputs]
             setattr(both, name, nn.Parameter(torch.cat(parts), requires_grad=False))
@@ -78,11 +79,7 @@ def with_cpu_layers(detector: Detector, *, dtype: torch.dtype = torch.float32) -
 
     Layers that are not replaced share their weights with it.
     """
-    assert not detector.training, "batch norm must be on its running statistics"
-    weights = {id(tensor): tensor for tensor in chain(detector.parameters(), detector.buffers())}
-    twin = copy.deepcopy(detector, weights)
-    for module in list(twin.backbone.modules()):
-        _fold_batch_norm(module)
+    twin = folded(detector)
     twin.rpn.head = RpnHead(twin.rpn.head, dtype=dtype)
     _replace_convolutions(twin.backbone, dtype)
     _replace_convolutions(twin.rpn.head, dtype)
@@ -99,18 +96,11 @@ def linear(weight_OC: Tensor, bias_O: Tensor, *, dtype: torch.dtype = torch.floa
     """
     if weight_OC.device.type == "cpu" and onednn.usable():
         return onednn.OneDnnLinear(weight_OC, bias_O, dtype=dtype)
-    layer = nn.Linear(weight_OC.shape[1], weight_OC.shape[0], device="meta")
+    with shapes_alone():
+        layer = nn.Linear(weight_OC.shape[1], weight_OC.shape[0])
     layer.weight = nn.Parameter(weight_OC, requires_grad=False)
     layer.bias = nn.Parameter(bias_O, requires_grad=False)
     return layer
-
-
-def _fold_batch_norm(module: nn.Module) -> None:
-    for (conv_name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            folded = fuse_conv_bn_eval(copy.deepcopy(conv).double(), copy.deepcopy(norm).double())
-            setattr(module, conv_name, folded.float())
-            setattr(module, norm_name, nn.Identity())
 
 
 def _replace_convolutions(part: nn.Module, dtype: torch.dtype) -> None:

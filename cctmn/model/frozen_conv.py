@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from cctmn.model import winograd
 from cctmn.model.cpu_layers import is_winograd_faster
+from cctmn.model.shapes import shapes_alone
 
 # The two passes of a convolution: outputs from inputs, and their gradients backwards.
 Passes = tuple[winograd.WinogradConv, winograd.WinogradConv]
@@ -29,7 +30,8 @@ class FrozenConv(nn.Conv2d):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         assert winograd.fits(conv), conv
-        super().__init__(conv.in_channels, conv.out_channels, 3, padding=1, device="meta")
+        with shapes_alone():
+            super().__init__(conv.in_channels, conv.out_channels, 3, padding=1)
         self.weight, self.bias = conv.weight, conv.bias
         self.train(conv.training)
         self._passes: tuple[tuple[int, int], Passes] | None = None

@@ -29,6 +29,7 @@ from cctmn.model.classifier import Classifier
 from cctmn.model.constants import MASK_LOGIT
 from cctmn.model.cpu_layers import with_cpu_layers
 from cctmn.model.detector import Detector
+from cctmn.model.folding import folded
 
 MULTIPLE_PX: Final = 32  # stride of the deepest layer; torchvision pads to it as well
 Precision = Literal["float32", "bfloat16"]
@@ -96,8 +97,9 @@ class Predictor:
         self._autocast = precision == "bfloat16" and not has_cpu_layers
         if has_cpu_layers:
             self._detector = with_cpu_layers(self._detector, dtype=dtype)
-        if not on_cpu:  # cuDNN is faster so; values stay the same
-            self._detector.to(memory_format=torch.channels_last)
+        if not on_cpu:
+            # cuDNN is faster with channels last; values stay the same.
+            self._detector = folded(self._detector).to(memory_format=torch.channels_last)
         # torchvision's kernel for a GPU pools channels first, as the network's own layers do.
         box_head = self._detector.roi_heads.box_head
         self._box_layers = (

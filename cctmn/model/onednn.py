@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cctmn.model.shapes import shapes_alone
+
 
 def usable() -> bool:
     """Whether torch has oneDNN, and its operators for weights in oneDNN's layout."""
@@ -63,7 +65,8 @@ class OneDnnLinear(nn.Module):
         self, weight_OC: Tensor, bias_O: Tensor, *, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
-        conv = nn.Conv2d(weight_OC.shape[1], weight_OC.shape[0], 1, device="meta")
+        with shapes_alone():
+            conv = nn.Conv2d(weight_OC.shape[1], weight_OC.shape[0], 1)
         conv.weight = nn.Parameter(weight_OC.detach()[:, :, None, None], requires_grad=False)
         conv.bias = nn.Parameter(bias_O.detach(), requires_grad=False)
         self._conv = OneDnnConv(conv, dtype=dtype)

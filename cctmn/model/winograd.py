@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from cctmn.model import onednn
 from cctmn.model import winograd_native as native
+from cctmn.model.shapes import shapes_alone
 
 TILE: Final = 4  # outputs of a tile, per side
 POINTS: Final = TILE + 2  # inputs of a tile, per side
@@ -159,7 +160,8 @@ class GroupedProducts(nn.Module):
         super().__init__()
         points, self._num_out, channels = matrices_POC.shape
         total = points * self._num_out
-        conv = nn.Conv2d(points * channels, total, 1, groups=points, bias=False, device="meta")
+        with shapes_alone():
+            conv = nn.Conv2d(points * channels, total, 1, groups=points, bias=False)
         weight = matrices_POC.reshape(total, channels, 1, 1)
         conv.weight = nn.Parameter(weight, requires_grad=False)
         self._conv = onednn.OneDnnConv(conv)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cctmn.errors import ModelError
 from cctmn.model.card import lesion_rule, parameter_counts, portable, read_card, read_weights
@@ -31,6 +32,9 @@ class NetScorer:
     def __init__(
         self, uri: str, gpu: bool, *, lesion_nms_iou: float, precision: str = FLOAT32
     ) -> None:
+        from cctmn.model.quick_start import import_torchvision
+
+        import_torchvision()
         import torch
 
         from cctmn.model import checkpoint
@@ -81,6 +85,10 @@ class NetScorer:
         except torch.cuda.OutOfMemoryError:
             # The traceback holds tensors, so the memory is freed after this has returned.
             return []
+        except RuntimeError as error:
+            if "CUDA error" in str(error):
+                end_process(error)
+            raise
 
     def _halve(self, batch: int) -> None:
         import torch
@@ -99,6 +107,16 @@ class NetScorer:
                 batch,
             )
         self._largest_batch = batch // 2
+
+
+def end_process(error: RuntimeError) -> NoReturn:
+    """End this process, which cannot use its GPU any more after an error of CUDA.
+
+    Ray starts another scorer, on any node with a free GPU, and gives it the same block.
+    """
+    cause = str(error).partition("\n")[0]
+    logging.getLogger(__name__).error("%s; this scorer ends and another takes its place", cause)
+    os._exit(1)
 
 
 def set_float32(precision: str) -> None:

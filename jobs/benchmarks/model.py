@@ -13,21 +13,28 @@ from typing import Any
 
 from benchmarks.comparison import Comparison, of_samples
 
+FLOAT32, BFLOAT16 = "float32", "bfloat16"
+THEIRS = "torchvision"
+SMALL, LARGE = ("resnet18", 1), ("resnet50", 0)  # backbone and truncation
+PEAK_CONVOLUTIONS = 3
+
 
 def picture(number: int) -> Any:
-    """A slice of a phantom, H x W, uint8."""
+    """A slice of a phantom with COVID-19 in the window of a model, H x W, uint8."""
     import numpy as np
 
+    from cctmn.contract import InputContract
     from cctmn.phantom import draw
+    from cctmn.read.preprocess import window
 
     rng = np.random.default_rng(number)
-    hu = draw.visible_slice(draw.Patient.drawn(rng), rng=rng).hu
-    return np.clip((hu + 1350) * (255 / 1500), 0, 255).astype(np.uint8)
+    patient = draw.Patient.drawn(rng, finding="covid")
+    return window(draw.visible_slice(patient, rng=rng).hu, InputContract())
 
 
 @functools.cache
-def networks(backbone: str, truncation: int) -> tuple[Any, Any]:
-    """A predictor, and the same network with torchvision's own RPN and RoIAlign."""
+def networks(backbone: str, truncation: int) -> tuple[dict[str, Any], Any]:
+    """A predictor of each precision, and the same network with torchvision's RPN and RoIAlign."""
     from cctmn.classes import COVIDX_CLASSES, LESION_MODES
     from cctmn.model import checkpoint
     from cctmn.model.card import Arch
@@ -52,7 +59,8 @@ def networks(backbone: str, truncation: int) -> tuple[Any, Any]:
     detector: Any = theirs.detector
     detector.roi_heads.box_roi_pool.__class__ = Align
     detector.rpn.__class__ = RPN
-    return Predictor(ours), theirs
+    kinds: tuple[Any, ...] = (FLOAT32, BFLOAT16)
+    return {kind: Predictor(ours, precision=kind) for kind in kinds}, theirs
 
 
 def timed(kind: str, threads: int, model: tuple[str, int], number: int) -> tuple[float, Any]:
@@ -60,13 +68,13 @@ def timed(kind: str, threads: int, model: tuple[str, int], number: int) -> tuple
     import torch
 
     torch.set_num_threads(threads)
-    predictor, net = networks(*model)
+    predictors, net = networks(*model)
     image = picture(number)
     began = time.perf_counter()
-    if kind == "ours":
-        logits = predictor.predict([image], areas=False)[0].logits_C
-    else:
+    if kind == THEIRS:
         logits = by_torchvision(net, image)
+    else:
+        logits = predictors[kind].predict([image], areas=False)[0].logits_C
     return time.perf_counter() - began, logits
 
 
@@ -90,37 +98,109 @@ def by_torchvision(net: Any, image: Any) -> Any:
         return net.module_s(rows.flatten()).numpy()
 
 
-def compare(name: str, model: tuple[str, int], *, slices: int, target: float) -> Comparison:
+def at_peak(number: int) -> tuple[float, float]:
+    """Seconds of a slice by ResNet-50 on one thread, and of its convolutions at the core's peak.
+
+    The peak is the rate of oneDNN's convolution of 3 x 3 with 256 channels, and the work is that of
+    the network's convolutions without Winograd's algorithm, which makes do with less.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from cctmn.model.onednn import OneDnnConv
+
+    seconds, _ = timed(FLOAT32, 1, LARGE, number)
+    _, net = networks(*LARGE)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        by_torchvision(net, picture(number))
+    work = sum(
+        flops
+        for operation, flops in counter.get_flop_counts()["Global"].items()
+        if "convolution" in str(operation)
+    )
+    layer = OneDnnConv(torch.nn.Conv2d(256, 256, 3, padding=1))
+    x_BCHW = torch.rand(1, 256, 128, 128).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        layer(x_BCHW)
+        began = time.perf_counter()
+        for _ in range(PEAK_CONVOLUTIONS):
+            layer(x_BCHW)
+        elapsed_s = time.perf_counter() - began
+    rate = PEAK_CONVOLUTIONS * 2 * 9 * 256 * 256 * 128 * 128 / elapsed_s
+    return seconds, work / rate
+
+
+@functools.cache
+def detector_with_masks() -> Any:
+    """A predictor of the detector in the demo model, a ResNet-18 with masks."""
+    from cctmn.model import checkpoint
+    from cctmn.model.inference import Predictor
+    from cctmn.model.memory import keep_freed_memory
+
+    keep_freed_memory()
+    net: Any = checkpoint.load("cctmn:demo").net
+    return Predictor(net.detector, threads=1)
+
+
+def with_masks(number: int) -> tuple[float, float]:
+    """Seconds of a slice with and without masks."""
+    predictor, image = detector_with_masks(), picture(number)
+    times = []
+    for masks in (True, False):
+        began = time.perf_counter()
+        predictor.predict([image], areas=masks, masks=masks)
+        times.append(time.perf_counter() - began)
+    return times[0], times[1]
+
+
+def process() -> ProcessPoolExecutor:
+    """Return one process, which keeps its models."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def compare(
+    name: str, model: tuple[str, int], *, slices: int, targets: dict[str, float]
+) -> Iterator[Comparison]:
     """Time two processes of one thread against one process of one or of two threads.
 
-    A slice of ours takes half the time that it takes each of the two processes.
+    A slice of ours takes half the time that it takes each of the two processes. Each precision of
+    `targets` is a line.
     """
     import numpy as np
 
-    ours: list[float] = []
+    ours: dict[str, list[float]] = {kind: [] for kind in targets}
     theirs: dict[int, list[float]] = {1: [], 2: []}
-    spawn = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(1, mp_context=spawn) as first,
-        ProcessPoolExecutor(1, mp_context=spawn) as second,
-    ):
+    with process() as first, process() as second:
         for number in range(slices + 1):
-            alone = {n: first.submit(timed, "theirs", n, model, number).result() for n in theirs}
-            both = [pool.submit(timed, "ours", 1, model, number) for pool in (first, second)]
-            seconds, logits = both[0].result()
-            difference = float(np.abs(logits - alone[1][1]).max())
-            if difference > 1e-3:
-                text = f"{name}: a logit of slice {number} differs by {difference:.2g}"
-                print(text, file=sys.stderr, flush=True)
-            if number:  # the first warms up
-                ours.append((seconds + both[1].result()[0]) / 4)
+            alone = {n: first.submit(timed, THEIRS, n, model, number).result() for n in theirs}
+            for kind in targets:
+                both = [pool.submit(timed, kind, 1, model, number) for pool in (first, second)]
+                seconds, logits = both[0].result()
+                difference = float(np.abs(logits - alone[1][1]).max())
+                if difference > 1e-3 and kind == FLOAT32:
+                    text = f"{name}: a logit of slice {number} differs by {difference:.2g}"
+                    print(text, file=sys.stderr, flush=True)
+                if number:  # the first warms up
+                    ours[kind].append((seconds + both[1].result()[0]) / 4)
+            if number:
                 for n, (one, _) in alone.items():
                     theirs[n].append(one)
     best = min(theirs.values(), key=statistics.median)
-    return of_samples(name, ours, best, target=target)
+    for kind, target in targets.items():
+        yield of_samples(f"{name}, {kind}, per slice", ours[kind], best, target=target)
 
 
 def lines(repeats: int) -> Iterator[Comparison]:
     """Seconds per slice of the two models, each on so many slices in turn."""
-    yield compare("ResNet-18 t1, float32, per slice", ("resnet18", 1), slices=repeats, target=2.8)
-    yield compare("ResNet-50, float32, per slice", ("resnet50", 0), slices=repeats, target=2.0)
+    small, large = ("resnet18", 1), ("resnet50", 0)
+    yield from compare("ResNet-18 t1", small, slices=repeats, targets={FLOAT32: 2.8, BFLOAT16: 5.0})
+    yield from compare("ResNet-50", large, slices=repeats, targets={FLOAT32: 2.0, BFLOAT16: 3.5})
+    for name, measure, target in (
+        ("ResNet-50, float32, against its convolutions at peak", at_peak, 0.7),
+        ("ResNet-18 detector, with masks against without", with_masks, 0.8),
+    ):
+        with process() as alone:
+            pairs = [alone.submit(measure, n).result() for n in range(repeats + 1)]
+        ours, theirs = zip(*pairs[1:], strict=True)  # the first warms up
+        yield of_samples(name, ours, theirs, target=target)

@@ -1,4 +1,4 @@
-"""A scorer goes on with smaller batches where the memory of a GPU is too small."""
+"""A scorer on a GPU goes on with smaller batches, or ends after an error of CUDA."""
 
 from __future__ import annotations
 
@@ -53,3 +53,31 @@ def test_a_gpu_too_small_for_one_slice_is_one_line(tmp_path: Path) -> None:
     made = scorer(tmp_path, most=0)
     with pytest.raises(ModelError, match=r"too small for one slice; .*--device cpu"):
         made.predict([np.zeros((2, 2), np.uint8)] * 4, masks=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("CUDA error: an illegal memory access was encountered\nCompile with ...", True),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_a_scorer_whose_gpu_failed_ends_so_that_another_takes_its_place(
+    tmp_path: Path, caplog, monkeypatch: pytest.MonkeyPatch, text: str, ends: bool
+) -> None:
+    class Failing:
+        def predict(self, images, *, masks):
+            raise RuntimeError(text)
+
+    codes: list[int] = []
+    monkeypatch.setattr(models.os, "_exit", codes.append)
+    made = scorer(tmp_path, most=1)
+    made._predictor = Failing()  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match=text.partition("\n")[0]):
+        made.predict([np.zeros((2, 2), np.uint8)], masks=False)
+    assert codes == ([1] if ends else [])
+    assert [record.message for record in caplog.records] == (
+        [f"{text.partition(chr(10))[0]}; this scorer ends and another takes its place"]
+        if ends
+        else []
+    )
