@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from cctmn import numerics
 from cctmn.classes import COVIDX_CLASSES
 from cctmn.contract import InputContract
+from cctmn.model.probabilities import probabilities
 from cctmn.phantom import draw
 from cctmn.read.preprocess import window
 from cctmn.score import models, scorer
@@ -74,7 +75,7 @@ def compare(one: Sequence[Any], two: Sequence[Any], source: scorer.ModelSource) 
     logits, others = (np.stack([p.logits_C for p in each]) for each in (one, two))
     difference_B = np.abs(logits - others).max(axis=1)
     p, q = (
-        scorer.probabilities(z, activation=source.activation, temperature=source.temperature)
+        probabilities(z, activation=source.activation, temperature=source.temperature)
         for z in (logits, others)
     )
     return Agreement(

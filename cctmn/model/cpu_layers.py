@@ -7,9 +7,9 @@
   1 x 1 are matrix products: on one thread, torch computes some of them by a kernel that copies its
   input first.
 
-In float32, predictions differ from those of the network's own layers by rounding alone. In bfloat16
-all these layers take inputs of 8 bits, but for Winograd's products: his transforms make rounding
-five times as large.
+In float32, predictions differ from those of the network's own layers by rounding alone. bfloat16 is
+for the backbone, but not for Winograd's products: his transforms make its rounding five times as
+large. The heads stay float32, for module S reads boxes by their rank.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class PointwiseConv(nn.Module):
 class RpnHead(nn.Module):
     """torchvision's RPN head with its two outputs as one convolution, which reads a map once."""
 
-    def __init__(self, head: rpn.RPNHead, *, dtype: torch.dtype) -> None:
+    def __init__(self, head: rpn.RPNHead) -> None:
         super().__init__()
         self._hidden = head.conv
         outputs = (head.cls_logits, head.bbox_pred)
@@ -62,11 +62,11 @@ class RpnHead(nn.Module):
         for name in ("weight", "bias"):
             parts = [getattr(conv, name).detach() for conv in outputs]
             setattr(both, name, nn.Parameter(torch.cat(parts), requires_grad=False))
-        self._outputs = _faster(both, dtype)
+        self._outputs = _faster(both, torch.float32)
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the logits (B x A x H x W) and deltas (B x 4A x H x W) of each map, in float32."""
-        both = [self._outputs(self._hidden(x_BCHW)).float() for x_BCHW in maps]
+        """Return the logits (B x A x H x W) and deltas (B x 4A x H x W) of each map."""
+        both = [self._outputs(self._hidden(x_BCHW)) for x_BCHW in maps]
         logits, deltas = zip(*(one.split(self._widths, dim=1) for one in both), strict=True)
         return list(logits), list(deltas)
 
@@ -74,28 +74,25 @@ class RpnHead(nn.Module):
 def with_cpu_layers(detector: Detector, *, dtype: torch.dtype = torch.float32) -> Detector:
     """Return a detector in eval mode with faster layers; the given one stays as it is.
 
-    They compute in `dtype`, float32 or bfloat16. The backbone takes float32 and returns `dtype`;
-    the RPN's head takes it and returns float32. The mask head stays float32.
+    Those of the backbone compute in `dtype`, float32 or bfloat16, and it returns that type. Those
+    of the heads compute in float32.
 
     Layers that are not replaced share their weights with it.
     """
     twin = folded(detector)
-    twin.rpn.head = RpnHead(twin.rpn.head, dtype=dtype)
+    twin.rpn.head = RpnHead(twin.rpn.head)
     _replace_convolutions(twin.backbone, dtype)
-    _replace_convolutions(twin.rpn.head, dtype)
+    _replace_convolutions(twin.rpn.head, torch.float32)
     if twin.roi_heads.has_mask():
         _replace_convolutions(twin.roi_heads.mask_head, torch.float32)
         _replace_convolutions(twin.roi_heads.mask_predictor, torch.float32)
     return twin
 
 
-def linear(weight_OC: Tensor, bias_O: Tensor, *, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Return a linear layer, N x C to N x O, that computes in `dtype` where oneDNN can.
-
-    On another device than the CPU it is torch's own.
-    """
+def linear(weight_OC: Tensor, bias_O: Tensor) -> nn.Module:
+    """Return a linear layer, N x C to N x O: oneDNN's on the CPU, elsewhere torch's."""
     if weight_OC.device.type == "cpu" and onednn.usable():
-        return onednn.OneDnnLinear(weight_OC, bias_O, dtype=dtype)
+        return onednn.OneDnnLinear(weight_OC, bias_O)
     with shapes_alone():
         layer = nn.Linear(weight_OC.shape[1], weight_OC.shape[0])
     layer.weight = nn.Parameter(weight_OC, requires_grad=False)

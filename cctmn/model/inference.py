@@ -63,11 +63,10 @@ class Predictor:
     scores, logits move by more, because module S reads boxes by their rank. `jobs/gpu_check.py`
     measures both on a GPU. `true_batches` overrides the choice.
 
-    `device` defaults to the device of the network's weights. `precision` is that of the backbone
-    and, on the CPU, of the wide products of the heads; all else is float32, also within an autocast
-    of the caller. `threads` sets the number of CPU threads of this process. `lesion_nms_iou`
-    overrides the NMS threshold of the network's reported lesions. Weights that change later have no
-    effect.
+    `device` defaults to the device of the network's weights. `precision` is that of the backbone;
+    all that follows is float32, also within an autocast of the caller. `threads` sets the number of
+    CPU threads of this process. `lesion_nms_iou` overrides the NMS threshold of the network's
+    reported lesions. Weights that change later have no effect.
 
     On the CPU, faster layers take the place of some of the network's own. That copies weights, so
     `own_layers` is for a network of which a few slices are asked.
@@ -102,11 +101,7 @@ class Predictor:
             self._detector = folded(self._detector).to(memory_format=torch.channels_last)
         # torchvision's kernel for a GPU pools channels first, as the network's own layers do.
         box_head = self._detector.roi_heads.box_head
-        self._box_layers = (
-            ChannelsLastBoxLayers(box_head, dtype=dtype if has_cpu_layers else torch.float32)
-            if on_cpu
-            else None
-        )
+        self._box_layers = ChannelsLastBoxLayers(box_head) if on_cpu else None
         self._batched: BatchedNet | None = None
         if not on_cpu if true_batches is None else true_batches:
             self._batched = BatchedNet(

@@ -61,15 +61,13 @@ class OneDnnConv(nn.Module):
 class OneDnnLinear(nn.Module):
     """A linear layer, as the convolution of 1 x 1 that it is."""
 
-    def __init__(
-        self, weight_OC: Tensor, bias_O: Tensor, *, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, weight_OC: Tensor, bias_O: Tensor) -> None:
         super().__init__()
         with shapes_alone():
             conv = nn.Conv2d(weight_OC.shape[1], weight_OC.shape[0], 1)
         conv.weight = nn.Parameter(weight_OC.detach()[:, :, None, None], requires_grad=False)
         conv.bias = nn.Parameter(bias_O.detach(), requires_grad=False)
-        self._conv = OneDnnConv(conv, dtype=dtype)
+        self._conv = OneDnnConv(conv)
 
     def forward(self, x_NC: Tensor) -> Tensor:
         """Return N x O."""

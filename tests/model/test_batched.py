@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from cctmn.errors import ModelError
-from cctmn.model import batched, batched_ranking, roi_align
+from cctmn.model import batched, batched_ranking, inference, roi_align
 from cctmn.model.batched_ranking import nms_in_groups
 from cctmn.model.checkpoint import fresh, load
 from cctmn.model.classifier import Classifier
@@ -183,8 +183,9 @@ def test_every_tensor_of_a_batch_is_made_on_the_gpu(backbone):
         with torch.device("cuda"):
             net = Classifier(classifier_arch(backbone, truncation, masks=True)).eval()
         with pytest.MonkeyPatch.context() as patch:
-            # Fake weights cannot be given another memory layout.
+            # Fake weights cannot be given another memory layout or type.
             patch.setattr(torch.nn.Module, "to", lambda module, **_: module)
+            patch.setattr(inference, "folded", lambda detector: detector)
             predictor = Predictor(net)
         images = [torch.zeros(64, 60, dtype=torch.uint8), torch.zeros(64, 64, dtype=torch.uint8)]
         assert predictor._batched is not None

@@ -136,7 +136,7 @@ def test_a_linear_layer_takes_any_number_of_rows(
     if not packed:
         monkeypatch.setattr(onednn, "usable", lambda: False)
     weight_OC, bias_O = torch.randn(5, 48), torch.randn(5)
-    layer = linear(weight_OC, bias_O, dtype=torch.float32)
+    layer = linear(weight_OC, bias_O)
     for rows in (7, 0, 1):
         x_NC = torch.randn(rows, 48)
         torch.testing.assert_close(layer(x_NC), F.linear(x_NC, weight_OC, bias_O))
