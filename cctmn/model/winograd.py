@@ -110,6 +110,8 @@ class WinogradConv(nn.Module):
         return y_BHWO
 
     def _by_torch(self, x_BHWC: Tensor) -> Tensor:
+        if not len(x_BHWC):  # masks of a slice without lesions
+            return x_BHWC.new_empty(*x_BHWC.shape[:3], self._num_out)
         one_by_one = [self._one_by_torch(x_HWC) for x_HWC in x_BHWC]
         return one_by_one[0][None] if len(one_by_one) == 1 else torch.stack(one_by_one)
 

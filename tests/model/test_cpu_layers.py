@@ -61,6 +61,13 @@ def test_winograd_takes_any_number_of_channels(way: str) -> None:
     torch.testing.assert_close(actual.double(), exact(conv, x_BCHW), atol=2e-5, rtol=0)
 
 
+def test_winograd_takes_an_empty_batch(way: str) -> None:
+    """As the mask head's, of a slice without lesions."""
+    conv = nn.Conv2d(64, 48, 3, padding=1)
+    with torch.inference_mode():
+        assert winograd.WinogradConv(conv)(torch.zeros(0, 64, 14, 14)).shape == (0, 48, 14, 14)
+
+
 def test_winograd_gives_back_bfloat16_rounded_once(way: str) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(64, 64, 3, padding=1)
