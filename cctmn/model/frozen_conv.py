@@ -45,6 +45,10 @@ class FrozenConv(nn.Conv2d):
         y_BOHW: Tensor = _TwoPasses.apply(x_BCHW, self._current())
         return y_BOHW
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the layers of the passes: a copy makes its own, and oneDNN's cannot be copied."""
+        return {**self.__dict__, "_passes": None}
+
     def _current(self) -> Passes:
         """Return the layers of both passes; they are built anew if the weights have changed."""
         held = self.weight.data_ptr(), self.weight._version

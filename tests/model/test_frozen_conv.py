@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -53,3 +55,10 @@ def test_autocast_takes_the_ordinary_convolution() -> None:
     conv = nn.Conv2d(128, 8, 3, padding=1).requires_grad_(requires_grad=False)
     with torch.autocast("cpu", torch.bfloat16):
         assert FrozenConv(conv)(torch.randn(1, 128, 8, 8)).dtype == torch.bfloat16
+
+
+def test_a_copy_of_a_used_layer_computes_the_same() -> None:
+    conv = nn.Conv2d(128, 128, 3, padding=1).requires_grad_(False)
+    layer = FrozenConv(conv)
+    x_BCHW = torch.randn(1, 128, 8, 8)
+    assert torch.equal(layer(x_BCHW), copy.deepcopy(layer)(x_BCHW))
