@@ -46,7 +46,7 @@ class FrozenConv(nn.Conv2d):
         return y_BOHW
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the layers of the passes: a copy makes its own, and oneDNN's cannot be copied."""
+        """Leave out the layers of the passes: a copy makes its own, for oneDNN's have no copies."""
         return {**self.__dict__, "_passes": None}
 
     def _current(self) -> Passes:
