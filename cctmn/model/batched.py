@@ -35,13 +35,12 @@ from cctmn.model.batched_ranking import (
     Rows,
     best_first,
     clip,
-    have_area,
     nms_in_groups,
 )
 from cctmn.model.card import LESION_MAX, LESION_MIN_SCORE
 from cctmn.model.classifier import Classifier
 from cctmn.model.constants import RANKED_MIN_SCORE, RANKED_NMS_IOU
-from cctmn.model.detector import BoxLayers, Detector
+from cctmn.model.detector import BoxLayers, Detector, per_anchor
 from cctmn.model.waits import host_waits
 
 ANCHOR_SHAPES: Final = 8  # for which anchors are kept; 10 MB each for a ResNet-50
@@ -178,11 +177,11 @@ class BatchedNet:
         # 1. The anchors with the highest logits of each level; a stable sort keeps ties in order.
         scores, chosen, anchors, groups = [], [], [], []
         for level, anchors_A4 in enumerate(self._anchors_of(x_B3HW, maps)):
-            logits_BA = _per_anchor(logits[level], width=1)[..., 0]
+            logits_BA = per_anchor(logits[level], width=1)[..., 0]
             falling = logits_BA.sort(dim=1, descending=True, stable=True)
             index_BX = falling.indices[:, : rpn.pre_nms_top_n()]
             scores.append(falling.values[:, : rpn.pre_nms_top_n()])
-            deltas_BA4 = _per_anchor(deltas[level], width=4)
+            deltas_BA4 = per_anchor(deltas[level], width=4)
             chosen.append(deltas_BA4.gather(1, index_BX[..., None].expand(-1, -1, 4)))
             anchors.append(anchors_A4[index_BX])
             groups.append(torch.full(index_BX.shape[1:], level, device=index_BX.device))
@@ -201,7 +200,7 @@ class BatchedNet:
         best = best_first(scores_BX, kept_BX, count=rpn.post_nms_top_n())
         proposals_BP4 = best.of(boxes_BX4)
         # Invalid rows are boxes of zeros, so they have no area either.
-        valid_BP = have_area(proposals_BP4)
+        valid_BP = ranking.has_area(proposals_BP4)
         return proposals_BP4.masked_fill(~valid_BP[..., None], 0), valid_BP
 
     def _anchors_of(self, x_B3HW: Tensor, maps: list[Tensor]) -> list[Tensor]:
@@ -240,7 +239,7 @@ class BatchedNet:
         deltas_BPC4 = deltas.view(batch, count, -1, 4)[:, :, 1:]
         decoded = self._decode(deltas_BPC4 / self._box_weights_4, proposals_BP4[:, :, None])
         boxes_BPC4 = clip(decoded, limits_B4[:, None, None])
-        valid_BPC = valid_BP[..., None] & have_area(boxes_BPC4)
+        valid_BPC = valid_BP[..., None] & ranking.has_area(boxes_BPC4)
         return BatchCandidates(
             scores_BPC.flatten(1),
             boxes_BPC4.flatten(1, 2),
@@ -297,11 +296,6 @@ class BatchedNet:
         every = torch.arange(batch * most, device=logits.device)
         own: Tensor = logits[every, labels_BM.flatten(), None]
         return own.view(batch, most, *own.shape[1:])
-
-
-def _per_anchor(x_BNHW: Tensor, *, width: int) -> Tensor:
-    """Order the RPN head's output of one level by anchor: B x A x `width`."""
-    return x_BNHW.permute(0, 2, 3, 1).reshape(len(x_BNHW), -1, width)
 
 
 def _download(

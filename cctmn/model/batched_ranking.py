@@ -101,8 +101,3 @@ def best_first(scores_BX: Tensor, kept_BX: Tensor, *, count: int) -> Rows:
 def clip(boxes_X4: Tensor, limits_X4: Tensor) -> Tensor:
     """Boxes within their slice; its limits are its width and height, twice."""
     return boxes_X4.clamp(min=0).minimum(limits_X4)
-
-
-def have_area(boxes_X4: Tensor) -> Tensor:
-    """Which boxes have both sides above 0 px."""
-    return (boxes_X4[..., 2:] > boxes_X4[..., :2]).all(-1)

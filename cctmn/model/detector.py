@@ -90,10 +90,10 @@ class RankedRPN(rpn.RegionProposalNetwork):
         logits, deltas = self.head(maps)
         ranking.check_finite(*logits, *deltas)
         anchors_A4 = self.anchor_generator(images, maps)[0]  # the same for each slice of the batch
-        by_level = [_per_anchor(x, width=1)[..., 0] for x in logits]
+        by_level = [per_anchor(x, width=1)[..., 0] for x in logits]
         levels = [logits_BA.shape[1] for logits_BA in by_level]
         logits_BA = torch.cat(by_level, dim=1)
-        deltas_BA4 = torch.cat([_per_anchor(x, width=4) for x in deltas], dim=1)
+        deltas_BA4 = torch.cat([per_anchor(x, width=4) for x in deltas], dim=1)
         chosen = []
         for logits_A, deltas_A4, size in zip(
             logits_BA, deltas_BA4, images.image_sizes, strict=True
@@ -150,7 +150,7 @@ class RankedRPN(rpn.RegionProposalNetwork):
         return boxes[keep], logits[keep]
 
 
-def _per_anchor(x_BNHW: Tensor, *, width: int) -> Tensor:
+def per_anchor(x_BNHW: Tensor, *, width: int) -> Tensor:
     """Order the head's output of one level by anchor: B x A x `width`."""
     return x_BNHW.permute(0, 2, 3, 1).reshape(len(x_BNHW), -1, width)
 

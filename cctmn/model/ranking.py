@@ -48,9 +48,9 @@ def check_finite(*values: Tensor) -> None:
         raise ModelError("the model yields values that are not finite; its weights are unusable")
 
 
-def has_area(boxes_R4: Tensor) -> Tensor:
-    """Which boxes have both sides above 0 px; the author keeps only these."""
-    return (boxes_R4[:, 2] > boxes_R4[:, 0]) & (boxes_R4[:, 3] > boxes_R4[:, 1])
+def has_area(boxes_X4: Tensor) -> Tensor:
+    """Which boxes, in a tensor of any shape, have both sides above 0 px; the author keeps these."""
+    return (boxes_X4[..., 2:] > boxes_X4[..., :2]).all(-1)
 
 
 def top(scores_R: Tensor, *, count: int) -> Tensor:

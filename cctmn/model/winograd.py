@@ -2,10 +2,14 @@
 
 It computes 4 x 4 outputs from 6 x 6 inputs with 36 multiplications per pair of channels instead
 of 144. Between two transforms of additions it is 36 matrix products (Lavin and Gray, 2016,
-arXiv:1509.09308). With the points 0, 1, -1, 1/2, -2 and infinity, the rounding error is twice that
-of oneDNN's direct convolution in channels-last memory.
+arXiv:1509.09308). With the points 0, 1, -1, 1/2, -2 and infinity, the rounding error is two to
+three times that of oneDNN's direct convolution in channels-last memory.
 
-Shape suffixes: B slices, H W px, C input and O output channels, T rows and X columns of tiles.
+winograd.c has the transforms as compiled code. Where it was not built, torch's additions take their
+place.
+
+Shape suffixes: B slices, H W px, C input and O output channels, P = 36 points, T tiles or rows of
+tiles, X columns of tiles.
 """
 
 from __future__ import annotations

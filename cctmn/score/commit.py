@@ -2,8 +2,8 @@
 
 A file's name ends with the hash of its bytes, so that any damage shows. Its metadata hold the
 fingerprint of the run's identity, a check value of the folder's key, and the device and precision
-of its scores. A file of another model
-that got into the folder is therefore refused, also when OUT/private/run.json is lost.
+of its scores. A file of another model that got into the folder is therefore refused, also when
+OUT/private/run.json is lost.
 """
 
 from __future__ import annotations

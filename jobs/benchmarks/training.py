@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from benchmarks import training_step
 from benchmarks.comparison import Comparison, of_samples
@@ -32,35 +31,15 @@ def plain(folder: Path, stage: str) -> Iterator[float]:
     """Steps per second of each epoch of a loop as anybody would write it."""
     import torch
 
-    from cctmn.config import ClassifierConfig, DetectorConfig
-    from cctmn.contract import InputContract
-    from cctmn.data.lesions import open_lesions
-    from cctmn.data.slices import open_slices
-    from cctmn.model import checkpoint
-    from cctmn.train.tasks import ClassifierTask, DetectorTask
-
     torch.set_num_threads(1)
-    start, contract = checkpoint.load(folder / "m"), InputContract()
-    config: Any
-    task: Any
-    if stage == "detector":
-        config = DetectorConfig()
-        samples: Any = open_lesions(str(folder / "lesions")).samples
-        task = DetectorTask(start.net, samples, (), contract, config.variant)  # type: ignore[arg-type]
-    else:
-        config = ClassifierConfig()
-        start = checkpoint.classifier_from_detector(start, seed=0)
-        classes = config.classes
-        samples = open_slices(str(folder / "slices"), classes=classes).samples
-        task = ClassifierTask(start.net, samples, (), contract, config)  # type: ignore[arg-type]
-    net = task.net.to(memory_format=torch.channels_last)
-    task.train()
+    task, config = training_step.make_task(stage, folder)
+    net = task.net
     weights = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=config.optim.lr, weight_decay=1e-3)
     cpu, batch = torch.device("cpu"), config.optim.batch_size
     for _ in range(EPOCHS):
         began = time.monotonic()
-        order = torch.randperm(len(samples)).tolist()
+        order = torch.randperm(task.count).tolist()
         for step in range(0, len(order), batch):
             for index in order[step : step + batch]:
                 losses = task.losses(net, [task.read(index)], device=cpu)

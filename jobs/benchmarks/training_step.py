@@ -48,8 +48,8 @@ def use_torchvisions_layers() -> None:
         setattr(owner, name, value)
 
 
-def prepare(kind: str, stage: str, folder: Path) -> None:
-    """Build the task and the optimiser of a stage from the model and the slices in `folder`."""
+def make_task(stage: str, folder: Path) -> tuple[Any, Any]:
+    """The task of a stage, ready to train, and its settings; model and slices are in `folder`."""
     import torch
 
     from cctmn.config import ClassifierConfig, DetectorConfig
@@ -57,14 +57,8 @@ def prepare(kind: str, stage: str, folder: Path) -> None:
     from cctmn.data.lesions import open_lesions
     from cctmn.data.slices import open_slices
     from cctmn.model import checkpoint
-    from cctmn.model.memory import keep_freed_memory
     from cctmn.train.tasks import ClassifierTask, DetectorTask
 
-    torch.set_num_threads(1)
-    if kind == "ours":
-        keep_freed_memory()
-    else:
-        use_torchvisions_layers()
     start, contract = checkpoint.load(folder / "m"), InputContract()
     config: Any
     task: Any
@@ -79,12 +73,27 @@ def prepare(kind: str, stage: str, folder: Path) -> None:
         task = ClassifierTask(start.net, samples, (), contract, config)  # type: ignore[arg-type]
     task.net.to(memory_format=torch.channels_last)
     task.train()
+    return task, config
+
+
+def prepare(kind: str, stage: str, folder: Path) -> None:
+    """Build the task and the optimiser of a stage from the model and the slices in `folder`."""
+    import torch
+
+    from cctmn.model.memory import keep_freed_memory
+
+    torch.set_num_threads(1)
+    if kind == "ours":
+        keep_freed_memory()
+    else:
+        use_torchvisions_layers()
+    task, config = make_task(stage, folder)
     optim = config.optim
     trained = [weight for weight in task.module.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(
         trained, lr=optim.lr, weight_decay=optim.weight_decay, fused=kind == "ours"
     )
-    inputs = [task.read(index) for index in range(len(samples))]
+    inputs = [task.read(index) for index in range(task.count)]
 
     def step(number: int) -> list[float]:
         seen = []
