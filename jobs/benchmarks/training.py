@@ -24,7 +24,7 @@ def commands(folder: Path, stage: str) -> tuple[list[str], list[str]]:
     data = ["--data", str(folder / kind), "--valid", str(folder / f"{kind}-valid")]
     ray = [sys.executable, "-m", "cctmn.cli", "train", stage, *data, "-q", "-m", str(folder / "m")]
     ray += [part for text in SETS for part in ("--set", text)]
-    return ray, [sys.executable, __file__, stage, str(folder)]
+    return ray, [sys.executable, "-m", "benchmarks.training", stage, str(folder)]
 
 
 def plain(folder: Path, stage: str) -> Iterator[float]:
@@ -60,7 +60,9 @@ def measure(folder: Path, stage: str, *, repeats: int) -> Comparison:
         lines = (out / "metrics.csv").read_text().splitlines()
         column = lines[0].split(",").index("steps_per_s")
         ours += [1 / float(line.split(",")[column]) for line in lines[2:]]
-        said = subprocess.run(alone, check=True, capture_output=True, text=True).stdout
+        said = subprocess.run(
+            alone, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1]
+        ).stdout
         theirs += [1 / rate for rate in json.loads(said)[1:]]
     return of_samples(f"{stage}, step on Ray against a plain loop", ours, theirs, target=0.95)
 
