@@ -298,7 +298,7 @@ def test_provenance_has_seed_and_settings_but_no_path(resnet18, tmp_path):
         tuple(LesionSample(f"{secret}_{i}", "", "", f"{secret}{i // 2}") for i in range(count))
         for secret, count in (("secret-a", 9), ("secret-b", 2))
     )
-    provenance = run._provenance(job, parts=(train, valid))
+    provenance = run._provenance(job, parts=(train, valid), chosen_on=valid)
     card = trained_card(start.card, settings, provenance)
     text = json.dumps(dict(card.provenance))
     assert "secret" not in text
