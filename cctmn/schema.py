@@ -55,6 +55,9 @@ INVENTORY_COLUMNS: Final = (
     Column("error_code", pa.string(), "Empty, or why no image can be reached."),
 )
 INVENTORY: Final = _schema(INVENTORY_COLUMNS)
+# In the metadata of a file of the inventory: it holds all rows of each of its objects. A version
+# that did not write this could be killed between two files with rows of one archive.
+WHOLE_OBJECTS: Final = b"cctmn.whole_objects"
 
 LESION_COLUMNS: Final = (
     Column("x0", pa.float32(), "Left edge in px of the stored image."),

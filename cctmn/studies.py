@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cctmn import rle, schema, store, tables
+from cctmn import schema, store, study_rows
 from cctmn.acquisition import is_lung_kernel
 from cctmn.errors import state_of
 from cctmn.metrics.patients import PatientRule, classes_of
@@ -43,25 +43,6 @@ GAP_MM: Final = 12.0
 # Positions closer than this are one position.
 SAME_MM: Final = 0.01
 
-_COLUMNS: Final = (
-    "slice_id",
-    "study_key",
-    "series_key",
-    "patient_key",
-    "slice_z_mm",
-    "rows",
-    "cols",
-    "spacing_row_mm",
-    "spacing_col_mm",
-    "num_lesions",
-    "kernel",
-    "image_type",
-    "flags",
-    "abstained",
-    "error_code",
-    "model_id",
-)
-
 
 @dataclass(frozen=True)
 class StudyRule:
@@ -73,7 +54,10 @@ class StudyRule:
 
 
 def write(out: str, *, rule: StudyRule) -> pa.Table:
-    """Write OUT/studies from OUT/predictions and return it: one row per study."""
+    """Write OUT/studies from OUT/predictions and return it: one row per study.
+
+    The memory does not grow with the number of slices, but with that of studies.
+    """
     folder = store.join(out, "studies")
     store.make_folder(folder)
     table = tabulate(store.join(out, "predictions"), rule=rule)
@@ -85,7 +69,19 @@ def write(out: str, *, rule: StudyRule) -> pa.Table:
 
 def tabulate(predictions: str, *, rule: StudyRule) -> pa.Table:
     """Return one row per study in a folder of predictions, sorted by study key."""
-    slices = _StudySlices.read(predictions)
+    classes, parts = study_rows.read(predictions)
+    tables_of_parts = [_tabulate(_StudySlices.of(part, classes), rule=rule) for part in parts]
+    table = pa.concat_tables(tables_of_parts)
+    known, of_patient = np.unique(
+        table["patient_key"].drop_null().to_numpy().astype(str), return_counts=True
+    )
+    number = dict(zip(known.tolist(), of_patient.tolist(), strict=True))
+    studies = [number.get(key) for key in table["patient_key"].to_pylist()]
+    at = table.schema.get_field_index("patient_studies")
+    return table.set_column(at, table.field(at), pa.array(studies, table.field(at).type))
+
+
+def _tabulate(slices: _StudySlices, *, rule: StudyRule) -> pa.Table:
     columns = _whole_studies(slices)
     choice = _choose_series(slices)
     used_N = slices.usable_N & (slices.series_N == choice.series_G[slices.study_N])
@@ -100,10 +96,14 @@ def chosen_series(predictions: str) -> dict[str, str | None]:
 
     It is "" where the slices of the study have no series, and None without a usable slice.
     """
-    slices = _StudySlices.read(predictions, masks=False)
-    chosen = _choose_series(slices).series_G
-    keys = [None if series < 0 else slices.series_keys[series] for series in chosen]
-    return dict(zip(slices.study_keys, keys, strict=True))
+    chosen: dict[str, str | None] = {}
+    classes, parts = study_rows.read(predictions, masks=False)
+    for part in parts:
+        slices = _StudySlices.of(part, classes)
+        series_G = _choose_series(slices).series_G
+        keys = [None if series < 0 else slices.series_keys[series] for series in series_G]
+        chosen |= zip(slices.study_keys, keys, strict=True)
+    return chosen
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,21 +121,10 @@ class _StudySlices:
     area_px_N: Floats  # of all lesions of a slice together; NaN without masks
 
     @classmethod
-    def read(cls, folder: str, *, masks: bool = True) -> _StudySlices:
-        parts: list[pa.Table] = []
-        areas: list[Floats] = []
-        classes: tuple[str, ...] = ()
-        for uri in tables.parquet_files(folder):
-            stored = tables.schema(uri)
-            classes = schema.classes_of(stored) if masks else ()
-            has_masks = masks and "lesion_masks" in stored.names
-            columns = schema.predictions(classes, masks=has_masks)
-            wanted = [*_COLUMNS, *(f"logit_{n}" for n in classes), *["lesion_masks"] * has_masks]
-            table = tables.read_filled(uri, pa.schema([columns.field(name) for name in wanted]))
-            table = table.filter(pc.is_valid(table["study_key"]))
-            areas.append(_areas_px(table))
-            parts.append(table.select([*_COLUMNS, *(f"logit_{name}" for name in classes)]))
-        table = pa.concat_tables(parts) if parts else schema.predictions(()).empty_table()
+    def of(cls, table: pa.Table, classes: tuple[str, ...]) -> _StudySlices:
+        """Take the rows of whole studies, in any order."""
+        # So that the result does not depend on the files in which the rows are.
+        table = table.sort_by([("study_key", "ascending"), ("slice_id", "ascending")])
         studies = table["study_key"].to_numpy()
         keys, study_N = np.unique(studies.astype(str), return_inverse=True)
         series = table["series_key"].fill_null("").to_numpy().astype(str)
@@ -145,14 +134,14 @@ class _StudySlices:
         usable = pc.and_not(scored, table["abstained"].fill_null(False))
         return cls(
             table=table,
-            classes=tuple(classes),
+            classes=classes,
             study_keys=keys.tolist(),
             study_N=study_N,
             series_keys=[name.partition("/")[2] for name in names.tolist()],
             series_N=series_N,
             study_S=study_N[first_S],
             usable_N=np.asarray(usable.to_numpy(), np.bool_),
-            area_px_N=np.concatenate([*areas, np.zeros(0)]),
+            area_px_N=np.asarray(table["area_px"].to_numpy(), np.float64),
         )
 
     def numbers(self, name: str) -> Floats:
@@ -162,20 +151,6 @@ class _StudySlices:
     def per_study(self, chosen_N: Bools) -> Indices:
         """Count the chosen slices of each study."""
         return np.bincount(self.study_N[chosen_N], minlength=len(self.study_keys))
-
-
-def _areas_px(table: pa.Table) -> Floats:
-    """Return the area of each slice's lesions in px; where lesions overlap, it counts once."""
-    if "lesion_masks" not in table.column_names:
-        return np.full(len(table), np.nan)
-    columns = (table[name].to_pylist() for name in ("lesion_masks", "rows", "cols"))
-    return np.array(
-        [
-            rle.union_px(masks, size=(rows, cols)) if masks else 0
-            for masks, rows, cols in zip(*columns, strict=True)
-        ],
-        np.float64,
-    )
 
 
 def _whole_studies(slices: _StudySlices) -> dict[str, Any]:
@@ -193,12 +168,10 @@ def _whole_studies(slices: _StudySlices) -> dict[str, Any]:
         patients[study] = patients[study] or patient
         if ok:
             flags[study].update(named or ())
-    known, of_patient = np.unique([key for key in patients if key], return_counts=True)
-    number = dict(zip(known.tolist(), of_patient.tolist(), strict=True))
     return {
         "study_key": slices.study_keys,
         "patient_key": patients,
-        "patient_studies": [number.get(key) for key in patients],
+        "patient_studies": [None] * studies,  # of all parts together
         "num_series": np.bincount(slices.study_S[real_S], minlength=studies),
         "num_slices": slices.per_study(~passed_N),
         "num_errors": slices.per_study(state_N == "error"),

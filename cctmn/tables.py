@@ -5,16 +5,28 @@ Scoring resumes from them and evaluation joins them with labels, so both read th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from cctmn import store
+from cctmn import id_set, store
 from cctmn.errors import DataError, ResumeError
+from cctmn.id_set import IdSet
+from cctmn.parallel import map_in_order
+
+# Files that are read at a time, and above this size.
+THREADS: Final = 64
+LARGE_BYTES: Final = 16 << 20
+LARGE_THREADS: Final = 2
+
+R = TypeVar("R")
+
+_OTHER_FORM: Final = "not a file written by cctmn; remove it from OUT"
 
 
 def parquet_files(folder: str) -> list[str]:
@@ -36,7 +48,17 @@ def read(uri: str, columns: list[str] | None) -> pa.Table:
     try:
         return pq.read_table(path, filesystem=filesystem, columns=columns)
     except (KeyError, pa.ArrowInvalid):
-        raise ResumeError("not a file written by cctmn; remove it from OUT", uri) from None
+        raise ResumeError(_OTHER_FORM, uri) from None
+
+
+def read_opened(file: pq.ParquetFile, columns: Sequence[str], *, uri: str) -> pa.Table:
+    """Return these columns of a file that is in memory. Raises ResumeError if it lacks one.
+
+    It costs a third of `read`, which matters for many small files.
+    """
+    if not set(columns) <= set(file.schema_arrow.names):
+        raise ResumeError(_OTHER_FORM, uri)
+    return file.read(columns=list(columns), use_threads=False)
 
 
 def schema(uri: str) -> pa.Schema:
@@ -45,7 +67,15 @@ def schema(uri: str) -> pa.Schema:
     try:
         return pq.read_schema(path, filesystem=filesystem)
     except pa.ArrowInvalid:
-        raise DataError("not a file written by cctmn; remove it from OUT", uri) from None
+        raise DataError(_OTHER_FORM, uri) from None
+
+
+def open_whole(uri: str) -> pq.ParquetFile:
+    """Read a file by one request. Raises DataError if it has another form."""
+    try:
+        return pq.ParquetFile(pa.BufferReader(store.read_all(uri)))
+    except pa.ArrowInvalid:
+        raise DataError(_OTHER_FORM, uri) from None
 
 
 def read_present(uri: str, columns: Sequence[str]) -> pa.Table:
@@ -53,23 +83,21 @@ def read_present(uri: str, columns: Sequence[str]) -> pa.Table:
 
     Files of one folder can differ: an older version of cctmn wrote fewer columns.
     """
-    filesystem, path = store.arrow_filesystem(uri)
-    try:
-        with filesystem.open_input_file(path) as file:
-            parquet = pq.ParquetFile(file)
-            present = set(parquet.schema_arrow.names)
-            return parquet.read(columns=[name for name in columns if name in present])
-    except pa.ArrowInvalid:
-        raise DataError("not a file written by cctmn; remove it from OUT", uri) from None
+    file = open_whole(uri)
+    present = set(file.schema_arrow.names)
+    return file.read(columns=[name for name in columns if name in present])
 
 
-def read_filled(uri: str, columns: pa.Schema) -> pa.Table:
-    """Return these columns of one file, in this order; one that the file lacks is null."""
-    present = read_present(uri, columns.names)
+def filled(file: pq.ParquetFile, columns: pa.Schema) -> pa.Table:
+    """Return these columns of an opened file, in this order; one that it lacks is null."""
+    names = set(file.schema_arrow.names)
+    wanted = [name for name in columns.names if name in names]
+    # Without threads: their start costs more than a small file, of which there are many.
+    present = file.read(columns=wanted, use_threads=False)
     return pa.table(
         [
             present[field.name].cast(field.type)
-            if field.name in present.column_names
+            if field.name in names
             else pa.nulls(len(present), field.type)
             for field in columns
         ],
@@ -77,27 +105,68 @@ def read_filled(uri: str, columns: pa.Schema) -> pa.Table:
     )
 
 
+def read_filled(uri: str, columns: pa.Schema) -> pa.Table:
+    """Return these columns of one file, in this order; one that the file lacks is null."""
+    return filled(open_whole(uri), columns)
+
+
+def map_files(work: Callable[[str], R], files: Mapping[str, int]) -> Iterator[tuple[str, R]]:
+    """Yield each file, given with its size, and the result of `work`, which reads it as a whole.
+
+    Small files are read THREADS at a time, for latency bounds that work; after them the large ones,
+    of which only a few at a time fit in memory.
+    """
+    small = [uri for uri, size in files.items() if size <= LARGE_BYTES]
+    large = [uri for uri, size in files.items() if size > LARGE_BYTES]
+    for uris, threads in ((small, THREADS), (large, LARGE_THREADS)):
+        yield from zip(uris, map_in_order(work, uris, threads=threads), strict=True)
+
+
 def rows(folder: str) -> list[dict[str, Any]]:
     """Return every row of a folder as a dictionary; the folder must fit in memory."""
     return [row for uri in parquet_files(folder) for row in read(uri, None).to_pylist()]
 
 
+def read_each(uris: Sequence[str], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yield these columns (None: all) of each file in order, read THREADS at a time.
+
+    The files are of cctmn's own form and small: each is read as a whole, by one request.
+    """
+
+    def read_one(uri: str) -> pa.Table:
+        try:
+            file = pq.ParquetFile(pa.BufferReader(store.read_all(uri)))
+        except pa.ArrowInvalid:
+            raise ResumeError(_OTHER_FORM, uri) from None
+        return read_opened(file, columns or file.schema_arrow.names, uri=uri)
+
+    return map_in_order(read_one, uris, threads=THREADS)
+
+
+def put_private(table: pa.Table, folder: str, *, name: str) -> str:
+    """Write a table as one file for its owner alone; return its URI."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    uri = store.join(folder, f"{name}.parquet")
+    store.put(uri, buffer.getvalue(), private=True)
+    return uri
+
+
 def inventory(folder: str) -> Iterator[pa.Table]:
     """Yield the tables of the inventory; of a row that was written twice, only the newer one."""
-    seen: pa.Array = pa.array([], pa.string())
     files = parquet_files(folder)
-    generations = {generation(uri) for uri in files}
-    for number in sorted(generations, reverse=True):
-        ids = []
-        for uri in files:
-            if generation(uri) != number:
-                continue
-            table = without(read(uri, None), seen)
-            ids.append(table["slice_id"])
-            yield table
-        # An index that was interrupted has left the files of the one before.
-        if len(generations) > 1:
-            seen = pa.concat_arrays([seen, *(chunk for c in ids for chunk in c.chunks)])
+    if len({generation(uri) for uri in files}) <= 1:
+        yield from read_each(files)
+        return
+    # Rows that a run has replaced are in the older files until it ends.
+    newest_first = sorted(files, key=lambda uri: (-generation(uri), uri))
+    ids = [id_set.of_hex(part["slice_id"]) for part in read_each(newest_first, ["slice_id"])]
+    keep = np.ones(sum(map(len, ids)), np.bool_)
+    keep[IdSet(id_set.concatenated(ids)).repetitions()] = False
+    ends = np.cumsum([len(part) for part in ids])
+    kept = dict(zip(newest_first, np.split(keep, ends[:-1]), strict=True))
+    for uri, table in zip(files, read_each(files), strict=True):
+        yield table if kept[uri].all() else table.filter(pa.array(kept[uri]))
 
 
 def named_inventory(out: str) -> Iterator[pa.Table]:
@@ -115,13 +184,6 @@ def place(uri: str, *, member: str, frame: int) -> str:
     """Return a slice's name for a person: path or URI, ::member in an archive, #frame above 0."""
     inside = f"::{member}" if member else ""
     return f"{store.display(uri)}{inside}" + (f"#{frame}" if frame else "")
-
-
-def without(table: pa.Table, ids: pa.Array | pa.ChunkedArray) -> pa.Table:
-    """Return the rows whose slice_id is not among the ids."""
-    if not len(ids):
-        return table
-    return table.filter(pc.invert(pc.is_in(table["slice_id"], value_set=ids)))
 
 
 def generation(uri: str) -> int:

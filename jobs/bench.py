@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import click
 
-from benchmarks import gpu_budget, job, listing, model, reading, training
+from benchmarks import bookkeeping, gpu_budget, job, listing, model, reading, training
 from benchmarks.comparison import Comparison, show
 
 # A module's function takes how often to measure and yields its lines.
@@ -19,6 +19,7 @@ LINES: dict[str, Callable[[int], Iterator[Comparison]]] = {
     "model": model.lines,
     "training": training.lines,
     "listing": listing.lines,
+    "bookkeeping": bookkeeping.lines,
     "job": job.lines,
     "reading": reading.lines,
     "gpu-budget": gpu_budget.lines,

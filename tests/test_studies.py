@@ -195,3 +195,17 @@ def test_without_masks_or_positions_there_is_no_volume(tmp_path: Path) -> None:
 
 def test_an_archive_of_pictures_has_no_studies(tmp_path: Path) -> None:
     assert table_of(tmp_path, [a_slice(None, None, None) for _ in range(3)]) == {}
+
+
+def test_studies_do_not_depend_on_how_many_rows_are_held_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        row
+        for study in range(40)
+        for row in scan(f"{study * 37 % 256:02x}", "s", 2.0, 5, sick=study % 3)
+    ]
+    whole = table_of(tmp_path / "a", rows)
+    monkeypatch.setattr("cctmn.partition.ROWS_IN_MEMORY", 30)
+    assert table_of(tmp_path / "b", rows) == whole
+    assert whole["00"]["patient_studies"] == 40

@@ -14,12 +14,13 @@ import pyarrow as pa
 
 from cctmn import store
 from cctmn.errors import CctmnError, ObjectError, SliceError, StoreError
+from cctmn.parallel import map_in_order
 from cctmn.pseudonym import pseudonym
 from cctmn.read import other_files, probe, tar_archive, zip_archive
 from cctmn.read.archive import Member
-from cctmn.read.listing import THREADS, list_inputs, look_up_all, map_in_order
+from cctmn.read.listing import THREADS, list_inputs
 from cctmn.reporter import Reporter, silent
-from cctmn.schema import INVENTORY
+from cctmn.schema import INVENTORY, WHOLE_OBJECTS
 from cctmn.store import ObjectInfo
 
 # Members of one zip that are probed at a time. With THREADS objects these are no more than the
@@ -61,26 +62,10 @@ def index(
 ) -> Iterator[pa.Table]:
     """Yield tables of at most TABLE_ROWS rows, sorted by INPUT, URI, offset and frame.
 
-    `exclude` is the URI of the output folder, which is left out if it is below an INPUT. Relative
-    names in a table are below `root`, or below the table's own folder. Raises InputError for an
-    INPUT that does not exist, StoreError if storage does not answer.
+    Parameters and errors are those of `list_objects`.
     """
-    below = exclude.rstrip("/") + "/"
-    objects = (
-        info
-        for info in list_inputs(inputs, root=root, report=report)
-        if not (exclude and info.uri.startswith(below))
-    )
-    yield from _tables_of(objects, key=key)
-
-
-def index_again(uris: Sequence[str], *, key: bytes) -> Iterator[pa.Table]:
-    """Yield the tables of objects that are known by their URIs, as they are now."""
-    yield from _tables_of(look_up_all(uris), key=key)
-
-
-def _tables_of(objects: Iterable[ObjectInfo], *, key: bytes) -> Iterator[pa.Table]:
     rows: list[_Row] = []
+    objects = list_objects(inputs, exclude=exclude, root=root, report=report)
     for more in map_in_order(functools.partial(_rows, key=key), objects, threads=THREADS):
         rows += more
         while len(rows) >= TABLE_ROWS:
@@ -90,8 +75,35 @@ def _tables_of(objects: Iterable[ObjectInfo], *, key: bytes) -> Iterator[pa.Tabl
         yield _table(rows)
 
 
+def list_objects(
+    inputs: Sequence[str],
+    *,
+    exclude: str = "",
+    root: str | None = None,
+    report: Reporter = silent,
+) -> Iterator[ObjectInfo]:
+    """Yield the objects of every INPUT, without opening them.
+
+    `exclude` is the URI of the output folder, which is left out if it is below an INPUT. Relative
+    names in a table are below `root`, or below the table's own folder. Raises InputError for an
+    INPUT that does not exist, StoreError if storage does not answer.
+    """
+    below = exclude.rstrip("/") + "/"
+    for info in list_inputs(inputs, root=root, report=report):
+        if not (exclude and info.uri.startswith(below)):
+            yield info
+
+
+def look(objects: Iterable[ObjectInfo], *, key: bytes, threads: int = THREADS) -> pa.Table:
+    """Look into these objects; return all rows of each of them, in their order."""
+    rows: list[_Row] = []
+    for more in map_in_order(functools.partial(_rows, key=key), objects, threads=threads):
+        rows += more
+    return _table(rows).replace_schema_metadata({WHOLE_OBJECTS: b"1"})
+
+
 def _table(rows: list[_Row]) -> pa.Table:
-    columns = zip(*rows, strict=True)
+    columns = zip(*rows, strict=True) if rows else [()] * len(INVENTORY)
     arrays = [pa.array(c, field.type) for c, field in zip(columns, INVENTORY, strict=True)]
     return pa.Table.from_arrays(arrays, schema=INVENTORY)
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 from cctmn import store
 from cctmn.errors import InputError, StoreError
+from cctmn.parallel import map_in_order
 from cctmn.reporter import Reporter, silent
 from cctmn.store import ObjectInfo
 from cctmn.user_table import is_table, read_user_table
 
 # Objects that are looked up or probed at a time: latency bounds that work, not bandwidth.
 THREADS: Final = 16
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 def list_inputs(
@@ -90,8 +86,7 @@ def look_up_all(uris: Iterable[str]) -> Iterator[ObjectInfo]:
     Raises StoreError if storage does not answer for any object.
     """
     # Each costs a request, so several are in flight.
-    for infos in map_in_order(lambda uri: [_look_up(uri)], uris, threads=THREADS):
-        yield from infos
+    yield from map_in_order(_look_up, uris, threads=THREADS)
 
 
 def _look_up(uri: str) -> ObjectInfo:
@@ -106,24 +101,3 @@ def _look_up(uri: str) -> ObjectInfo:
             raise
         code = "storage_failed"
     return ObjectInfo(uri, 0, "", code)
-
-
-def map_in_order(
-    work: Callable[[T], list[R]], items: Iterable[T], *, threads: int
-) -> Iterator[list[R]]:
-    """Yield the results of `work` in the order of the items, computed by a pool of threads.
-
-    At most four results per thread are computed ahead, so that the memory is bounded.
-    """
-    pending: deque[Future[list[R]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="index") as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(work, item))
-                if len(pending) >= 4 * threads:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()

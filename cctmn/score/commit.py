@@ -87,25 +87,25 @@ def _put(table: pa.Table, folder: str) -> None:
     store.put(store.join(folder, f"{block}-{_digest(data)}.parquet"), data)
 
 
-def is_whole(uri: str, *, stamp: Stamp) -> bool:
-    """Read a file once; return whether it is the one that was written, to its end.
+def open_whole(uri: str, *, stamp: Stamp | None) -> pq.ParquetFile | None:
+    """Read a file once; return it if it is the one that was written, to its end, else None.
 
     A file of an older version has no hash in its name; of that one every page is decoded. Raises
-    ResumeError if the file belongs to another run; a file without a stamp passes.
+    ResumeError if the file belongs to another run than `stamp`; a file without a stamp passes.
     """
     name = _NAME.fullmatch(uri.rsplit("/", 1)[1])
     data = store.read_all(uri)
     if name and _digest(data) != name[1]:
-        return False
-    file = io.BytesIO(data)
+        return None
     try:
-        schema = pq.read_schema(file)
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=not name)
         if not name:
-            pq.read_table(file, page_checksum_verification=True)
+            file.read()
     except (pa.ArrowException, OSError):
-        return False
-    _check_stamp(schema.metadata or {}, uri=uri, stamp=stamp)
-    return True
+        return None
+    if stamp is not None:
+        _check_stamp(file.schema_arrow.metadata or {}, uri=uri, stamp=stamp)
+    return file
 
 
 def is_named_by_hash(uri: str) -> bool:

@@ -30,7 +30,7 @@ from cctmn.errors import SLICE_CODES, CctmnError, StoreError, state_of
 from cctmn.numerics import processor_name
 from cctmn.read import inventory
 from cctmn.reporter import duration
-from cctmn.score import models, run, scorer
+from cctmn.score import models, scorer, sizing
 from cctmn.score.prepare import prepare
 
 SAMPLE: Final = 24  # slices
@@ -270,7 +270,7 @@ def _estimate(
         torch.set_num_threads(threads)
     gpus = torch.cuda.device_count()
     here = runtime.Resources(cpus=runtime.usable_cores() + runtime.SPARE_CPUS, gpus=gpus)
-    plan = run.make_plan(here, ScoreConfig(), pending=len(rows))
+    plan = sizing.make_plan(here, ScoreConfig(), pending=len(rows))
     scorers = min(plan.actors, gpus or runtime.usable_cores())
     seconds = timed_s / max(1, timed)
     total_s = len(rows) * seconds / scorers

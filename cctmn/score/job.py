@@ -12,7 +12,9 @@ from cctmn.errors import EXIT_ERROR_RATE, EXIT_OK, EXIT_REFUSED, state_of
 from cctmn.identity import FITTED_ON, KEY, RunIdentity
 from cctmn.numerics import Numerics
 from cctmn.reporter import run_id
-from cctmn.score import prepare, resume
+from cctmn.score import prepare
+from cctmn.score.commit import Stamp
+from cctmn.score.reconcile import Counts
 from cctmn.score.scorer import ModelSource
 
 FORMAT = 1  # of the output folder
@@ -56,12 +58,20 @@ class ScoreJob:
             values |= self.numerics.as_json()
         return RunIdentity(values)
 
+    def stamp(self, key: bytes) -> Stamp:
+        """Return what every file of this job says about it, with the key of the folder."""
+        return Stamp.of(
+            fingerprint=self.identity.fingerprint(),
+            key=key,
+            numerics=self.numerics if self.device else None,
+        )
+
 
 @dataclass(frozen=True)
 class ScoreSummary:
     """The result of a scoring run."""
 
-    counts: resume.Counts
+    counts: Counts
     studies: dict[str, int]  # studies by predicted class; "" for those without an answer
     scored_now: int  # slices of this run
     elapsed_s: float

@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from cctmn import errors, runtime, schema, store, tables
+from cctmn import errors, runtime, schema, store
 from cctmn.contract import InputContract
 from cctmn.score import commit, meters
 from cctmn.score.scorer import ModelSource, device_name, score
@@ -116,9 +116,15 @@ def _commit_block(
 
 
 def execute(
-    todo: str, *, out: str, source: ModelSource, key: bytes, plan: Plan, stamp: commit.Stamp
+    todo: Sequence[str],
+    *,
+    out: str,
+    source: ModelSource,
+    key: bytes,
+    plan: Plan,
+    stamp: commit.Stamp,
 ) -> Iterator[Committed]:
-    """Score every row of the Parquet files in `todo` into the folder `out` (both URIs).
+    """Score every row of the Parquet files `todo` of one folder into the folder `out` (all URIs).
 
     Yields each block when it is committed.
     Raises StoreError if storage does not answer, ModelError if a scorer cannot load its model,
@@ -129,8 +135,8 @@ def execute(
 
     _configure(ray.data.DataContext.get_current())
     # Names relative to the folder: of a path with "?" Ray takes the rest for a query.
-    todo_fs, todo_path = store.arrow_filesystem(todo)
-    names = [uri.rsplit("/", 1)[1] for uri in tables.parquet_files(todo)]
+    todo_fs, todo_path = store.arrow_filesystem(todo[0].rsplit("/", 1)[0])
+    names = [uri.rsplit("/", 1)[1] for uri in todo]
     columns = schema.predictions(
         source.image_classes, ranked_boxes=plan.ranked_boxes, masks=plan.masks
     )

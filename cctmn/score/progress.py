@@ -77,19 +77,22 @@ class Pace:
 class Progress:
     """Counts the rows in the folder, in a thread, while the `with` block runs, and reports them.
 
-    `stage` is asked what the workers do until the first rows are there.
+    `stage` is asked what the workers do until the first rows are there, and `is_final` whether the
+    total stays as it is.
     """
 
     def __init__(
         self,
         folder: str,
         *,
-        total: int,
+        total: Callable[[], int],
         report: Reporter,
+        is_final: Callable[[], bool] = lambda: True,
         stage: Callable[[], str] = lambda: STARTING,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._folder, self._total, self._report, self._stage = folder, total, report, stage
+        self._folder, self._report, self._stage = folder, report, stage
+        self._total, self._is_final = total, is_final
         self._seen = set(tables.sizes(folder))
         self._pace = Pace(clock)
         self._rows = self._passed_over = self._errors = 0
@@ -118,7 +121,8 @@ class Progress:
         """Count the files that are new, by one listing and one small read of each, and report."""
         with contextlib.suppress(CctmnError, OSError):  # storage may fail for a moment
             self._count()
-        report_progress(self._report, self._line(), fraction=self._rows / self._total)
+        total = self._total()
+        report_progress(self._report, self._line(total), fraction=self._rows / total)
 
     def _count(self) -> None:
         before = self._rows
@@ -136,19 +140,22 @@ class Progress:
             if self._rows > before:
                 self._pace.add(self._rows - before)
 
-    def _line(self) -> str:
-        count = f"{self._rows:,}/{self._total:,}"
+    def _line(self, total: int) -> str:
+        is_final = self._is_final()
+        count = f"{self._rows:,}/{total:,}" + ("" if is_final else " indexed so far")
         if not self._rows:
             return f"{count}  {self._stage()}"
-        rate, eta_s = self._pace.rate, self._pace.eta_s(self._total - self._rows)
-        speed = "" if rate is None else f"{rate:.3g}/s  "
-        passed_over = f"passed over {self._passed_over:,}  " if self._passed_over else ""
+        rate, eta_s = self._pace.rate, self._pace.eta_s(total - self._rows)
         errors = self._errors / max(1, self._rows - self._passed_over)
-        eta = "?" if eta_s is None else duration(eta_s)
-        return (
-            f"{count}  {100 * self._rows / self._total:.0f} %  {speed}"
-            f"{passed_over}errors {100 * errors:.2f} %  eta {eta}"
-        )
+        parts = [
+            count,
+            f"{100 * self._rows / total:.0f} %" if is_final else "",
+            "" if rate is None else f"{rate:.3g}/s",
+            f"passed over {self._passed_over:,}" if self._passed_over else "",
+            f"errors {100 * errors:.2f} %",
+            f"eta {'?' if eta_s is None else duration(eta_s)}" if is_final else "",
+        ]
+        return "  ".join(part for part in parts if part)
 
 
 def _codes(uri: str, size: int) -> Mapping[str, int] | None:

@@ -50,7 +50,7 @@ def test_progress_counts_committed_slices_of_this_run(
     quick = dataclasses.replace(local.traits, list_period_s=0.02)
     monkeypatch.setattr(local, "traits", quick)
     commit(tmp_path, "earlier", [""] * 50)
-    with Progress(tmp_path.as_uri(), total=2000, report=reporter):
+    with Progress(tmp_path.as_uri(), total=lambda: 2000, report=reporter):
         time.sleep(0.1)
         commit(tmp_path, "a", [""] * 999 + ["truncated"])
         (tmp_path / "b.parquet").write_bytes(b"PAR1 in the making")
@@ -64,7 +64,7 @@ def test_the_line_has_rate_and_eta_after_the_second_commit(
     tmp_path: Path, reporter: RecordingReporter
 ) -> None:
     clock = Clock()
-    watched = Progress(tmp_path.as_uri(), total=400, report=reporter, clock=clock)
+    watched = Progress(tmp_path.as_uri(), total=lambda: 400, report=reporter, clock=clock)
     for name in "abc":
         commit(tmp_path, name, [""] * 100)
         watched.look()
@@ -77,11 +77,37 @@ def test_the_line_says_what_the_workers_do_until_the_first_commit(
 ) -> None:
     stages = iter(["starting workers", "loading the model"])
     watched = Progress(
-        tmp_path.as_uri(), total=9, report=reporter, stage=lambda: next(stages), clock=Clock()
+        tmp_path.as_uri(),
+        total=lambda: 9,
+        report=reporter,
+        stage=lambda: next(stages),
+        clock=Clock(),
     )
     watched.look()
     watched.look()
     assert reporter.lines == ["0/9  starting workers", "0/9  loading the model"]
+
+
+def test_while_the_index_runs_the_line_has_no_time_of_the_end(
+    tmp_path: Path, reporter: RecordingReporter
+) -> None:
+    clock, totals, final = Clock(), iter([400, 800, 800]), iter([False, False, True])
+    watched = Progress(
+        tmp_path.as_uri(),
+        total=lambda: next(totals),
+        is_final=lambda: next(final),
+        report=reporter,
+        clock=clock,
+    )
+    for name in "abc":
+        commit(tmp_path, name, [""] * 100)
+        watched.look()
+        clock.now += 10
+    assert reporter.lines == [
+        "100/400 indexed so far  errors 0.00 %",
+        "200/800 indexed so far  10/s  errors 0.00 %",
+        "300/800  38 %  10/s  errors 0.00 %  eta 50s",
+    ]
 
 
 def test_a_look_costs_one_listing_and_one_small_read_of_each_new_file(
@@ -99,7 +125,7 @@ def test_a_look_costs_one_listing_and_one_small_read_of_each_new_file(
         listed.append(folder)
         return sizes(folder)
 
-    watched = Progress(tmp_path.as_uri(), total=8000, report=reporter, clock=Clock())
+    watched = Progress(tmp_path.as_uri(), total=lambda: 8000, report=reporter, clock=Clock())
     monkeypatch.setattr(store, "read_range", read)
     monkeypatch.setattr(progress.tables, "sizes", listing)
     monkeypatch.delattr(progress.tables, "read")

@@ -14,7 +14,7 @@ import pytest
 from cctmn import config, runtime, schema, tables
 from cctmn.config import ScoreConfig
 from cctmn.errors import CctmnError, ResumeError
-from cctmn.score import run
+from cctmn.score import pipeline, run, sizing
 from cctmn.score.run import ScoreJob
 from tests.conftest import RecordingReporter, S3Server
 from tests.makers import dicom, png, stand_in, tarred, zipped
@@ -298,11 +298,11 @@ def test_storage_that_dies_stops_the_job_and_loses_nothing(
         client.delete_bucket(Bucket="dying")
         return execute(todo, **rest)
 
-    execute = run.pipeline.execute
-    monkeypatch.setattr(run.pipeline, "execute", gone)
+    execute = pipeline.execute
+    monkeypatch.setattr(pipeline, "execute", gone)
     with pytest.raises(CctmnError, match="no such bucket"):
         run.score(job("s3://dying", tmp_path / "out"), address=cluster)
-    monkeypatch.setattr(run.pipeline, "execute", execute)
+    monkeypatch.setattr(pipeline, "execute", execute)
     s3.bucket("dying")
     for n in range(3):
         s3.upload("dying", f"{n}.png", png(n))
@@ -319,7 +319,7 @@ def test_each_setting_changes_something() -> None:
 
     def plan(text: str) -> object:
         settings = config.load(ScoreConfig, sets=[text] if text else [])
-        return run.make_plan(resources, settings, pending=1000)
+        return sizing.make_plan(resources, settings, pending=1000)
 
     default = plan("")
     changed = {"actors=1", "batch_size=7", "block_rows=9", "fetch_threads=3"}
@@ -335,9 +335,9 @@ def test_each_setting_changes_something() -> None:
 
 
 def test_plans_follow_the_cluster_and_the_work() -> None:
-    def plan(cpus: float, gpus: float, pending: int) -> run.pipeline.Plan:
+    def plan(cpus: float, gpus: float, pending: int) -> pipeline.Plan:
         resources = runtime.Resources(cpus=cpus, gpus=gpus)
-        return run.make_plan(resources, ScoreConfig(), pending=pending)
+        return sizing.make_plan(resources, ScoreConfig(), pending=pending)
 
     assert (plan(4, 0, 1_000_000).actors, plan(4, 0, 1_000_000).block_rows) == (2, 128)
     gpus = plan(64, 4, 1_000_000)
@@ -350,7 +350,7 @@ def test_plans_for_a_cluster_that_grows() -> None:
     def plan(text: str, *, gpus: float) -> tuple[int, int, float, int]:
         settings = config.load(ScoreConfig, sets=text.split())
         resources = runtime.Resources(cpus=8, gpus=gpus)
-        made = run.make_plan(resources, settings, pending=1_000_000)
+        made = sizing.make_plan(resources, settings, pending=1_000_000)
         return made.first_actors, made.actors, made.gpus_per_actor, made.batch_size
 
     assert plan("gpus=1 actors=8", gpus=0) == (1, 8, 1.0, 16)  # from zero

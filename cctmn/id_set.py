@@ -1,0 +1,111 @@
+"""Large sets of 128-bit ids, in 16 bytes each: the slice ids and the objects of a whole archive.
+
+A set is sorted once and asked for many ids at a time, so that a run over ten million slices stays
+linear in time and small in memory. Arrow builds a new hash table of all ids for each question.
+
+Shape suffix: N ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+ID_BYTES: Final = 16
+# Two unsigned numbers per id: shape (N, 2), the high half first.
+Ids = NDArray[np.uint64]
+Places = NDArray[np.int64]
+_BIG_ENDIAN: Final = np.dtype(">u8")
+
+
+def no_ids() -> Ids:
+    """Return an empty array of ids."""
+    return np.empty((0, 2), np.uint64)
+
+
+def of_hex(column: pa.Array | pa.ChunkedArray) -> Ids:
+    """Return the ids of a column of strings of 32 hex digits each.
+
+    Raises ValueError for any other string, and for null.
+    """
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    return concatenated([_of_chunk(chunk) for chunk in chunks])
+
+
+def _of_chunk(chunk: pa.Array) -> Ids:
+    if not len(chunk):
+        return no_ids()
+    # From Arrow's buffer as a whole, so that no Python string is made of each.
+    _, offsets, characters = chunk.buffers()
+    ends = np.frombuffer(offsets, np.int32, len(chunk) + 1, 4 * chunk.offset)
+    if chunk.null_count or not (np.diff(ends) == 2 * ID_BYTES).all():
+        raise ValueError("not ids of 32 hex digits")
+    digits = characters[int(ends[0]) : int(ends[-1])].to_pybytes()
+    data = bytes.fromhex(digits.decode("ascii"))
+    if 2 * len(data) != len(digits):  # it passes over spaces
+        raise ValueError("not ids of 32 hex digits")
+    return _of_bytes(data)
+
+
+def of_names(names: Iterable[str]) -> Ids:
+    """Return ids that are hashes of these names, cut to 128 bits."""
+    hashes = (
+        hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=ID_BYTES).digest()
+        for name in names
+    )
+    return _of_bytes(b"".join(hashes))
+
+
+def _of_bytes(data: bytes) -> Ids:
+    return np.frombuffer(data, _BIG_ENDIAN).reshape(-1, 2).astype(np.uint64)
+
+
+def concatenated(parts: Sequence[Ids]) -> Ids:
+    """Return these ids in one array."""
+    return np.concatenate([no_ids(), *parts])
+
+
+class IdSet:
+    """A set of ids that does not change; `find` also says at which place an id was given."""
+
+    def __init__(self, ids_N: Ids | None = None) -> None:
+        ids_N = no_ids() if ids_N is None else ids_N
+        # Stable, so that of equal ids the one that was given first comes first.
+        self._order_N = np.lexsort((ids_N[:, 1], ids_N[:, 0]))
+        self._high_N = ids_N[self._order_N, 0]
+        self._low_N = ids_N[self._order_N, 1]
+
+    def __len__(self) -> int:
+        """Return the number of ids that were given, repetitions included."""
+        return len(self._high_N)
+
+    def find(self, ids_N: Ids) -> Places:
+        """Return for each id the place at which it was given first, -1 if it is not in the set."""
+        if not len(self):
+            return np.full(len(ids_N), -1)
+        at_N = np.searchsorted(self._high_N, ids_N[:, 0])
+        while True:
+            inside_N = at_N < len(self)
+            same_N = inside_N & (self._high_N[np.where(inside_N, at_N, 0)] == ids_N[:, 0])
+            low_N = self._low_N[np.where(same_N, at_N, 0)]
+            # Ids whose high halves are equal follow each other, by their low halves.
+            before_N = same_N & (low_N < ids_N[:, 1])
+            if not before_N.any():
+                break
+            at_N = at_N + before_N
+        found_N = same_N & (low_N == ids_N[:, 1])
+        return np.where(found_N, self._order_N[np.where(found_N, at_N, 0)], -1)
+
+    def contains(self, ids_N: Ids) -> NDArray[np.bool_]:
+        """Return for each id whether it is in the set."""
+        return self.find(ids_N) >= 0
+
+    def repetitions(self) -> Places:
+        """Return the places of all ids that had been given before, in ascending order."""
+        again_N = (self._high_N[1:] == self._high_N[:-1]) & (self._low_N[1:] == self._low_N[:-1])
+        return np.sort(self._order_N[1:][again_N])

@@ -1,0 +1,173 @@
+"""Measure a run over a bucket with very many objects, on a server that answers after 20 ms.
+
+    python -m tests.large_archive --objects 200000
+
+The bucket is made up: each object is the same picture under another name. It is listed and read
+as any other, by the real client. Printed are the seconds until the first row of a new job while its
+index still runs, and those of a run over the unchanged and over the slightly changed archive, with
+the number of requests of each kind.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+from xml.sax.saxutils import escape
+
+import click
+
+from cctmn import tables
+from tests.makers import png
+from tests.stand_in_command import environment
+
+ANSWER_S = 0.02
+BUCKET = "large"
+
+
+class MadeUpBucket:
+    """Answers the requests of S3 for one bucket of equal pictures."""
+
+    def __init__(self, objects: int, *, answer_s: float = ANSWER_S) -> None:
+        self.objects, self._answer_s = objects, answer_s
+        self._picture = png(1)
+        self.changed: set[int] = set()
+        self.requests: Counter[str] = Counter()
+        self.opened: set[str] = set()
+
+    def key(self, number: int) -> str:
+        return f"{number // 500:05d}/{number:07d}.png"
+
+    def etag(self, number: int) -> str:
+        return f"{number:031x}{1 if number in self.changed else 0}"
+
+    def __call__(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        time.sleep(self._answer_s)
+        key = environ["PATH_INFO"].removeprefix(f"/{BUCKET}").lstrip("/")
+        if not key:
+            self.requests["LIST"] += 1
+            body = self._page(parse_qs(environ["QUERY_STRING"]))
+            start_response("200 OK", [("Content-Type", "application/xml")])
+            return [body.encode()]
+        number = int(key.rsplit("/", 1)[1].split(".")[0])
+        self.requests[environ["REQUEST_METHOD"]] += 1
+        self.opened.add(key)
+        first, last = 0, len(self._picture) - 1
+        status = "200 OK"
+        if span := re.fullmatch(r"bytes=(\d+)-(\d*)", environ.get("HTTP_RANGE", "")):
+            first, last = int(span[1]), min(last, int(span[2] or last))
+            status = "206 Partial Content"
+        body_bytes = self._picture[first : last + 1]
+        headers = [("ETag", f'"{self.etag(number)}"'), ("Content-Length", str(len(body_bytes)))]
+        start_response(status, headers)
+        return [body_bytes] if environ["REQUEST_METHOD"] == "GET" else []
+
+    def _page(self, query: dict[str, list[str]]) -> str:
+        first = int(query.get("continuation-token", ["0"])[0])
+        last = min(self.objects, first + int(query.get("max-keys", ["1000"])[0]))
+        entries = "".join(
+            f"<Contents><Key>{escape(self.key(n))}</Key><Size>{len(self._picture)}</Size>"
+            f"<ETag>&quot;{self.etag(n)}&quot;</ETag></Contents>"
+            for n in range(first, last)
+        )
+        more = last < self.objects
+        token = f"<NextContinuationToken>{last}</NextContinuationToken>" if more else ""
+        return (
+            f"<ListBucketResult><IsTruncated>{str(more).lower()}</IsTruncated>{token}{entries}"
+            "</ListBucketResult>"
+        )
+
+
+@contextmanager
+def served(bucket: MadeUpBucket) -> Iterator[None]:
+    """Serve the bucket, and lead the standard AWS variables to it."""
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
+    server = make_server("127.0.0.1", 0, bucket, threaded=True, request_handler=Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    yield
+    server.shutdown()
+
+
+def start(out: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.stand_in_command", "score", f"s3://{BUCKET}", "-o"]
+    return subprocess.Popen(
+        [*command, str(out), "-m", "any", "-q", *options],
+        env=environment(sleep_s=0.0),
+        start_new_session=True,
+        text=True,
+    )
+
+
+def indexed(out: Path) -> int:
+    """Return the number of slices in the inventory."""
+    folder = (out / "private/inventory").as_uri()
+    return sum(len(t) for t in tables.read_each(tables.parquet_files(folder), ["slice_id"]))
+
+
+@click.command()
+@click.option("--objects", default=200_000, show_default=True)
+def main(objects: int) -> None:
+    """Print what a job over so many objects costs."""
+    bucket = MadeUpBucket(objects)
+    with served(bucket), tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        began = time.monotonic()
+        job = start(out)
+        while job.poll() is None and not list(out.glob("predictions/*.parquet")):
+            time.sleep(0.1)
+        first_s, of_index = time.monotonic() - began, indexed(out)
+        click.echo(f"first row after {first_s:.0f} s, with {of_index:,} of {objects:,} indexed")
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+        time.sleep(3)  # Ray's own processes end
+        known = indexed(out)
+        bucket.opened.clear()
+        bucket.requests.clear()
+        began = time.monotonic()
+        # The limit keeps the scoring of this measurement short; the index is of all objects.
+        start(out, "--limit", "100").wait()
+        click.echo(
+            f"killed with {known:,} indexed; the next run took {time.monotonic() - began:.0f} s "
+            f"and opened {len(bucket.opened):,} objects, {dict(bucket.requests)}"
+        )
+        for text, changed in (("unchanged", set()), ("1 % changed", set(range(0, objects, 100)))):
+            bucket.changed = changed
+            bucket.opened.clear()
+            bucket.requests.clear()
+            began = time.monotonic()
+            start(out, "--limit", "1").wait()
+            click.echo(
+                f"{text}: {time.monotonic() - began:.0f} s, {len(bucket.opened):,} objects opened, "
+                f"{dict(bucket.requests)}"
+            )
+
+
+if __name__ == "__main__":
+    main()
