@@ -76,19 +76,14 @@ class Run:
         self.index.look = archive.look
         with self.index:
             self.index.wait(rows=None)
-        self.part = self.todo.take()
-        self.to_score = [
-            row["slice_id"] for t in tables.read_each(self.part.files) for row in rows_of(t)
-        ]
+        taken = tables.read_each(self.todo.take().files)
+        self.to_score = [row["slice_id"] for row in rows_of(taken)]
         self.inventory.drop_replaced(finished=finished)
 
     def slices(self) -> list[tuple[str, str]]:
         """Every row of the inventory by id, with its ETag."""
-        return sorted(
-            (row["slice_id"], row["etag"])
-            for t in tables.inventory(self.folder)
-            for row in rows_of(t)
-        )
+        rows = rows_of(tables.inventory(self.folder))
+        return sorted((row["slice_id"], row["etag"]) for row in rows)
 
 
 def rows_of(parts: Iterator[pa.Table]) -> list[dict[str, str]]:
