@@ -1,4 +1,4 @@
-"""List the objects of every INPUT: files, folders, globs, S3 prefixes, archives and tables."""
+"""List the objects of every INPUT: files, folders, globs, S3 prefixes, tables and S3 Inventory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final
 from cctmn import store
 from cctmn.errors import InputError, StoreError
 from cctmn.parallel import map_in_order
+from cctmn.read import s3_inventory
 from cctmn.reporter import Reporter, silent
 from cctmn.store import ObjectInfo
 from cctmn.user_table import is_table, read_user_table
@@ -44,6 +45,8 @@ def list_inputs(
 def _objects_of(text: str, root: str | None) -> Iterator[ObjectInfo]:
     if is_table(text):
         return _list_table(text, root)
+    if manifest := s3_inventory.manifest_of(text):
+        return s3_inventory.list_inventory(manifest, where=text)
     return _list_s5cmd(text) if _is_s5cmd(text) else store.list_objects(text)
 
 
