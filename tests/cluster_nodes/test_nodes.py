@@ -7,7 +7,10 @@ import subprocess
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import psutil
+import pyarrow as pa
 import pytest
 
 from cctmn import folder, store, tables
@@ -18,6 +21,7 @@ from cctmn.store import s3_client
 from tests.cluster_nodes.conftest import Submit
 from tests.cluster_nodes.nodes import Nodes, wait_for
 from tests.conftest import REPO, S3Server, Servers
+from tests.makers import png
 from tests.servers import lead_to
 from tests.train import small
 
@@ -107,6 +111,50 @@ def test_a_killed_node_loses_nothing(
         f"ended at {time.monotonic() - began:.0f} s; work done twice: {twice:.1%}"
     )
     assert 0 <= twice < 0.25
+
+
+def test_a_killed_node_and_a_killed_driver_lose_nothing_while_the_index_runs(
+    nodes: Nodes, submit: Submit, s3: S3Server
+) -> None:
+    objects, out = 240, "s3://slow/out"
+    s3.bucket("slow")
+    for n in range(objects):
+        s3.upload("slow", f"in/{n:03d}.png", png(n % 20))
+
+    def slowly(environ: dict[str, Any]) -> None:
+        if environ["REQUEST_METHOD"] == "GET" and environ["PATH_INFO"].startswith("/slow/in/"):
+            time.sleep(0.5)
+
+    def indexed() -> int:
+        folder = f"{out}/private/inventory"
+        return sum(map(len, tables.read_each(tables.parquet_files(folder), ["slice_id"])))
+
+    args = ["tests/cluster_nodes/slowly_indexed.py", "--", "s3://slow/in", "-o", out, "-m", "any"]
+    s3.fault = slowly
+    job = submit(*args)
+    try:
+        committed(out, 1, job)
+        assert indexed() < objects
+        nodes.nodes[-1].kill()
+        nodes.add(cpus=2)
+        held = files(out)
+        committed(out, BLOCK_ROWS * (held + 1), job)
+        assert indexed() < objects
+        for process in psutil.process_iter(["cmdline"]):
+            if any(word.endswith("slowly_indexed.py") for word in process.info["cmdline"] or ()):
+                process.kill()
+        job.wait(TIMEOUT_S)
+        assert indexed() < objects
+        s3.fault = None
+        output, _ = ended(submit(*args))
+    finally:
+        s3.fault = None
+        job.kill()
+    assert f"{objects} slices = {objects} ok" in output
+    ids = [row["slice_id"] for row in tables.rows(f"{out}/predictions")]
+    assert len(ids) == len(set(ids)) == objects
+    inventory = pa.concat_tables(tables.inventory(f"{out}/private/inventory"))
+    assert sorted(inventory["slice_id"].to_pylist()) == sorted(ids)
 
 
 def test_a_job_that_is_sent_from_here_scores_on_ceph(
