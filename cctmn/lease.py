@@ -2,8 +2,9 @@
 
 The lock is an object. A writer creates it on condition that there is none, and refreshes it on
 condition that nobody has replaced it. A holder that has not refreshed it for LEASE_S is taken for
-dead, and the next writer replaces its lock. A holder that loses its lock is interrupted, because
-two writers would write rows twice.
+dead, and the next writer replaces its lock. Until then only a refresh shows that a holder on
+another machine lives, so the next writer waits for either. A holder that loses its lock is
+interrupted, because two writers would write rows twice.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ REFRESH_S = 20.0
 LEASE_S = 90.0
 # A holder that cannot refresh stops at this fraction of LEASE_S, before another may start.
 GIVE_UP = 0.9
+# A writer that waits looks at the lock this often; each look is one GET.
+LOOK_S = 2.0
 # At the end, a PUT in progress has this time; storage that is silent must not delay the end.
 STOP_S = 5.0
 # Not SIGINT, which a job in the background may ignore, and not SIGTERM, which Ray handles.
@@ -45,7 +48,8 @@ WRONG_ETAG = '"' + "0" * 32 + '"'
 def held(uri: str, *, report: Reporter = silent) -> Iterator[None]:
     """Hold the lock during the block.
 
-    Raises ResumeError if another writer holds it, or if it is lost during the block.
+    Waits for a holder on another machine until it has refreshed the lock or is taken for dead.
+    Raises ResumeError if another writer is alive, or if the lock is lost during the block.
     """
     lease = _Lease(uri, report=report)
     lease.acquire()
@@ -105,7 +109,7 @@ class _Lease:
         }
 
     def acquire(self) -> None:
-        """Become the holder. Raises ResumeError, which names the present holder."""
+        """Become the holder. Raises ResumeError, which names the holder that is alive."""
         began = time.monotonic()
         refused = ""
         # 1. Write the lock, unless a living holder has one.
@@ -116,11 +120,12 @@ class _Lease:
                 self._etag = current.etag
                 break
             if current is not None and not _is_dead(current):
-                raise ResumeError(_refusal(current), self._uri)
+                current = self._wait_for(current)
             # Nobody has replaced it, and still it could not be replaced on that condition.
             if current is not None and current.etag == refused:
                 self._use_unconditional_writes()
             refused = current.etag if current is not None else ""
+            began = time.monotonic()
             if (etag := self._write(current)) is not None:
                 self._etag = etag
                 break
@@ -151,6 +156,29 @@ class _Lease:
             current = store.read_version(self._uri)
             if current is not None and self._is_own(current):
                 store.delete(self._uri)
+
+    def _wait_for(self, holder: Version) -> Version | None:
+        """Wait until the holder is taken for dead or is gone; return the lock that it leaves.
+
+        Raises ResumeError if it is alive: it runs on this machine, or its lock has changed.
+        """
+        if _is_local(holder):
+            raise ResumeError(_refusal(holder), self._uri)
+        age_s = max(0.0, holder.age_s)
+        self._report(
+            f"{_name(holder)} holds the lock and was last seen {age_s:.0f} s ago; waiting at most "
+            f"{max(1, round(LEASE_S - age_s))} s for a sign that it is alive",
+            names=self._uri,
+        )
+        # Where the storage sends no date, the age depends on two clocks; this does not.
+        end = time.monotonic() + LEASE_S
+        current: Version | None = holder
+        while current is not None and not _is_dead(current) and time.monotonic() < end:
+            time.sleep(LOOK_S)
+            current = store.read_version(self._uri)
+            if current is not None and current.etag != holder.etag:
+                raise ResumeError(_refusal(current), self._uri)
+        return current
 
     def _is_own(self, current: Version) -> bool:
         return _holder(current).get("owner") == self._holder["owner"]
@@ -284,10 +312,9 @@ def _name(current: Version) -> str:
 
 
 def _refusal(current: Version) -> str:
-    left = max(1, round(LEASE_S - current.age_s))
     return (
         f"{_name(current)} is writing here (last seen {current.age_s:.0f} s ago); "
-        f"wait for it or use another OUT; if it has died, its lock expires in {left} s"
+        "wait for it or use another OUT"
     )
 
 
@@ -296,8 +323,15 @@ def _is_dead(current: Version) -> bool:
     if current.age_s > LEASE_S:
         return True
     holder = _holder(current)
-    is_local = bool(holder.get("machine")) and holder.get("machine") == _machine()
-    return is_local and _process_start_ticks(int(holder.get("pid", 0))) != holder.get("born")
+    return _is_local(current) and (
+        _process_start_ticks(int(holder.get("pid", 0))) != holder.get("born")
+    )
+
+
+def _is_local(current: Version) -> bool:
+    """Return whether this process can see that of the holder."""
+    machine = _holder(current).get("machine")
+    return bool(machine) and machine == _machine()
 
 
 def _machine() -> str:

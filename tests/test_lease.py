@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,6 +37,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the lease; it is a whole number of seconds, as the server's clock is."""
     monkeypatch.setattr(lease, "REFRESH_S", 0.3)
     monkeypatch.setattr(lease, "LEASE_S", 3.0)
+    monkeypatch.setattr(lease, "LOOK_S", 0.2)
 
 
 def lock(out: str) -> str:
@@ -94,11 +97,54 @@ def test_of_many_writers_one_acquires_the_lock(out: str) -> None:
         acquired[0].close()
 
 
-def test_the_lock_of_a_silent_holder_is_replaced_when_its_lease_ends(out: str, short: None) -> None:
+def test_a_silent_holder_of_another_machine_is_waited_for_until_its_lease_ends(
+    out: str, short: None, reporter: RecordingReporter
+) -> None:
     foreign(out)
-    with pytest.raises(ResumeError, match="process 4711 on node7"):
-        lease.held(lock(out)).__enter__()
-    time.sleep(lease.LEASE_S + 1.5)
+    with lease.held(lock(out), report=reporter):
+        assert json.loads(store.read_all(lock(out)))["pid"] == os.getpid()
+    [line] = reporter.lines
+    assert "process 4711 on node7" in line
+    assert re.search(r"waiting at most [1-3] s", line)
+
+
+def test_a_holder_that_refreshes_while_it_is_waited_for_is_refused(out: str, short: None) -> None:
+    foreign(out)
+
+    def refresh(text: str, *, transient: bool = False, names: str = "") -> None:
+        foreign(out, writes=2)
+
+    with pytest.raises(ResumeError, match="process 4711 on node7 is writing here"):
+        lease.held(lock(out), report=refresh).__enter__()
+    assert json.loads(store.read_all(lock(out)))["writes"] == 2
+
+
+def test_a_holder_that_ends_while_it_is_waited_for_is_followed(
+    out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long before its lease would end."""
+    monkeypatch.setattr(lease, "LOOK_S", 0.0)
+    foreign(out)
+
+    def end(text: str, *, transient: bool = False, names: str = "") -> None:
+        store.delete(lock(out))
+
+    with lease.held(lock(out), report=end):
+        assert json.loads(store.read_all(lock(out)))["pid"] == os.getpid()
+
+
+def test_a_holder_of_unknown_age_is_replaced_after_a_lease_without_a_refresh(
+    out: str, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a date in the answers, the age depends on the clock of this machine."""
+    read = store.read_version
+
+    def without_age(uri: str) -> store.Version | None:
+        version = read(uri)
+        return version and dataclasses.replace(version, age_s=-3600.0)
+
+    monkeypatch.setattr(store, "read_version", without_age)
+    foreign(out)
     with lease.held(lock(out)):
         assert json.loads(store.read_all(lock(out)))["pid"] == os.getpid()
 
@@ -190,8 +236,8 @@ def test_a_lost_response_is_not_a_lost_lock(
 def test_every_refusal_names_the_lock(
     out: str, short: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    foreign(out)
-    with pytest.raises(ResumeError) as refused:
+    foreign(out, machine=lease._machine(), pid=1, born=lease._process_start_ticks(1))
+    with pytest.raises(ResumeError, match="process 1 on node7") as refused:
         lease.held(lock(out)).__enter__()
     assert refused.value.where == lock(out)
     store.delete(lock(out))
