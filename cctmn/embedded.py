@@ -133,7 +133,7 @@ def token_and_loopback(folder: Path) -> Iterator[None]:
 
     clusters = constants.ENABLE_RAY_CLUSTER
     constants.ENABLE_RAY_CLUSTER = False
-    _read_environment_again()
+    read_environment_again()
     try:
         yield
     finally:
@@ -143,7 +143,7 @@ def token_and_loopback(folder: Path) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        _read_environment_again()
+        read_environment_again()
 
 
 @contextmanager
@@ -166,7 +166,7 @@ def fewest_servers() -> Iterator[None]:
             setattr(Node, name, start)
 
 
-def _read_environment_again() -> None:
+def read_environment_again() -> None:
     """Forget the mode and token that Ray's core has read before."""
     import ray._raylet as core
 

@@ -10,22 +10,27 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import json
 import logging
 import os
 import re
 import secrets
 import shlex
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from cctmn import store, upload
+from cctmn import embedded, store, upload
+from cctmn.dashboard import (
+    CONNECT_S,
+    DEFAULT_ADDRESS,
+    first_line,
+    probe,
+    token_error,
+    use_token,
+)
 from cctmn.errors import (
     EXIT_OK,
     EXIT_REFUSED,
@@ -37,13 +42,12 @@ from cctmn.errors import (
 )
 from cctmn.reporter import RUN_ID_VARIABLE
 
-DEFAULT_ADDRESS: Final = "http://127.0.0.1:8265"
-# The dashboard must accept a connection within this time.
-CONNECT_S: Final = 5.0
 # Each answer must come within this time; the dashboard may be busy unpacking an upload.
 ANSWER_S: Final = 120.0
 # Following a job ends after this time without an answer.
 LOST_S: Final = 60.0
+# A head whose machine is gone does not close its connections, so a silent log is looked after.
+QUIET_S: Final = 20.0
 PAUSE_S: Final = 1.0
 # A stopped job has this time to release its lock; Ray's own 3 s are too short.
 STOP_WAIT_S: Final = 30
@@ -60,6 +64,9 @@ CLIENT_LOGGERS: Final = (
 )
 ENDED: Final = ("SUCCEEDED", "FAILED", "STOPPED")
 
+# What a job without a script runs: the command line.
+MODULE: Final = "cctmn.cli"
+
 T = TypeVar("T")
 Write = Callable[[str], None]
 
@@ -68,12 +75,14 @@ Write = Callable[[str], None]
 class Order:
     """A job to submit: its script, arguments and environment, and where its code comes from."""
 
-    script: str
+    # A path; None runs the command `cctmn` itself.
+    script: str | None
     args: Sequence[str] = ()
     # The output folder that the script is given, or None if it has none.
     out: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
-    # The folder to upload; None uploads what git tracks of the checkout that holds the script.
+    # The folder to upload; None uploads what git tracks of the checkout that holds the script, and
+    # without a script this package.
     working_dir: str | None = None
     # If False, cctmn is in the cluster's image, and the script is a path in it.
     upload: bool = True
@@ -89,25 +98,15 @@ class JobStatus:
     message: str = ""
 
 
-def address_of(given: str | None) -> str:
-    """Return the URL of the dashboard: as given, else from the environment, else local.
+@dataclass(frozen=True)
+class ListedJob:
+    """A job that the cluster knows: its state, and what it runs; times are in s since 1970."""
 
-    Raises ConfigError if it is not the address of a dashboard.
-    """
-    name, address = "--address", given
-    for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
-        if address is None and os.environ.get(variable):
-            name, address = variable, os.environ[variable]
-    if address is None:
-        return DEFAULT_ADDRESS
-    if "://" not in address and name == "--address":
-        address = f"http://{address}"
-    if not address.startswith(("http://", "https://")):
-        raise ConfigError(
-            f"{name} {address}: not a dashboard; give --address http://HEAD:8265 (jobs are not "
-            "accepted at ray:// or at the port of the cluster itself)"
-        )
-    return address.rstrip("/")
+    id: str
+    status: str
+    entrypoint: str
+    started_s: float | None
+    ended_s: float | None
 
 
 def base_id(out: str | None) -> str:
@@ -145,14 +144,14 @@ class Jobs:
     def __init__(self, address: str) -> None:
         """Connect; raises PreflightError within CONNECT_S if the dashboard is silent or refuses."""
         self._address = address
-        if _probe(address) in (401, 403) and (
-            os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-        ):
-            # The user has given a token, so use it.
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if probe(address) in (401, 403):
+            use_token()
         # Ray prefers this variable to any argument.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
         from ray.job_submission import JobSubmissionClient
+
+        # Its core may have read the environment before.
+        embedded.read_environment_again()
 
         # Each of these loggers sets its own level, so one level for all is not enough.
         for name in CLIENT_LOGGERS:
@@ -164,40 +163,77 @@ class Jobs:
             self._client._do_request, timeout=(CONNECT_S, ANSWER_S)
         )
 
-    def submit(self, order: Order, *, write: Write) -> str:
+    def submit(
+        self,
+        order: Order,
+        *,
+        write: Write,
+        check: Callable[[Path | None], None] = lambda folder: None,  # noqa: ARG005
+    ) -> str:
         """Submit the job and return its id; `write` gets a line on what is uploaded.
 
-        Raises ResumeError while a job with this OUT runs.
+        `check` is called before anything is sent, with the folder that is uploaded, or None if
+        nothing of this machine is; what it raises ends the submission. Raises ResumeError while a
+        job with this OUT runs.
         """
+        # 1. Asked first, for a refusal must not wait until files are copied.
+        submission_id = self._free_id(order.out)
+        # 2. What is uploaded, and the checks of the arguments.
         if not order.upload:
-            return self._submit(order, order.script, runtime_env(order, folder=None))
+            check(None)
+            return self._send(order, order.script, submission_id, folder=None)
         with upload.staged(order.script, order.working_dir) as what:
+            check(None if "://" in what.folder else Path(what.folder))
             write(what.summary)
-            return self._submit(order, what.script, runtime_env(order, folder=what.folder))
+            # 3. The submission itself.
+            return self._send(order, what.script, submission_id, folder=what.folder)
 
-    def _submit(self, order: Order, script: str, env: dict[str, Any]) -> str:
-        base = base_id(order.out)
+    def _free_id(self, out: str | None) -> str:
+        """Return the id of the next attempt at this OUT. Raises ResumeError while one runs."""
+        base = base_id(out)
         attempts = self._attempts(base)
         for job in attempts.values():
             if job.status not in ENDED:
                 raise self._busy(job.submission_id, str(job.status))
         number = 1 + max(attempts, default=0)
-        submission_id = base if number == 1 else f"{base}-{number}"
+        return base if number == 1 else f"{base}-{number}"
+
+    def _send(
+        self, order: Order, script: str | None, submission_id: str, *, folder: str | None
+    ) -> str:
+        env = runtime_env(order, folder=folder)
         # The id appears in the job's log lines and metrics.
         env["env_vars"].setdefault(RUN_ID_VARIABLE, submission_id)
+        program = ["-m", MODULE] if script is None else [script]
         try:
             self._ask(
                 lambda: self._client.submit_job(
-                    entrypoint=shlex.join(["python", script, *order.args]),
+                    entrypoint=shlex.join(["python", *program, *order.args]),
                     runtime_env=env,
                     submission_id=submission_id,
                 )
             )
         except PreflightError:
-            if submission_id in {job.submission_id for job in self._attempts(base).values()}:
+            if submission_id in {job.id for job in self.listed()}:
                 raise self._busy(submission_id, "submitted a moment ago") from None
             raise
         return submission_id
+
+    def listed(self) -> list[ListedJob]:
+        """Return the jobs that were submitted to the cluster, the newest first."""
+        jobs = [
+            ListedJob(
+                id=job.submission_id,
+                status=str(job.status),
+                entrypoint=job.entrypoint,
+                started_s=job.start_time and job.start_time / 1000,
+                ended_s=job.end_time and job.end_time / 1000,
+            )
+            # The others are drivers that have joined the cluster by themselves.
+            for job in self._ask(self._client.list_jobs)
+            if job.submission_id
+        ]
+        return sorted(jobs, key=lambda job: job.started_s or 0.0, reverse=True)
 
     def status(self, submission_id: str) -> JobStatus:
         """Return the state of the job. Raises InputError if the cluster does not know it."""
@@ -214,14 +250,17 @@ class Jobs:
             # A signal ended the script; shells count it from 128 too.
             code = 128 - code
         # Of a script that ran, the message repeats the end of the log.
-        message = "" if info.driver_exit_code is not None else _line(info.message or "")
+        message = "" if info.driver_exit_code is not None else first_line(info.message or "")
         return JobStatus(submission_id, status, code, message)
 
     def follow(self, submission_id: str, *, write: Write) -> JobStatus:
-        """Pass the log to `write`, from its beginning, until the job ends; return its state."""
+        """Pass the log to `write`, from its beginning, until the job ends; return its state.
+
+        Raises InputError if the cluster does not know the job, PreflightError if the head of the
+        cluster is gone for LOST_S or was replaced.
+        """
         self.status(submission_id)
-        asyncio.run(self._tail(submission_id, write))
-        return self.status(submission_id)
+        return asyncio.run(self._tail(submission_id, write))
 
     def stop(self, submission_id: str) -> JobStatus:
         """Stop the job and wait until it has ended; return its state."""
@@ -247,7 +286,7 @@ class Jobs:
             f"{where} --follow {submission_id}`, or stop it with `--stop {submission_id}`"
         )
 
-    async def _tail(self, submission_id: str, write: Write) -> None:
+    async def _tail(self, submission_id: str, write: Write) -> JobStatus:
         """Write the log as it comes; after a broken connection, only its new part."""
         import aiohttp
 
@@ -255,23 +294,52 @@ class Jobs:
         while True:
             position = 0
             try:
-                async for text in self._client.tail_job_logs(submission_id):
+                async for text in self._log(submission_id):
                     if new := text[max(0, seen - position) :]:
                         write(new)
                     position += len(text)
                     seen, heard = max(seen, position), time.monotonic()
-                if self.status(submission_id).exit_code is not None:
-                    return
+                if (now := self.status(submission_id)).exit_code is not None:
+                    return now
                 # The job exists and has not started yet.
                 heard = time.monotonic()
+            except InputError:
+                raise PreflightError(
+                    f"{self._address}: the head of the cluster was replaced, and the new one does "
+                    f"not know job {submission_id}; what the job has done is safe in OUT: submit "
+                    "it again to resume"
+                ) from None
             except (RuntimeError, OSError, aiohttp.ClientError, PreflightError) as error:
                 if time.monotonic() - heard > LOST_S:
                     raise PreflightError(
-                        f"{self._address}: the connection to job {submission_id} is lost "
-                        f"({_line(str(error))}); the job may still run: follow it again with "
-                        f"--follow {submission_id}"
+                        f"{self._address}: the head of the cluster does not answer any more "
+                        f"({_reason(error)}), and job {submission_id} ends with it; what the job "
+                        "has done is safe in OUT: submit it again to resume, or follow it with "
+                        f"--follow {submission_id} if only the connection was lost"
                     ) from None
             await asyncio.sleep(PAUSE_S)
+
+    async def _log(self, submission_id: str) -> AsyncIterator[str]:
+        """Yield the parts of the log, and "" after QUIET_S without any if the job is still known.
+
+        Raises PreflightError or InputError if it is not.
+        """
+        parts = self._client.tail_job_logs(submission_id)
+        part = asyncio.ensure_future(anext(parts, None))
+        try:
+            while True:
+                if not (await asyncio.wait({part}, timeout=QUIET_S))[0]:
+                    await asyncio.to_thread(self.status, submission_id)
+                    yield ""
+                    continue
+                if (text := part.result()) is None:
+                    return
+                yield text
+                part = asyncio.ensure_future(anext(parts, None))
+        finally:
+            part.cancel()
+            await asyncio.gather(part, return_exceptions=True)
+            await parts.aclose()
 
     def _ask(self, call: Callable[[], T], *, job: str | None = None) -> T:
         """Call Ray's client and turn its failures into PreflightError or InputError."""
@@ -281,11 +349,7 @@ class Jobs:
         try:
             return call()
         except AuthenticationError:
-            problem = "rejected the" if _has_token() else "requires an"
-            raise PreflightError(
-                f"{self._address}: the cluster {problem} authentication token; set RAY_AUTH_MODE="
-                "token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-            ) from None
+            raise token_error(self._address) from None
         except (OSError, requests.RequestException) as error:
             raise PreflightError(
                 f"{self._address}: the dashboard does not answer ({type(error).__name__}); check "
@@ -298,36 +362,10 @@ class Jobs:
                     f"{job}: no such job at {self._address}; check the id and --address"
                 ) from None
             raise PreflightError(
-                f"{self._address}: {_line(text)}; check the cluster's dashboard"
+                f"{self._address}: {first_line(text)}; check the cluster's dashboard"
             ) from None
 
 
-def _has_token() -> bool:
-    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-        return False
-    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return bool(given) or (Path.home() / ".ray" / "auth_token").is_file()
-
-
-def _probe(address: str) -> int:
-    """Return the HTTP status of the dashboard; Ray's own client would wait for it for ever."""
-    try:
-        with urllib.request.urlopen(f"{address}/api/version", timeout=CONNECT_S) as answer:  # noqa: S310  (http, see address_of)
-            json.load(answer)["ray_version"]
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            return error.code
-        reason = f"HTTP {error.code}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = _line(str(getattr(error, "reason", error)))
-    raise PreflightError(
-        f"{address}: no Ray dashboard answers ({reason}); give --address http://HEAD:8265, and "
-        "check that the cluster was started with its dashboard (ray[default])"
-    )
-
-
-def _line(text: str) -> str:
-    """Return the most useful line of a message: the last of a traceback, else the first."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
-    return lines[-1] if "Traceback" in text else lines[0]
+def _reason(error: Exception) -> str:
+    """Return what broke a connection; errors of this package name the address again."""
+    return "no answer" if isinstance(error, PreflightError) else first_line(str(error))

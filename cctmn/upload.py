@@ -6,6 +6,7 @@ A checkout may hold a folder of patients' images. Every user of the cluster can 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -28,47 +29,38 @@ EXCLUDED: Final = frozenset(
 )
 # In an upload Ray would leave out what they name, although git tracks it.
 _RULES: Final = frozenset({".gitignore", ".rayignore"})
+PACKAGE: Final = "cctmn"
+# Git ignores it, for hatch_build.py compiles it. It does not depend on the version of Python, and a
+# node of another platform cannot load it and uses torch.
+COMPILED: Final = "cctmn/model/_winograd.so"
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A folder that holds exactly what is uploaded, and the script's path below it."""
+    """A folder that holds exactly what is uploaded, and the script's path below it, if any."""
 
     folder: str
-    script: str
+    script: str | None
     summary: str  # how much it is and what was left out, for the person who submits
 
 
 @contextmanager
-def staged(script: str, working_dir: str | None) -> Iterator[Upload]:
+def staged(script: str | None, working_dir: str | None) -> Iterator[Upload]:
     """Copy what is uploaded into a private folder, which is removed afterwards.
 
     That is all of `working_dir` if there is one; else what git tracks of the checkout that holds
-    the script; without git the package, the script and pyproject.toml. Raises InputError without
-    such a script, ConfigError if git does not track it or the upload is too large.
+    the script; without git the package, the script and pyproject.toml. Without a script it is this
+    package, wherever it is installed. Raises InputError without such a script, ConfigError if git
+    does not track it or the upload is too large.
     """
     if working_dir is not None and "://" in working_dir:
         yield Upload(working_dir, script, f"the cluster reads {working_dir}; nothing is uploaded")
         return
     top, inner = _places(script, working_dir)
-    note = ""
-    if working_dir is not None:
-        names = sorted(_walk(top))
-        note = f"; all of --working-dir but {', '.join(sorted(EXCLUDED))}"
-    elif tracked := _git(top, "--cached"):
-        if inner not in tracked:
-            raise ConfigError(
-                "git does not track this script, so it is not uploaded; `git add` it, or give "
-                "--working-dir",
-                script,
-            )
-        names = tracked
-        if others := _git(top, "--others", "--exclude-standard", "--", "*.py"):
-            note = f"; {len(others):,} Python file(s) that git does not track are left out"
-    else:
-        package = [f"cctmn/{name}" for name in _walk(top / "cctmn")]
-        names = sorted({*package, "pyproject.toml", inner})
-        note = "; the package and the script, because this is not a git checkout"
+    names, note = _names(top, inner, whole=working_dir is not None)
+    if working_dir is None and (top / COMPILED).is_file():
+        names = sorted({*names, COMPILED})
+        note += f"; compiled code for {platform.system()} on {platform.machine()}"
     # A link may lead to a folder of images; a submodule is a folder.
     links = {name for name in names if _is_linked(top, name)}
     if links:
@@ -88,8 +80,40 @@ def staged(script: str, working_dir: str | None) -> Iterator[Upload]:
         yield Upload(folder, inner, f"uploading {len(sizes):,} files, {total:,.1f} MB{note}")
 
 
-def _places(script: str, working_dir: str | None) -> tuple[Path, str]:
-    """Return the folder that the script belongs to, and the script's path below it."""
+def _names(top: Path, script: str | None, *, whole: bool) -> tuple[list[str], str]:
+    """Return the files below `top` to upload, and what to say about this choice.
+
+    Raises ConfigError if git does not track the script.
+    """
+    if whole:
+        return sorted(_walk(top)), f"; all of --working-dir but {', '.join(sorted(EXCLUDED))}"
+    if tracked := _git(top, "--cached", *([] if script else ["--", PACKAGE])):
+        if script and script not in tracked:
+            raise ConfigError(
+                "git does not track this script, so it is not uploaded; `git add` it, or give "
+                "--working-dir",
+                script,
+            )
+        others = _git(top, "--others", "--exclude-standard", "--", "*.py" if script else PACKAGE)
+        left = len([name for name in others if name.endswith(".py")])
+        note = f"; {left:,} Python file(s) that git does not track are left out" if left else ""
+        return tracked, note
+    package = [f"{PACKAGE}/{name}" for name in _walk(top / PACKAGE)]
+    if script is None:
+        return sorted(package), "; the package as it is installed here"
+    return (
+        sorted({*package, "pyproject.toml", script}),
+        "; the package and the script, because this is not a git checkout",
+    )
+
+
+def _places(script: str | None, working_dir: str | None) -> tuple[Path, str | None]:
+    """Return the folder whose files are uploaded, and the script's path below it, if any."""
+    if script is None:
+        top = Path(__file__).absolute().parents[1] if working_dir is None else Path(working_dir)
+        if not top.is_dir():
+            raise InputError("no such folder; check --working-dir", top)
+        return Path(os.path.normpath(top.absolute())), None
     path = Path(script).absolute()
     if working_dir is not None:
         top = Path(working_dir).absolute()

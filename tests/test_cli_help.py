@@ -46,7 +46,7 @@ OPTIONS = {
     "models calibrate": "FOLDER SCORED --key --label-map --labels --overwrite --prevalence --root",
     "models evaluate": "FOLDER --json --label-map --lesions --record --slices --split",
     "settings": "STAGE --json --preset",
-    "submit": "SCRIPT ARGS --address --env --follow --json --no-upload --no-wait --stop "
+    "submit": "JOB ARGS --address --env --follow --json --list --no-upload --no-wait --stop "
     "--working-dir",
     "demo": "-o/--out/--output",
     "phantom": "KIND --count --extent --overwrite --patients --recipe --seed -o/--out/--output",

@@ -29,6 +29,7 @@ LEVELS = {
     "spreadsheet": 4,
     "runtime": 4,
     "upload": 5,
+    "dashboard": 5,
     "embedded": 5,
     "submit": 4,
     "read": 5,

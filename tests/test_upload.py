@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 from pathlib import Path
 
@@ -39,9 +40,11 @@ def checkout(tmp_path: Path) -> Path:
     return top
 
 
-def staged(script: Path, working_dir: Path | None = None) -> tuple[dict[str, str], upload.Upload]:
+def staged(
+    script: Path | None, working_dir: Path | None = None
+) -> tuple[dict[str, str], upload.Upload]:
     folder = None if working_dir is None else str(working_dir)
-    with upload.staged(str(script), folder) as what:
+    with upload.staged(None if script is None else str(script), folder) as what:
         top = Path(what.folder)
         assert top.stat().st_mode & 0o777 == 0o700
         files = {
@@ -98,3 +101,39 @@ def test_what_is_too_large_is_refused_before_the_upload(
     with pytest.raises(ConfigError, match="100 MiB and a cluster takes 100; leave out") as caught:
         staged(checkout / "jobs" / "score.py")
     assert caught.value.names.startswith("kept 100 MiB, kept/b.bin 100 MiB")
+
+
+def test_without_a_script_what_git_tracks_of_the_package_goes_up(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(checkout / "cctmn" / "new.py")
+    monkeypatch.setattr(upload, "__file__", str(checkout / "cctmn" / "upload.py"))
+    files, what = staged(None)
+    assert set(files) == {"cctmn/a.py"}
+    assert what.script is None
+    assert "1 Python file(s) that git does not track" in what.summary
+
+
+def test_without_a_script_the_package_goes_up_as_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cctmn/upload.py", "cctmn/x/a.py", "cctmn/__pycache__/a.pyc", "other/b.py"):
+        put(tmp_path / name)
+    put(tmp_path / upload.COMPILED)
+    monkeypatch.setattr(upload, "__file__", str(tmp_path / "cctmn" / "upload.py"))
+    files, what = staged(None)
+    assert set(files) == {"cctmn/upload.py", "cctmn/x/a.py", upload.COMPILED}
+    assert "the package as it is installed here" in what.summary
+
+
+def test_compiled_code_goes_up_although_git_ignores_it(checkout: Path) -> None:
+    put(checkout / ".gitignore", "kept/\n*.so\n")
+    put(checkout / upload.COMPILED)
+    files, what = staged(checkout / "jobs" / "score.py")
+    assert upload.COMPILED in files
+    assert f"compiled code for {platform.system()} on {platform.machine()}" in what.summary
+
+
+def test_a_working_dir_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder; check --working-dir"):
+        staged(None, tmp_path / "none")

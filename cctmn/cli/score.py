@@ -92,12 +92,9 @@ def score(
     file with a column uri. Run the same command again to resume.
     """
     # Settings first: a mistake in them must not cost the import of Ray.
-    changed = [] if device == "auto" else [f"gpus={float(device == 'gpu')}"]
-    changed += sets
-    if max_error_rate is not None:
-        changed.append(f"max_error_rate={float(max_error_rate)}")
-    files = [] if config_file is None else [config_file]
-    settings = config.load(config.ScoreConfig, files=files, sets=changed)
+    settings = score_settings(
+        device=device, sets=sets, max_error_rate=max_error_rate, config_file=config_file
+    )
     inputs = (*inputs, *more_inputs)
     if not inputs:
         raise ConfigError("no INPUT; give a file, folder, archive, s3:// prefix or manifest")
@@ -137,6 +134,22 @@ def score(
         written = store.read_all(store.join(store.to_uri(out), MANIFEST))
         click.echo(json.dumps(json.loads(written), indent=2))
     sys.exit(summary.exit_code)
+
+
+def score_settings(
+    *,
+    device: str,
+    sets: tuple[str, ...],
+    max_error_rate: float | None,
+    config_file: Path | None,
+) -> config.ScoreConfig:
+    """Return the settings that the options give. Raises ConfigError."""
+    changed = [] if device == "auto" else [f"gpus={float(device == 'gpu')}"]
+    changed += sets
+    if max_error_rate is not None:
+        changed.append(f"max_error_rate={float(max_error_rate)}")
+    files = [] if config_file is None else [config_file]
+    return config.load(config.ScoreConfig, files=files, sets=changed)
 
 
 @click.command(

@@ -1,4 +1,4 @@
-"""`cctmn submit`: run a script of jobs/ on a Ray cluster and follow its log."""
+"""`cctmn submit`: run a job on a Ray cluster and follow its log; list, follow and stop jobs."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cctmn.errors import EXIT_STOPPED, ConfigError
+from cctmn.reporter import printable
+
+if TYPE_CHECKING:
+    from cctmn.submit import ListedJob
 
 
 @click.command(
     epilog="""\b
 Example:
-  cctmn submit --address http://HEAD:8265 jobs/score.py -- s3://in -o s3://out -m s3://model
+  cctmn submit --address http://HEAD:8265 score -- s3://in -o s3://out -m s3://model
+  cctmn submit --address http://HEAD:8265 --list
 """
 )
-@click.argument("script", required=False)
+@click.argument("job", required=False)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGS...]")
 @click.option(
     "--address",
@@ -32,17 +39,20 @@ Example:
 @click.option(
     "--working-dir",
     metavar="DIR",
-    help="Folder to upload [what git tracks of the checkout that holds SCRIPT].",
+    help="Folder to upload [the package cctmn; for a script, what git tracks of its checkout].",
 )
 @click.option(
-    "--no-upload", is_flag=True, help="Upload nothing: the cluster's image has SCRIPT and cctmn."
+    "--no-upload",
+    is_flag=True,
+    help="Upload nothing: the cluster's image has cctmn, and the script.",
 )
 @click.option("--no-wait", is_flag=True, help="Print the job's id and return at once.")
 @click.option("--follow", "follow_id", metavar="ID", help="Follow a job that was submitted before.")
 @click.option("--stop", "stop_id", metavar="ID", help="Stop a job; submitting it again resumes it.")
+@click.option("--list", "as_list", is_flag=True, help="List the jobs of the cluster, newest first.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON; log to stderr.")
 def submit(
-    script: str | None,
+    job: str | None,
     args: tuple[str, ...],
     *,
     address: str | None,
@@ -52,31 +62,39 @@ def submit(
     no_wait: bool,
     follow_id: str | None,
     stop_id: str | None,
+    as_list: bool,
     as_json: bool,
 ) -> None:
-    """Run SCRIPT on a Ray cluster and follow its log.
+    """Run JOB on a Ray cluster and follow its log.
 
-    One job at a time can write to an OUT; a second one is refused. The job gets the endpoint and
-    region of the AWS_* variables, but no keys. All users of the cluster can read what --env gives.
-    For a cluster with tokens, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN. Ctrl-C leaves the job
-    running. The exit code is the job's.
+    JOB is score, train-detector, train-classifier or evaluate, with the arguments of that command
+    after `--`; or the path of a script. One job at a time can write to an OUT; a second one is
+    refused. INPUT, MODEL and OUT are checked before, as far as this machine reaches them.
+
+    The job gets the endpoint and region of the AWS_* variables, but no keys. All users of the
+    cluster can read what --env gives. The token of a cluster is taken from RAY_AUTH_TOKEN, from the
+    file that RAY_AUTH_TOKEN_PATH names, or from ~/.ray/auth_token. Ctrl-C leaves the job running.
+    The exit code is the job's.
     """
-    from cctmn.submit import Jobs, JobStatus, Order, address_of
+    from cctmn.cli import submission
+    from cctmn.dashboard import address_of
+    from cctmn.submit import Jobs, JobStatus, Order
 
-    if sum(one is not None for one in (script, follow_id, stop_id)) != 1:
-        raise ConfigError("submit: nothing to run; give a SCRIPT, or --follow ID, or --stop ID")
-    order = None
-    if script is not None:
-        order = Order(
-            script,
-            args,
-            out=out_of(script, args, group=click.get_current_context().find_root().command),
-            env=dict(_pair(text) for text in env),
-            working_dir=working_dir,
-            upload=not no_upload,
+    asked = (job is not None, follow_id is not None, stop_id is not None, as_list)
+    if sum(asked) != 1:
+        raise ConfigError(
+            f"submit: nothing to run; give a JOB ({', '.join(submission.JOBS)}, or a script), or "
+            "--follow ID, --stop ID or --list"
         )
+    group = click.get_current_context().find_root().command
+    asked_for = None if job is None else submission.read(job, args, group=group)
+    variables = dict(_pair(text) for text in env)
     url = address_of(address)
     jobs = Jobs(url)
+
+    if as_list:
+        _print_list(jobs.listed(), group=group, as_json=as_json)
+        return
 
     def print_json(status: JobStatus) -> None:
         if as_json:
@@ -88,8 +106,23 @@ def submit(
         print_json(status)
         return
     submission_id = str(follow_id)
-    if order is not None:
-        submission_id = jobs.submit(order, write=lambda line: click.echo(line, err=True))
+    if asked_for is not None:
+        order = Order(
+            asked_for.script,
+            asked_for.words,
+            out=asked_for.out,
+            env=variables,
+            working_dir=working_dir,
+            upload=not no_upload,
+        )
+
+        def write(line: str) -> None:
+            click.echo(line, err=True)
+
+        def check(folder: Path | None) -> None:
+            submission.check(asked_for, env=variables, folder=folder, write=write)
+
+        submission_id = jobs.submit(order, write=write, check=check)
     again = "" if address is None else f" --address {address}"
     if no_wait:
         click.echo(f"follow it with: cctmn submit{again} --follow {submission_id}", err=True)
@@ -116,33 +149,36 @@ def submit(
     sys.exit(status.exit_code)
 
 
-def out_of(script: str, args: Sequence[str], *, group: click.Command) -> str | None:
-    """Return the OUT among the arguments of a script, or None if it has none.
+def _print_list(listed: Sequence[ListedJob], *, group: click.Command, as_json: bool) -> None:
+    """Print the jobs of a cluster with their OUT, as a table or as JSON."""
+    from cctmn.cli import submission
 
-    A script of jobs/ is named after its command in `group` (train_detector.py: `train detector`),
-    and that command parses its arguments. Of another script, only -o/--out is known.
-    """
-    command: click.Command = group
-    for name in Path(script).stem.split("_"):
-        inner = command.commands.get(name) if isinstance(command, click.Group) else None
-        if inner is None:
-            command = _OUT_ONLY
-            break
-        command = inner
-    with command.make_context(command.name, list(args), resilient_parsing=True) as context:
-        out = context.params.get("out")
-    return None if out is None else str(out)
+    rows = [
+        {
+            "id": one.id,
+            "status": one.status,
+            "out": submission.out_of(one.entrypoint, group=group),
+            "started": _time(one.started_s),
+            "ended": _time(one.ended_s),
+        }
+        for one in listed
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    names = ("id", "status", "started", "ended", "out")
+    lines = [[*names[:-1], "OUT"], *([str(row[name] or "-") for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.echo(printable("  ".join(cells).rstrip()))
 
 
-_OUT_ONLY = click.Command(
-    "script",
-    params=[
-        click.Option(["-o", "--out"]),
-        click.Option(["-q", "--quiet"], is_flag=True),
-        click.Argument(["rest"], nargs=-1, type=click.UNPROCESSED),
-    ],
-    context_settings={"ignore_unknown_options": True},
-)
+def _time(seconds: float | None) -> str | None:
+    """Return a time in UTC as ISO 8601 has it, None for one that has not come."""
+    if not seconds:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class _LogPrinter:

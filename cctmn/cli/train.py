@@ -136,13 +136,30 @@ def train_classifier(**options: Unpack[TrainOptions]) -> None:
     _train(ClassifierConfig, options)
 
 
+def train_settings(
+    cls: type[Any],
+    *,
+    device: str,
+    sets: tuple[str, ...],
+    preset: str | None,
+    config_file: Path | None,
+) -> Any:
+    """Return the settings that the options give. Raises ConfigError."""
+    files = [] if config_file is None else [config_file]
+    changed = [] if device == "auto" else [f"hardware.device={device}"]
+    changed += sets
+    return config.load(cls, preset=preset, files=files, sets=changed)
+
+
 def _train(cls: type[Any], options: TrainOptions) -> None:
     # Settings first: a mistake in them must not cost the import of torch.
-    files = [] if options["config_file"] is None else [options["config_file"]]
-    device = options["device"]
-    sets = [] if device == "auto" else [f"hardware.device={device}"]
-    sets += options["sets"]
-    settings = config.load(cls, preset=options["preset"], files=files, sets=sets)
+    settings = train_settings(
+        cls,
+        device=options["device"],
+        sets=options["sets"],
+        preset=options["preset"],
+        config_file=options["config_file"],
+    )
 
     from cctmn.data.class_names import parse_label_map
     from cctmn.train import run

@@ -13,7 +13,14 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cctmn.errors import ModelError
-from cctmn.model.card import lesion_rule, parameter_counts, portable, read_card, read_weights
+from cctmn.model.card import (
+    Card,
+    lesion_rule,
+    parameter_counts,
+    portable,
+    read_card,
+    read_weights,
+)
 from cctmn.model.memory import keep_freed_memory
 from cctmn.numerics import BFLOAT16, FLOAT32, TF32, precision_of, processor_name
 from cctmn.score.scorer import ImageArray, ModelSource
@@ -143,11 +150,19 @@ def open_source(
     `lesion_nms_iou` is the NMS threshold of the reported lesions; with 0 it is that of the card.
     `precision` is a value of that setting.
     """
-    precision = precision_of(precision)
     card = read_card(folder)
+    weights = read_weights(folder, card=card)
+    source = source_of(card, folder, lesion_nms_iou=lesion_nms_iou, precision=precision)
+    return replace(source, described=source.described | parameter_counts(weights))
+
+
+def source_of(
+    card: Card, folder: str, *, lesion_nms_iou: float = 0.0, precision: str = "auto"
+) -> ModelSource:
+    """Return the model of a card, whose weights are not looked at; see `open_source`."""
+    precision = precision_of(precision)
     if lesion_nms_iou:
         card = replace(card, lesions=lesion_rule(nms_iou=lesion_nms_iou))
-    weights = read_weights(folder, card=card)
     arch = card.arch
     identity: dict[str, Any] = {
         "weights_sha256": card.weights_sha256,
@@ -177,6 +192,6 @@ def open_source(
         ),
         mask_head=arch.mask_head,
         temperature=card.temperature,
-        described=card.described | parameter_counts(weights),
+        described=dict(card.described),
         precision=precision,
     )

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,14 +37,14 @@ def nodes(s3: S3Server) -> Iterator[Nodes]:
 def submit(nodes: Nodes) -> Submit:
     """Start the command as a person does, who knows the cluster's token."""
 
-    def start(*args: object, token: str | None = nodes.token, **env: str) -> Any:
+    def start(*args: object, token: str | None = nodes.token, cwd: Path = REPO, **env: str) -> Any:
         known = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         known |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}
         command = [sys.executable, "-m", "cctmn.cli", "submit", "--address", nodes.address]
         return subprocess.Popen(
             [*command, *map(str, args)],
             env=known | {"PYTHONPATH": str(REPO)} | env,
-            cwd=REPO,
+            cwd=cwd,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
