@@ -8,6 +8,7 @@ counted the same earlier attempts, so both ask for the same id.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import logging
@@ -49,6 +50,9 @@ LOST_S: Final = 60.0
 # A head whose machine is gone does not close its connections, so a silent log is looked after.
 QUIET_S: Final = 20.0
 PAUSE_S: Final = 1.0
+# The dashboard of a new head answers before the agent that starts jobs; Ray then says this.
+START_S: Final = 30.0
+NO_AGENT: Final = "No available agent"
 # A stopped job has this time to release its lock; Ray's own 3 s are too short.
 STOP_WAIT_S: Final = 30
 
@@ -205,19 +209,24 @@ class Jobs:
         # The id appears in the job's log lines and metrics.
         env["env_vars"].setdefault(RUN_ID_VARIABLE, submission_id)
         program = ["-m", MODULE] if script is None else [script]
-        try:
-            self._ask(
-                lambda: self._client.submit_job(
-                    entrypoint=shlex.join(["python", *program, *order.args]),
-                    runtime_env=env,
-                    submission_id=submission_id,
+        end = time.monotonic() + START_S
+        while True:
+            try:
+                self._ask(
+                    lambda: self._client.submit_job(
+                        entrypoint=shlex.join(["python", *program, *order.args]),
+                        runtime_env=env,
+                        submission_id=submission_id,
+                    )
                 )
-            )
-        except PreflightError:
-            if submission_id in {job.id for job in self.listed()}:
-                raise self._busy(submission_id, "submitted a moment ago") from None
-            raise
-        return submission_id
+            except PreflightError as error:
+                if submission_id in {job.id for job in self.listed()}:
+                    raise self._busy(submission_id, "submitted a moment ago") from None
+                if NO_AGENT not in error.text or time.monotonic() > end:
+                    raise
+                time.sleep(PAUSE_S)
+            else:
+                return submission_id
 
     def listed(self) -> list[ListedJob]:
         """Return the jobs that were submitted to the cluster, the newest first."""
@@ -260,7 +269,14 @@ class Jobs:
         cluster is gone for LOST_S or was replaced.
         """
         self.status(submission_id)
-        return asyncio.run(self._tail(submission_id, write))
+        try:
+            return asyncio.run(self._tail(submission_id, write))
+        except InputError:
+            raise PreflightError(
+                f"{self._address}: the head of the cluster was replaced, and the new one does not "
+                f"know job {submission_id}; what the job has done is safe in OUT: submit it again "
+                "to resume"
+            ) from None
 
     def stop(self, submission_id: str) -> JobStatus:
         """Stop the job and wait until it has ended; return its state."""
@@ -303,21 +319,33 @@ class Jobs:
                     return now
                 # The job exists and has not started yet.
                 heard = time.monotonic()
-            except InputError:
-                raise PreflightError(
-                    f"{self._address}: the head of the cluster was replaced, and the new one does "
-                    f"not know job {submission_id}; what the job has done is safe in OUT: submit "
-                    "it again to resume"
-                ) from None
             except (RuntimeError, OSError, aiohttp.ClientError, PreflightError) as error:
+                known = self._status_if_answered(submission_id)
                 if time.monotonic() - heard > LOST_S:
-                    raise PreflightError(
-                        f"{self._address}: the head of the cluster does not answer any more "
-                        f"({_reason(error)}), and job {submission_id} ends with it; what the job "
-                        "has done is safe in OUT: submit it again to resume, or follow it with "
-                        f"--follow {submission_id} if only the connection was lost"
-                    ) from None
+                    if known is not None and known.exit_code is not None:
+                        return known
+                    raise self._lost(submission_id, error, answers=known is not None) from None
             await asyncio.sleep(PAUSE_S)
+
+    def _status_if_answered(self, submission_id: str) -> JobStatus | None:
+        with contextlib.suppress(PreflightError):
+            return self.status(submission_id)
+        return None
+
+    def _lost(self, submission_id: str, error: Exception, *, answers: bool) -> PreflightError:
+        """Return the error for a log that cannot be read any more."""
+        reason = "no answer" if isinstance(error, PreflightError) else first_line(str(error))
+        if answers:
+            return PreflightError(
+                f"{self._address}: the log of job {submission_id} cannot be read ({reason}), and "
+                f"the job still runs; follow it again with --follow {submission_id}"
+            )
+        return PreflightError(
+            f"{self._address}: the head of the cluster does not answer any more ({reason}), and "
+            f"job {submission_id} ends with it; what the job has done is safe in OUT: submit it "
+            f"again to resume, or follow it with --follow {submission_id} if only the connection "
+            "was lost"
+        )
 
     async def _log(self, submission_id: str) -> AsyncIterator[str]:
         """Yield the parts of the log, and "" after QUIET_S without any if the job is still known.
@@ -364,8 +392,3 @@ class Jobs:
             raise PreflightError(
                 f"{self._address}: {first_line(text)}; check the cluster's dashboard"
             ) from None
-
-
-def _reason(error: Exception) -> str:
-    """Return what broke a connection; errors of this package name the address again."""
-    return "no answer" if isinstance(error, PreflightError) else first_line(str(error))

@@ -1,6 +1,7 @@
 """Run `cctmn evaluate` on the cluster that runs this job.
 
-The options and the output are those of the command. Submit it from a checkout with
+The options and the output are those of the command. `cctmn submit` runs the same without
+a checkout, as the job `evaluate`; from a checkout, submit this file with
     cctmn submit --address http://HEAD:8265 jobs/evaluate.py -- s3://out --labels s3://labels.parquet
 SCORED and LABELS must be where the job can read them; it needs one process and no GPU.
 """

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -307,3 +309,92 @@ def test_a_job_that_cannot_succeed_is_not_sent(dashboard: Dashboard) -> None:
     done = call("submit", "--address", dashboard.address, "score", "--", *args)
     one_line(done, code=2, message="a relative path that the upload does not hold; ")
     assert dashboard.posts == []
+
+
+class Followed:
+    """A stand-in for Ray's client: what each reading of a log and each question for a job gives."""
+
+    def __init__(self, logs: Sequence[str], answers: Sequence[str]) -> None:
+        self._logs, self._answers = iter(logs), iter(answers)
+
+    def get_job_info(self, name: str) -> Any:
+        status = next(self._answers)
+        if status == "unknown":
+            raise RuntimeError(f"Request failed with status code 404: {name}")
+        if status == "silent":
+            raise ConnectionError
+        code = 0 if status == "SUCCEEDED" else None
+        return SimpleNamespace(status=status, driver_exit_code=code, message="")
+
+    async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+        for text in next(self._logs).split("|"):
+            if text == "breaks":
+                raise RuntimeError("closed with code 1006")
+            if text == "hangs":
+                await asyncio.Event().wait()
+            yield text
+
+
+@pytest.fixture
+def follow(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Follow a job on a stand-in; returns the log and the last status."""
+    monkeypatch.setattr("cctmn.submit.PAUSE_S", 0.0)
+    monkeypatch.setattr("cctmn.submit.QUIET_S", 0.01)
+
+    def run(*logs: str, answers: Sequence[str], lost_s: float = 60.0) -> list[str]:
+        monkeypatch.setattr("cctmn.submit.LOST_S", lost_s)
+        jobs, lines = Jobs(dashboard.address), list[str]()
+        monkeypatch.setattr(jobs, "_client", Followed(logs, answers))
+        status = jobs.follow("x", write=lines.append)
+        return [*lines, status.status]
+
+    return run
+
+
+def test_a_log_goes_on_after_a_broken_connection(follow: Callable[..., list[str]]) -> None:
+    answers = ["RUNNING", "RUNNING", "SUCCEEDED"]
+    assert follow("a|breaks", "a|b", answers=answers) == ["a", "b", "SUCCEEDED"]
+
+
+def test_a_quiet_log_is_followed_on_while_the_job_is_known(
+    follow: Callable[..., list[str]],
+) -> None:
+    with pytest.raises(PreflightError, match="does not know job x; what"):
+        follow("a|hangs", answers=["RUNNING", "RUNNING", "RUNNING", "unknown"])
+
+
+def test_a_head_that_was_replaced_is_said(follow: Callable[..., list[str]]) -> None:
+    with pytest.raises(PreflightError, match=r"replaced.*safe in OUT: submit it again to resume"):
+        follow("a|breaks", answers=["RUNNING", "unknown"])
+
+
+def test_a_head_that_vanishes_without_closing_connections_is_noticed(
+    follow: Callable[..., list[str]],
+) -> None:
+    answers = ["RUNNING", "silent", "silent"]
+    with pytest.raises(PreflightError, match=r"not answer any more \(no answer\).*safe in OUT"):
+        follow("a|hangs", answers=answers, lost_s=0.0)
+
+
+def test_a_log_that_cannot_be_read_does_not_hide_how_the_job_ended(
+    follow: Callable[..., list[str]],
+) -> None:
+    assert follow("breaks", answers=["RUNNING", "SUCCEEDED"], lost_s=0.0) == ["SUCCEEDED"]
+    with pytest.raises(PreflightError, match="the job still runs; follow it again with --follow x"):
+        follow("breaks", answers=["RUNNING", "RUNNING"], lost_s=0.0)
+
+
+def test_a_head_that_has_just_started_is_asked_again(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cctmn.submit.PAUSE_S", 0.0)
+    jobs, asked = Jobs(dashboard.address), list[str]()
+
+    def submit_job(*, submission_id: str, **_: object) -> None:
+        asked.append(submission_id)
+        if len(asked) < 3:
+            raise RuntimeError("No available agent to submit job, please try again later.")
+
+    monkeypatch.setattr(jobs._client, "submit_job", submit_job)
+    name = jobs.submit(Order("x.py", upload=False), write=lambda line: None)
+    assert asked == [name] * 3
