@@ -5,7 +5,7 @@
 The bucket is made up: each object is the same picture under another name. It is listed and read
 as any other, by the real client. Printed are the seconds until the first row of a new job while its
 index still runs, and those of a run over the unchanged and over the slightly changed archive, with
-the number of requests of each kind.
+the number of requests of each kind. Before that, so many files of predictions on S3 are balanced.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ from urllib.parse import parse_qs
 from xml.sax.saxutils import escape
 
 import click
+import pyarrow as pa
 
-from cctmn import tables
+from cctmn import schema, studies, tables
+from cctmn.score import commit, reconcile
+from cctmn.score.prediction_files import PredictionFiles
+from tests.conftest import s3_server
 from tests.makers import png
 from tests.stand_in_command import environment
 
@@ -131,9 +135,49 @@ def indexed(out: Path) -> int:
     return sum(len(t) for t in tables.read_each(tables.parquet_files(folder), ["slice_id"]))
 
 
+def balance(files: int) -> float:
+    """Return the seconds that the bookkeeping of so many prediction files on S3 takes."""
+    columns = schema.predictions(("control", "pneumonia", "covid"))
+    stamp = commit.Stamp.of(fingerprint="f" * 32, key=b"k" * 32)
+    empty = dict.fromkeys(columns.names)
+    with s3_server() as server:
+        server.bucket("books")
+        rows = [{"slice_id": f"{n:032x}", "study_key": f"{n % 97:02x}"} for n in range(16 * files)]
+        for at in range(0, len(rows), 16):
+            made = [empty | {"error_code": "", "flags": []} | row for row in rows[at : at + 16]]
+            table = pa.Table.from_pylist(made, schema=columns)
+            commit.write(table, folder="s3://books/out/predictions", schema=columns, stamp=stamp)
+        inventory = pa.Table.from_pylist(
+            [dict.fromkeys(schema.INVENTORY.names) | {"slice_id": r["slice_id"]} for r in rows],
+            schema=schema.INVENTORY,
+        )
+        tables.put_private(inventory, "s3://books/out/private/inventory", name="g000000-000000")
+
+        def wait(_: dict[str, Any]) -> None:
+            time.sleep(ANSWER_S)
+
+        server.fault = wait
+        began = time.monotonic()
+        done = PredictionFiles("s3://books/out/predictions", stamp=stamp)
+        done.refresh()
+        counts = reconcile.count(done, inventory="s3://books/out/private/inventory")
+        assert (counts.ok, counts.pending) == (16 * files, 0)
+        studies.write("s3://books/out", rule=studies.StudyRule("softmax"))
+        return time.monotonic() - began
+
+
 @click.command()
-@click.option("--objects", default=200_000, show_default=True)
-def main(objects: int) -> None:
+@click.option("--objects", default=200_000, show_default=True, help="Of the archive; 0: none.")
+@click.option("--files", default=10_000, show_default=True, help="Of predictions; 0: none.")
+def main(objects: int, files: int) -> None:
+    """Print what a job over so many objects, and with so many files of predictions, costs."""
+    if files:
+        click.echo(f"{files:,} files of predictions are balanced in {balance(files):.0f} s")
+    if objects:
+        archive(objects)
+
+
+def archive(objects: int) -> None:
     """Print what a job over so many objects costs."""
     bucket = MadeUpBucket(objects)
     with served(bucket), tempfile.TemporaryDirectory() as folder:
