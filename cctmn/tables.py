@@ -1,11 +1,17 @@
 """Read the Parquet tables of an output folder, predictions and inventory, as Arrow tables.
 
 Scoring resumes from them and evaluation joins them with labels, so both read them here.
+
+A file that `cctmn compact` has merged from others names them in its metadata, and they are deleted
+after it is written. Until then every row is in two files, so the listing of this module leaves out
+a file that a merged one replaces.
 """
 
 from __future__ import annotations
 
+import functools
 import io
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -15,7 +21,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from cctmn import id_set, store
-from cctmn.errors import DataError, ResumeError
+from cctmn.errors import DataError, ObjectError, ResumeError
 from cctmn.id_set import IdSet
 from cctmn.parallel import map_in_order
 
@@ -24,9 +30,17 @@ THREADS: Final = 64
 LARGE_BYTES: Final = 16 << 20
 LARGE_THREADS: Final = 2
 
+# The name of a merged file begins with this, so that a folder without one costs no more to list.
+MERGED: Final = "merged-"
+# In the metadata of a merged file: the names of the files that it replaces.
+REPLACES: Final = b"cctmn.replaces"
+
 R = TypeVar("R")
 
 _OTHER_FORM: Final = "not a file written by cctmn; remove it from OUT"
+_GONE: Final = "was merged with others while this command read it; run the command again"
+# The end of a file that holds its footer: some 15 KB with all columns. A longer one is read again.
+_FOOTER_BYTES: Final = 64 << 10
 
 
 def parquet_files(folder: str) -> list[str]:
@@ -35,11 +49,73 @@ def parquet_files(folder: str) -> list[str]:
 
 
 def sizes(folder: str) -> dict[str, int]:
-    """Return the sizes of the Parquet files of a folder by URI, sorted, from one listing."""
+    """Return the sizes of the Parquet files of a folder by URI, sorted, from one listing.
+
+    A file that a merged one replaces is left out: its rows are those of the merged file.
+    """
+    present = stored_sizes(folder)
+    replaced = {uri for uris in replacements(present).values() for uri in uris}
+    return {uri: size for uri, size in present.items() if uri not in replaced}
+
+
+def stored_sizes(folder: str) -> dict[str, int]:
+    """Return the same as `sizes`, with the files that a merged one replaces."""
     filesystem, path = store.arrow_filesystem(folder)
     selector = pafs.FileSelector(path, allow_not_found=True)
     found = {info.base_name: info.size or 0 for info in filesystem.get_file_info(selector)}
     return {store.join(folder, n): found[n] for n in sorted(found) if n.endswith(".parquet")}
+
+
+def replacements(present: Mapping[str, int]) -> dict[str, list[str]]:
+    """Return, by merged file, those of the present files that it replaces, if there are any.
+
+    `present` has sizes by URI. A merged file whose footer cannot be read replaces nothing.
+    """
+    merged = [uri for uri in present if uri.rsplit("/", 1)[1].startswith(MERGED)]
+    if not merged or len(present) == 1:
+        return {}
+    named = map_in_order(lambda uri: _replaced(uri, present[uri]), merged, threads=THREADS)
+    result = {}
+    for uri, names in zip(merged, named, strict=True):
+        replaced = [store.join(store.parent(uri), f"{name}.parquet") for name in names]
+        if held := [other for other in replaced if other in present and other != uri]:
+            result[uri] = held
+    return result
+
+
+def _replaced(uri: str, size: int) -> tuple[str, ...]:
+    try:
+        return _replaced_names(uri, size)
+    except ObjectError as error:
+        if error.code != "not_found":
+            raise
+    except (pa.ArrowException, OSError, ValueError):
+        pass
+    return ()
+
+
+@functools.lru_cache(maxsize=4096)
+def _replaced_names(uri: str, size: int) -> tuple[str, ...]:
+    metadata = pq.read_metadata(io.BytesIO(file_end(uri, size))).metadata or {}
+    return tuple(json.loads(metadata.get(REPLACES, b"[]")))
+
+
+def file_end(uri: str, size: int) -> bytes:
+    """Return the end of a Parquet file with its whole footer, by one or two small reads.
+
+    Where the footer is all that is asked for, its place in the file does not matter.
+    """
+    length = min(size, _FOOTER_BYTES)
+    end = store.read_range(uri, start=size - length, length=length)
+    needed = footer_bytes(end)
+    if length < needed <= size:
+        return store.read_range(uri, start=size - needed, length=needed)
+    return end
+
+
+def footer_bytes(end: bytes) -> int:
+    """Return the length of the footer of a Parquet file from its last bytes."""
+    return int.from_bytes(end[-8:-4], "little") + 8
 
 
 def read(uri: str, columns: list[str] | None) -> pa.Table:
@@ -47,6 +123,8 @@ def read(uri: str, columns: list[str] | None) -> pa.Table:
     filesystem, path = store.arrow_filesystem(uri)
     try:
         return pq.read_table(path, filesystem=filesystem, columns=columns)
+    except FileNotFoundError:
+        raise ResumeError(_GONE, uri) from None
     except (KeyError, pa.ArrowInvalid):
         raise ResumeError(_OTHER_FORM, uri) from None
 
@@ -74,6 +152,10 @@ def open_whole(uri: str) -> pq.ParquetFile:
     """Read a file by one request. Raises DataError if it has another form."""
     try:
         return pq.ParquetFile(pa.BufferReader(store.read_all(uri)))
+    except ObjectError as error:
+        if error.code != "not_found":
+            raise
+        raise DataError(_GONE, uri) from None
     except pa.ArrowInvalid:
         raise DataError(_OTHER_FORM, uri) from None
 

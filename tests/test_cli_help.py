@@ -28,6 +28,7 @@ OPTIONS = {
     "evaluate": "SCORED --against --by --json --key --label-map --labels --mask-split --masks "
     "--no-gallery --overwrite --resamples --root --seed --to --training "
     "-m/--model -o/--out/--output -q/--quiet",
+    "compact": "OUT --dry-run --json -q/--quiet",
     "samplesize": "--expected --icc --json --level --lower-bound --power --prevalence --sided "
     "--slices-per-patient --width",
     "accept": "CRITERIA SCORED --json --key --label-map --labels --overwrite --root "

@@ -19,7 +19,7 @@ from cctmn.cli.common import NearestGroup
 from cctmn.cli.evaluate import evaluate, report
 from cctmn.cli.labels import labels
 from cctmn.cli.models import models
-from cctmn.cli.output import table, view
+from cctmn.cli.output import compact, table, view
 from cctmn.cli.score import demo, doctor, errors, score
 from cctmn.cli.settings import settings
 from cctmn.cli.submit import submit
@@ -64,6 +64,7 @@ for command in (
     train,
     models,
     settings,
+    compact,
     submit,
     demo,
     phantom,

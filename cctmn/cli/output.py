@@ -1,12 +1,14 @@
-"""Commands that show what a job has written: `table` for a spreadsheet, `view` as a picture."""
+"""Commands on what a job has written: `table` for a spreadsheet, `view`, and `compact`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 
 import click
 
-from cctmn.cli.common import TerminalReporter
+from cctmn.cli.common import TerminalReporter, resumable
 
 
 def _file_option(suffixes: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -84,3 +86,43 @@ def view(out: str, what: str, *, to: str, full: bool) -> None:
 
     slices = run.view(out, what, to=to, full=full)
     TerminalReporter(quiet=False)(f"{slices} slice{'s' * (slices != 1)}:", names=to)
+
+
+@click.command(
+    epilog="""\b
+Example:
+  cctmn compact out
+  cctmn compact s3://bucket/out --dry-run
+"""
+)
+@click.argument("out", metavar="OUT")
+@click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers of files as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Suppress progress messages.")
+def compact(out: str, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
+    """Merge the small files of OUT/predictions.
+
+    The merged files have 128 to 256 MB, but for the last one. The rows stay the same, and OUT can
+    be resumed. Files that were computed on devices of different names stay apart. No row is
+    lost or doubled if the command is interrupted: run it again. OUT has one writer at a time, so
+    the command is refused while a job is writing there.
+    """
+    from cctmn.score import compact as files
+
+    reporter = TerminalReporter(quiet=quiet)
+    if dry_run:
+        summary = files.dry_run(out)
+    else:
+        with resumable():
+            summary = files.compact(out, report=reporter)
+    if as_json:
+        click.echo(json.dumps(asdict(summary), indent=2))
+    elif dry_run:
+        click.echo(summary.text(dry_run=True))
+    else:
+        reporter(summary.text())
+    if summary.damaged:
+        reporter(
+            f"{summary.damaged:,} damaged files were left as they are; run the same `cctmn score` "
+            "again to score their slices anew"
+        )

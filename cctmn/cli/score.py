@@ -265,10 +265,14 @@ def _plan_text(plan: dict[str, Any]) -> str:
 
 
 def _report(summary: Any, out: str, *, reporter: TerminalReporter) -> None:
+    from cctmn.score.compact import many_files
+
     reporter(_summary_text(summary))
     if summary.studies:
         reporter("studies:", names=f"{out.rstrip('/')}/studies/studies.parquet")
     reporter("predictions:", names=f"{out.rstrip('/')}/predictions/*.parquet")
+    if line := many_files(out):
+        reporter(line)
     if reason := _exit_reason(summary):
         reporter(reason)
 

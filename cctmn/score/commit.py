@@ -20,15 +20,17 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cctmn import store
+from cctmn import store, tables
 from cctmn.errors import ResumeError
 from cctmn.numerics import Numerics
 from cctmn.pseudonym import pseudonym
 
-_NAME: Final = re.compile(r"[0-9a-f]{16}-([0-9a-f]{16})\.parquet")
+_NAME: Final = re.compile(rf"(?:{tables.MERGED})?[0-9a-f]{{16}}-([0-9a-f]{{16}})\.parquet")
+# Columns of more rows are stored in several parts, so that a reader can hold one at a time.
+ROW_GROUP_ROWS: Final = 1 << 16
 _FINGERPRINT: Final = b"cctmn.fingerprint"
 _KEY_CHECK: Final = b"cctmn.key_check"
-_CODES: Final = b"cctmn.codes"  # rows by error code, so that progress need not read a column
+CODES: Final = b"cctmn.codes"  # rows by error code, so that progress need not read a column
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def write(
         _FINGERPRINT: stamp.fingerprint.encode(),
         _KEY_CHECK: stamp.key_check.encode(),
         **(stamp.numerics.as_metadata(device_name) if stamp.numerics else {}),
-        _CODES: json.dumps(Counter(rows["error_code"].to_pylist()), sort_keys=True).encode(),
+        CODES: json.dumps(Counter(rows["error_code"].to_pylist()), sort_keys=True).encode(),
     }
     _put(rows.select(schema.names).cast(schema).replace_schema_metadata(metadata), folder)
 
@@ -68,33 +70,53 @@ def write(
 def rewrite(rows: pa.Table, uri: str) -> None:
     """Put these rows in the place of a file. The new file is written before the old one goes."""
     if len(rows):
-        kept = {k: v for k, v in (rows.schema.metadata or {}).items() if k != _CODES}
+        kept = {k: v for k, v in (rows.schema.metadata or {}).items() if k != CODES}
         _put(rows.replace_schema_metadata(kept), uri.rsplit("/", 1)[0])
     store.delete(uri)
 
 
 def codes(metadata: Mapping[bytes, bytes]) -> dict[str, int] | None:
     """Return the rows by error code from a file's metadata, None if they do not say."""
-    text = metadata.get(_CODES)
+    text = metadata.get(CODES)
     return None if text is None else dict(json.loads(text))
 
 
 def _put(table: pa.Table, folder: str) -> None:
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, write_page_checksum=True)
+    pq.write_table(table, buffer, write_page_checksum=True, row_group_size=ROW_GROUP_ROWS)
     data = buffer.getvalue()
     block = hashlib.sha256("".join(table["slice_id"].to_pylist()).encode()).hexdigest()[:16]
     store.put(store.join(folder, f"{block}-{_digest(data)}.parquet"), data)
 
 
+def remove_leftovers(folder: str) -> int:
+    """Remove the temporary files that a killed writer left; return their number."""
+    if store.traits(folder).whole_writes:
+        return 0
+    leftovers = list(store.to_path(folder).glob(".*.tmp"))
+    for leftover in leftovers:
+        leftover.unlink()
+    return len(leftovers)
+
+
 def open_whole(uri: str, *, stamp: Stamp | None) -> pq.ParquetFile | None:
     """Read a file once; return it if it is the one that was written, to its end, else None.
 
-    A file of an older version has no hash in its name; of that one every page is decoded. Raises
-    ResumeError if the file belongs to another run than `stamp`; a file without a stamp passes.
+    Raises ResumeError if the file belongs to another run than `stamp`; a file without a stamp
+    passes.
+    """
+    file = opened_if_whole(uri, store.read_all(uri))
+    if file is not None and stamp is not None:
+        _check_stamp(file.schema_arrow.metadata or {}, uri=uri, stamp=stamp)
+    return file
+
+
+def opened_if_whole(uri: str, data: bytes) -> pq.ParquetFile | None:
+    """Return the file of this content, None if it was cut or changed.
+
+    A file of an older version has no hash in its name; of that one every page is decoded.
     """
     name = _NAME.fullmatch(uri.rsplit("/", 1)[1])
-    data = store.read_all(uri)
     if name and _digest(data) != name[1]:
         return None
     try:
@@ -103,8 +125,6 @@ def open_whole(uri: str, *, stamp: Stamp | None) -> pq.ParquetFile | None:
             file.read()
     except (pa.ArrowException, OSError):
         return None
-    if stamp is not None:
-        _check_stamp(file.schema_arrow.metadata or {}, uri=uri, stamp=stamp)
     return file
 
 

@@ -21,7 +21,7 @@ from cctmn import id_set, store, tables
 from cctmn.errors import ResumeError
 from cctmn.id_set import Ids, IdSet
 from cctmn.numerics import device_name_of_file
-from cctmn.score import commit
+from cctmn.score import commit, compact
 
 _COLUMNS: Final = ["slice_id", "error_code", "flags", "abstained", "pred_class"]
 
@@ -93,10 +93,10 @@ class PredictionFiles:
         a file of another run, and for one on S3 that this job cannot have written.
         """
         removed = 0
-        if self.stamp is not None and not store.traits(self.folder).whole_writes:
-            for leftover in store.to_path(self.folder).glob(".*.tmp"):
-                leftover.unlink()
-                removed += 1
+        if self.stamp is not None:
+            removed += commit.remove_leftovers(self.folder)
+            if not self._files:  # at the first time: later nobody else merges files
+                removed += compact.finish_deleting(self.folder)
         listed = tables.sizes(self.folder)
         read: dict[str, _File] = {uri: self._files[uri] for uri in listed if uri in self._files}
         new = {uri: size for uri, size in listed.items() if uri not in read}

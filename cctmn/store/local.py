@@ -8,7 +8,7 @@ import glob
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final, NoReturn
 
@@ -97,9 +97,24 @@ def new_file(uri: str, *, private: bool) -> Iterator[BinaryIO]:
     If the block fails, nothing is left of it, and what had the name before stays.
     """
     path = to_path(uri)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _new_file(path.parent, path.name, name=lambda: path.name, private=private) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def new_file_named_last(folder: str, name: Callable[[], str]) -> Iterator[BinaryIO]:
+    """Yield a file to write in a folder; `name` is called when the block ends, and names it."""
+    with _new_file(to_path(folder), "new", name=name, private=False) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _new_file(
+    folder: Path, draft: str, *, name: Callable[[], str], private: bool
+) -> Iterator[BinaryIO]:
+    path, temporary = folder / draft, folder / f".{draft}.{os.getpid()}.tmp"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(
             temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o666
         )
@@ -107,12 +122,13 @@ def new_file(uri: str, *, private: bool) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        path = folder / name()
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
+        handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)  # else a power cut may take the name away again
+            os.fsync(handle)  # else a power cut may take the name away again
         finally:
-            os.close(folder)
+            os.close(handle)
     except OSError as error:
         _remove(temporary)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)

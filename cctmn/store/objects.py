@@ -8,14 +8,14 @@ which the job can be resumed.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 from cctmn.errors import InputError, ObjectError, StoreError
 from cctmn.store import local, s3
 from cctmn.store.protocols import ObjectInfo, Sink, Source, Traits, Version
-from cctmn.store.uri import display, scheme, to_path
+from cctmn.store.uri import display, join, scheme, to_path
 
 if TYPE_CHECKING:
     import pyarrow.fs as pafs
@@ -134,6 +134,21 @@ def new_file(uri: str, *, private: bool = False) -> Iterator[BinaryIO]:
     buffer = io.BytesIO()
     yield buffer
     put(uri, buffer.getvalue(), private=private)
+
+
+@contextmanager
+def new_file_named_last(folder: str, name: Callable[[], str]) -> Iterator[BinaryIO]:
+    """Yield a file to write, as new_file does, whose name is known only when the block ends.
+
+    `name` is called then: a name can hold the hash of the bytes that were written.
+    """
+    if traits(folder).file_locks:
+        with local.new_file_named_last(folder, name) as file:
+            yield file
+        return
+    buffer = io.BytesIO()
+    yield buffer
+    put(join(folder, name()), buffer.getvalue())
 
 
 def put_if_absent(uri: str, data: bytes) -> str | None:
