@@ -148,6 +148,25 @@ def test_an_out_on_s3_is_merged(s3: S3Server) -> None:
     assert resume.remove_damaged(predictions, stamp=STAMP) == 0
 
 
+def test_no_row_on_s3_is_lost_or_doubled_by_an_end_while_deleting(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.bucket("ended")
+    write_blocks("s3://ended/out", files=6)
+    predictions = "s3://ended/out/predictions"
+    before = rows_by_id(predictions)
+    compact.MERGED_BYTES = 10**9
+    with monkeypatch.context() as patch, contextlib.suppress(DiedError):
+        die_at("2", patch)
+        compact.compact("s3://ended/out")
+        pytest.fail("the step was not reached")
+    assert len(tables.stored_sizes(predictions)) > 1
+    assert rows_by_id(predictions) == before
+    assert resume.remove_damaged(predictions, stamp=STAMP) == 0
+    assert len(tables.stored_sizes(predictions)) == 1
+    assert rows_by_id(predictions) == before
+
+
 def test_a_dry_run_counts_and_writes_nothing(out: Path) -> None:
     held = names(out)
     compact.MERGED_BYTES = 10**9
@@ -384,5 +403,5 @@ def test_a_merged_out_is_resumed_and_its_errors_are_tried_again(
 
 
 @pytest.mark.slow
-def test_thirty_kills_lose_and_double_no_row(tmp_path: Path) -> None:
-    assert compact_kills.kill_often(tmp_path, kills=30, seed=1).kills == 30
+def test_kills_at_random_moments_lose_and_double_no_row(tmp_path: Path) -> None:
+    assert compact_kills.kill_often(tmp_path, kills=6, seed=1).kills == 6
