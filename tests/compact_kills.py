@@ -25,7 +25,8 @@ import click
 import pyarrow as pa
 
 from cctmn import schema, store, tables
-from cctmn.score import commit, compact, resume
+from cctmn.score import commit, compact
+from cctmn.score.prediction_files import PredictionFiles
 from tests.conftest import REPO
 from tests.processes import end_with_the_test_run
 
@@ -100,8 +101,9 @@ def kill_often(folder: Path, *, kills: int, seed: int) -> Killed:
             if not killed:
                 break
             if rng.random() < 0.5:
-                assert resume.remove_damaged(predictions, stamp=STAMP) < 2
-                assert resume.remove_doubles(predictions) == 0
+                files = PredictionFiles(predictions, stamp=STAMP)
+                assert files.refresh() < 2  # at most a temporary file
+                assert files.remove_doubles() == 0
                 assert rows_by_id(predictions) == expected, "rows differ after the start of a job"
         assert run_for(out, limit_s=600) is False
         assert rows_by_id(predictions) == expected, "rows differ at the end"

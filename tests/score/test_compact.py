@@ -16,8 +16,9 @@ from cctmn import folder, store, tables
 from cctmn.config import ScoreConfig
 from cctmn.errors import CctmnError
 from cctmn.numerics import CPU, Numerics
-from cctmn.score import commit, compact, resume, run
+from cctmn.score import commit, compact, run
 from cctmn.score.job import ScoreJob
+from cctmn.score.prediction_files import PredictionFiles
 from tests import compact_kills
 from tests.commands import call, one_line
 from tests.compact_kills import STAMP, rows_by_id, write_blocks
@@ -96,7 +97,7 @@ def test_a_merged_file_has_the_stamp_of_its_sources_and_the_sum_of_their_codes(o
     assert pq.read_schema(merged).metadata == metadata
     counted = commit.codes(pq.read_metadata(merged).metadata)
     assert counted == {code: codes.count(code) for code in set(codes)}
-    assert commit.is_whole(merged.as_uri(), stamp=STAMP)
+    assert commit.open_whole(merged.as_uri(), stamp=STAMP) is not None
 
 
 def test_columns_are_stored_in_row_groups_of_a_bounded_number_of_rows(out: Path) -> None:
@@ -145,7 +146,7 @@ def test_an_out_on_s3_is_merged(s3: S3Server) -> None:
     summary = compact.compact("s3://compact/out")
     assert rows_by_id(predictions) == before
     assert len(tables.stored_sizes(predictions)) == summary.files_after < FILES
-    assert resume.remove_damaged(predictions, stamp=STAMP) == 0
+    assert PredictionFiles(predictions, stamp=STAMP).refresh() == 0
 
 
 def test_no_row_on_s3_is_lost_or_doubled_by_an_end_while_deleting(
@@ -162,7 +163,7 @@ def test_no_row_on_s3_is_lost_or_doubled_by_an_end_while_deleting(
         pytest.fail("the step was not reached")
     assert len(tables.stored_sizes(predictions)) > 1
     assert rows_by_id(predictions) == before
-    assert resume.remove_damaged(predictions, stamp=STAMP) == 0
+    assert PredictionFiles(predictions, stamp=STAMP).refresh() == 0
     assert len(tables.stored_sizes(predictions)) == 1
     assert rows_by_id(predictions) == before
 
@@ -214,7 +215,7 @@ def test_a_damaged_file_is_not_merged(out: Path) -> None:
     done = call("compact", out)
     assert "1 damaged files were left as they are" in done.stderr.splitlines()[-1]
     assert damaged.exists()
-    assert resume.remove_damaged(folder_of(out), stamp=STAMP) == 1
+    assert PredictionFiles(folder_of(out), stamp=STAMP).refresh() == 1
     left = rows_by_id(folder_of(out))
     assert left == {key: row for key, row in before.items() if key not in lost}
 
@@ -225,8 +226,8 @@ def test_the_slices_of_a_damaged_merged_file_are_pending_again(out: Path) -> Non
     merged = out / "predictions" / min(merged_names(out))
     lost = pq.read_table(merged, columns=["slice_id"])["slice_id"].to_pylist()
     damage(merged)
-    assert resume.remove_damaged(folder_of(out), stamp=STAMP) == 1
-    assert set(resume.done(folder_of(out)).to_pylist()) == before.keys() - lost
+    assert PredictionFiles(folder_of(out), stamp=STAMP).refresh() == 1
+    assert rows_by_id(folder_of(out)).keys() == before.keys() - lost
 
 
 def test_a_damaged_merged_file_gives_way_to_the_files_that_it_would_replace(
@@ -290,11 +291,13 @@ def test_a_withdrawn_row_of_a_merged_file_may_come_back_in_a_file_of_its_old_nam
     compact.MERGED_BYTES = 10**9
     compact.compact(str(out))
     errors = sum(row["error_code"] == "truncated" for row in before.values())
-    withdrawn = resume.withdraw(folder_of(out), ["truncated"])
+    files = PredictionFiles(folder_of(out), stamp=STAMP)
+    files.refresh()
+    withdrawn = files.withdraw(["truncated"])
     assert withdrawn == errors + compact_kills.ROWS
     [rewritten] = names(out)
     assert tables.REPLACES not in pq.read_metadata(out / "predictions" / rewritten).metadata
-    assert commit.is_whole(store.join(folder_of(out), rewritten), stamp=STAMP)
+    assert commit.open_whole(store.join(folder_of(out), rewritten), stamp=STAMP) is not None
     write_blocks(out, files=1, first=6, error_code="truncated")
     assert len(rows_by_id(folder_of(out))) == len(before) - errors + compact_kills.ROWS
 
@@ -347,9 +350,8 @@ def test_no_row_is_lost_or_doubled_by_an_end_while(
     if next_command == "compact":
         compact.compact(str(out))
     else:
-        assert resume.remove_damaged(folder_of(out), stamp=STAMP) == 0
+        assert PredictionFiles(folder_of(out), stamp=STAMP).refresh() == 0
     assert rows_by_id(folder_of(out)) == before
-    assert resume.remove_doubles(folder_of(out)) == 0
     listed = {uri.rsplit("/", 1)[1] for uri in tables.parquet_files(folder_of(out))}
     assert listed == names(out)  # nothing that is replaced is left, and no temporary file
 
