@@ -124,6 +124,19 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         store.put((tmp_path / "file" / "x").as_uri(), b"")
 
 
+def test_a_file_gets_the_name_that_is_known_when_it_is_complete(tmp_path: Path) -> None:
+    written: list[int] = []
+    with store.new_file_named_last(tmp_path.as_uri(), lambda: f"{written[0]}.bin") as file:
+        written.append(file.write(b"12345"))
+    assert [path.name for path in tmp_path.iterdir()] == ["5.bin"]
+    with (
+        pytest.raises(RuntimeError),
+        store.new_file_named_last(tmp_path.as_uri(), lambda: "never"),
+    ):
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["5.bin"]
+
+
 @pytest.mark.parametrize("place", ["{tmp}/x", "s3://new-file/x"])
 def test_a_new_file_that_fails_half_way_leaves_the_old_one(
     place: str, tmp_path: Path, s3: S3Server
