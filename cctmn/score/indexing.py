@@ -58,6 +58,7 @@ class Inventory:
         self._renewed_slices: list[Ids] = []
         # Shards with slices that the first pass over them has left without a prediction.
         self._with_left: set[str] = set()
+        self._removed: set[str] = set()
 
     def read(self, *, finished: IdSet) -> None:
         """Read what earlier runs have written."""
@@ -99,6 +100,7 @@ class Inventory:
 
         What is added after this is a new generation, whose rows replace theirs.
         """
+        self.drop_replaced(finished=finished)
         uris: dict[str, None] = {}
         files = tables.parquet_files(self.folder)
         for file, table in zip(files, tables.read_each(files, ["slice_id", "uri"]), strict=True):
@@ -119,17 +121,19 @@ class Inventory:
         renewed = id_set.concatenated(self._renewed)
         objects, slices = IdSet(renewed), IdSet(id_set.concatenated(self._renewed_slices))
         older = {self._shards[shard] for shard in self.known.shards_of(renewed)}
-        for uri in sorted(older | self._with_left):
+        for uri in sorted((older | self._with_left) - self._removed):
             [table] = tables.read_each([uri])
             ids = id_set.of_hex(table["slice_id"])
             is_old = objects.contains(id_set.of_names(table["uri"].to_pylist()))
-            kept = table.filter(
-                pa.array(~is_old | (finished.contains(ids) & ~slices.contains(ids)))
-            )
-            if len(kept):
+            is_kept = ~is_old | (finished.contains(ids) & ~slices.contains(ids))
+            if is_kept.all():
+                continue
+            if is_kept.any():
+                kept = table.filter(pa.array(is_kept))
                 tables.put_private(kept, self.folder, name=_name(uri))
             else:
                 store.delete(uri)
+                self._removed.add(uri)
 
 
 def _name(uri: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from cctmn.config import ScoreConfig
 from cctmn.errors import StoreError
-from cctmn.score import run
+from cctmn.score import run, scoring
 from cctmn.score.run import ScoreJob
 from tests.conftest import RecordingReporter, S3Server
 from tests.makers import png, stand_in, zipped
@@ -51,14 +51,14 @@ def refuse(
 
 def at_execution(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], None]) -> None:
     """Let something happen once, between the index and the first read of a slice."""
-    execute = run.pipeline.execute
+    execute = scoring.pipeline.execute
 
     def execute_after(todo: str, **rest: Any) -> Iterator[Any]:
-        monkeypatch.setattr(run.pipeline, "execute", execute)
+        monkeypatch.setattr(scoring.pipeline, "execute", execute)
         happens()
         return execute(todo, **rest)
 
-    monkeypatch.setattr(run.pipeline, "execute", execute_after)
+    monkeypatch.setattr(scoring.pipeline, "execute", execute_after)
 
 
 def codes(job: ScoreJob) -> dict[str, str]:
