@@ -48,8 +48,14 @@ class ScoreConfig:
     )
     block_rows: int = setting(
         0,
-        "Slices per block of work, which is also what one commit writes; 0 = 4 to 128, depending "
-        "on the number of slices.",
+        "Slices per block of work; 0 = 4 to 128, depending on the number of slices.",
+        unit="slices",
+        low=0,
+    )
+    commit_rows: int = setting(
+        0,
+        "Slices per file of predictions, about as many as a kill loses; 0 = one block on CPUs or "
+        "if block_rows is given, otherwise 2,000 to 8,000 on GPUs.",
         unit="slices",
         low=0,
     )

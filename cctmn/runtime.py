@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import psutil
@@ -48,6 +48,8 @@ MEMORY_S = 1.0
 MEMORY_FULL_S = 5 * 60.0
 # Where there is not enough for one worker, Ray ends one every 3 s or so and never gives up.
 MOST_KILLS, KILLS_WITHIN_S = 60, 10 * 60.0
+# Ray labels each node that has GPUs of a known kind with their type.
+GPU_TYPE: Final = "ray.io/accelerator-type"
 # GPUs that are there and free are reserved within this time; then the wait looks this often.
 FREE_GPU_S, GPU_LOOK_S = 2, 5
 # Ray's own spelling.
@@ -75,6 +77,10 @@ class Resources:
     gpus: float
     # Of a Ray that `session` has started on this machine, so that no more can come.
     started_here: bool = False
+    # CPUs of the nodes that have no GPU.
+    cpus_elsewhere: float = 0.0
+    # Ray's names for the GPUs, by which nodes can be told apart; empty if a GPU node has no name.
+    gpu_types: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -124,7 +130,7 @@ def session(address: str | None = None) -> Iterator[Resources]:
             surroundings.enter_context(embedded.ended_with_driver(folder))
         surroundings.enter_context(_watched(started_here=address is None))
         found = resources()
-        yield Resources(found.cpus, found.gpus, started_here=address is None)
+        yield replace(found, started_here=address is None)
 
 
 def _address_of_job() -> str:
@@ -262,7 +268,15 @@ def resources() -> Resources:
     import ray
 
     total = ray.cluster_resources()
-    return Resources(cpus=total.get("CPU", 0.0), gpus=total.get("GPU", 0.0))
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    with_gpu = [node for node in nodes if node["Resources"].get("GPU")]
+    types = {node.get("Labels", {}).get(GPU_TYPE, "") for node in with_gpu}
+    return Resources(
+        cpus=total.get("CPU", 0.0),
+        gpus=total.get("GPU", 0.0),
+        cpus_elsewhere=sum(n["Resources"].get("CPU", 0.0) for n in nodes if n not in with_gpu),
+        gpu_types=() if "" in types else tuple(sorted(types)),
+    )
 
 
 def shared_memory_bytes() -> int:

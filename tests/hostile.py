@@ -33,7 +33,7 @@ KINDS = {
     "cctmn.cli": "driver",
     "_ScoreBlock": "scorer",
     "_prepare_block": "reader",
-    "_commit_block": "writer",
+    "_commit_blocks": "writer",
 }
 
 

@@ -17,37 +17,21 @@ from ray.cluster_utils import Cluster
 
 from cctmn.config import ScoreConfig
 from cctmn.score import run
-from tests.cluster_nodes.test_scaling import (
-    BATCH,
-    SLEEP_S,
-    STEADY_S,
-    STORE,
-    Batch,
-    batches_of,
-    clocked,
-)
+from tests.clocked import batches_of, clocked, steady
+from tests.cluster_nodes.test_scaling import BATCH, STORE
 from tests.makers import png
 
+RATE = 10.0  # slices/s of a scorer; some 4 ms of CPU go into reading and writing one
+STEADY_S = 4.0  # about
+
 GPUS_OF_NODES = {"scorers on one node": ([1], [2], [4]), "nodes": ([1], [1, 1], [1, 1, 1])}
-
-
-def rate(scorers: list[list[Batch]]) -> float:
-    """Slices per second while all scorers work."""
-    begin = max(batches[0][0] for batches in scorers)
-    end = min(batches[-1][1] for batches in scorers)
-    assert end > begin, "the scorers never all worked at one time"
-    slices = 0.0
-    for began, ended, count in (batch for batches in scorers for batch in batches):
-        inside = max(0.0, min(ended, end) - max(began, begin))
-        slices += count * inside / (ended - began)
-    return slices / (end - begin)
 
 
 def measure(folder: Path, *, gpus: list[int]) -> float:
     """Score on a new cluster whose nodes have so many fake GPUs, with one scorer on each GPU."""
     scorers, slices = sum(gpus), folder / "slices"
     slices.mkdir(parents=True)
-    for n in range(int(scorers * STEADY_S / SLEEP_S)):
+    for n in range(int(scorers * STEADY_S * RATE)):
         (slices / f"{n}.png").write_bytes(png(n % 10))
     head = {"num_cpus": 2, "object_store_memory": STORE, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -57,9 +41,9 @@ def measure(folder: Path, *, gpus: list[int]) -> float:
             cluster.add_node(num_cpus=2, num_gpus=count, object_store_memory=STORE)
         cluster.wait_for_nodes()
         settings = ScoreConfig(actors=scorers, gpus=1, batch_size=BATCH, block_rows=8)
-        source = clocked(folder / "clock")
+        source = clocked(folder / "clock", slices_per_s=RATE)
         run.score(run.ScoreJob([str(slices)], str(folder / "out"), source, settings))
-        return rate(batches_of(folder / "clock"))
+        return steady(batches_of(folder / "clock")).slices_per_s
     finally:
         ray.shutdown()
         cluster.shutdown()

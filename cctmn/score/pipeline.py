@@ -1,8 +1,11 @@
 """The Ray Data graph of a scoring job: read, fetch and decode, score, write Parquet.
 
-Every input block gives one output block at each step, so that a replay after a lost node repeats
-the same rows; each output file commits its rows. Fetching and scoring ask for different resources.
-Otherwise Ray would fuse them into one process and nothing would overlap.
+Every block gives one block at each step until it is scored. A scored block has no pixels, so that
+many fit into one file: a writing task gets whole blocks, and Ray runs it with the same blocks again
+if a node is lost. A replay therefore repeats the same rows. Each output file commits its rows.
+
+Fetching and scoring ask for different resources. Otherwise Ray would fuse them into one process and
+nothing would overlap.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from cctmn import errors, runtime, schema, store
@@ -22,11 +26,12 @@ from cctmn.contract import InputContract
 from cctmn.score import commit, meters
 from cctmn.score.scorer import ModelSource, device_name, score
 
-# A block that a scorer has taken waits for that scorer, also when its node dies, so the nodes that
-# are left must have a place for it. Half a core each: half of the nodes can hold all scorers, with
-# a core to spare for what feeds them.
+# On CPUs. A block that a scorer has taken waits for that scorer, also when its node dies, so the
+# nodes that are left must have a place for it. Half a core each: half of the nodes can hold all
+# scorers, with a core to spare for what feeds them.
 SCORER_CPUS = 0.5
 FETCH_CPUS = 0.4  # unequal to a scorer's
+GPU_FETCH_CPUS = 1.0  # what a task uses that feeds scorers on GPUs
 WRITE_CPUS = 0.25
 ACTOR_START_ATTEMPTS = 3  # one failure of a device must not end the job
 STALL_S = 30 * 60  # many times what a block takes on a slow CPU
@@ -41,7 +46,10 @@ class Plan:
     fetchers: int | None  # tasks at once that fetch and decode; None = as many as there is room for
     gpus_per_actor: float  # 0 = CPU
     batch_size: int  # slices per forward pass
-    block_rows: int  # slices per block and commit
+    block_rows: int  # slices per block
+    commit_rows: int  # slices per file
+    scorer_cpus: float  # that a scorer asks for
+    avoided_gpu_types: tuple[str, ...]  # of nodes that are to decode nothing, by Ray's names
     fetch_threads: int
     ranked_boxes: bool
     masks: bool
@@ -105,14 +113,16 @@ def _prepare_block(block: pa.Table, *, source: ModelSource, key: bytes, plan: Pl
     return rows
 
 
-def _commit_block(
-    block: pa.Table, *, out: str, columns: pa.Schema, stamp: commit.Stamp
+def _commit_blocks(
+    rows: pa.Table, *, out: str, columns: pa.Schema, stamp: commit.Stamp
 ) -> pa.Table:
-    if not len(block):
-        return pa.table({"rows": [0], "scorer": [""], "device_name": [""]})
-    scorer, name = (block[column][0].as_py() for column in ("scorer", "device_name"))
-    commit.write(block, folder=out, schema=columns, stamp=stamp, device_name=name)
-    return pa.table({"rows": [len(block)], "scorer": [scorer], "device_name": [name]})
+    """Write one file for each name of a device; return the number of rows of each scorer."""
+    for name in rows["device_name"].unique().to_pylist():
+        of_device = rows.filter(pc.equal(rows["device_name"], name))
+        commit.write(of_device, folder=out, schema=columns, stamp=stamp, device_name=name)
+    scorers = rows.group_by(["scorer", "device_name"], use_threads=False)
+    counted = scorers.aggregate([([], "count_all")])
+    return counted.rename_columns({"count_all": "rows"})
 
 
 def execute(
@@ -149,7 +159,8 @@ def execute(
             batch_format="pyarrow",
             batch_size=plan.block_rows,
             compute=ray.data.TaskPoolStrategy(size=plan.fetchers),
-            num_cpus=FETCH_CPUS,
+            num_cpus=GPU_FETCH_CPUS if plan.gpus_per_actor else FETCH_CPUS,
+            label_selector=_elsewhere(plan),
         )
         .map_batches(
             _ScoreBlock,
@@ -161,14 +172,14 @@ def execute(
                 max_size=plan.actors,
                 max_concurrent_calls_per_actor=1,
             ),
-            num_cpus=0 if plan.gpus_per_actor else SCORER_CPUS,
+            num_cpus=plan.scorer_cpus,
             num_gpus=plan.gpus_per_actor,
         )
         .map_batches(
-            _commit_block,
+            _commit_blocks,
             fn_kwargs={"out": out, "columns": columns, "stamp": stamp},
             batch_format="pyarrow",
-            batch_size=None,
+            batch_size=plan.commit_rows if plan.commit_rows > plan.block_rows else None,
             num_cpus=WRITE_CPUS,
         )
     )
@@ -181,6 +192,13 @@ def execute(
     except ray.exceptions.RayError as error:
         # Ray hands on only the text of a worker's error.
         raise errors.from_wire(str(error)) or error from None
+
+
+def _elsewhere(plan: Plan) -> dict[str, str] | None:
+    """Return the label that keeps a task off the nodes with GPUs, None if it may run anywhere."""
+    if not plan.avoided_gpu_types:
+        return None
+    return {runtime.GPU_TYPE: f"!in({','.join(plan.avoided_gpu_types)})"}
 
 
 def _configure(context: Any) -> None:

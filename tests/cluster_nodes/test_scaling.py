@@ -105,14 +105,14 @@ def test_all_scorers_of_one_node_and_of_several_work_at_once(
 @pytest.mark.timeout(500)
 def test_the_pool_grows_with_the_cluster(nodes: Any, slices: Path, tmp_path: Path) -> None:
     """From no GPU at all to one, and to three while it runs."""
-    job = gathering_job(tmp_path, slices, expected=3, actors=0)
+    job = gathering_job(tmp_path, slices, expected=3, actors=3)
     nodes.add_node(num_cpus=2, object_store_memory=STORE)  # reads and writes
 
     with ThreadPoolExecutor(1) as pool:  # nodes can be added from the main thread alone
         scoring = pool.submit(run.score, job)
         for gpus in (1, 2):
             time.sleep(4)
-            nodes.add_node(num_cpus=1, num_gpus=gpus, object_store_memory=STORE)
+            nodes.add_node(num_cpus=gpus, num_gpus=gpus, object_store_memory=STORE)
         summary = scoring.result(timeout=400)
     assert summary.counts.ok == SLICES
     assert len(list((tmp_path / "scorers").iterdir())) == 3

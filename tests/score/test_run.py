@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cctmn import config, runtime, schema, tables
+from cctmn import runtime, schema, tables
 from cctmn.config import ScoreConfig
 from cctmn.errors import CctmnError, ResumeError
-from cctmn.score import pipeline, run, sizing
+from cctmn.score import pipeline, run
 from cctmn.score.run import ScoreJob
 from tests.conftest import RecordingReporter, S3Server
 from tests.makers import dicom, png, stand_in, tarred, zipped
@@ -307,58 +307,6 @@ def test_storage_that_dies_stops_the_job_and_loses_nothing(
     for n in range(3):
         s3.upload("dying", f"{n}.png", png(n))
     assert run.score(job("s3://dying", tmp_path / "out"), address=cluster).counts.ok == 3
-
-
-def test_each_setting_changes_something() -> None:
-    """Of the plan, but for max_error_rate (exit code above) and those with tests elsewhere.
-
-    tests/test_runtime.py waits for a GPU, tests/score/test_models.py changes lesion_nms_iou and
-    tests/score/test_numerics.py the precision.
-    """
-    resources = runtime.Resources(cpus=6, gpus=0)
-
-    def plan(text: str) -> object:
-        settings = config.load(ScoreConfig, sets=[text] if text else [])
-        return sizing.make_plan(resources, settings, pending=1000)
-
-    default = plan("")
-    changed = {"actors=1", "batch_size=7", "block_rows=9", "fetch_threads=3"}
-    changed |= {"ranked_boxes=true", "masks=true", "gpus=0.5"}
-    assert all(plan(text) != default for text in changed)
-    known = {f.name for f in dataclasses.fields(ScoreConfig)}
-    assert known == {text.split("=")[0] for text in changed} | {
-        "max_error_rate",
-        "gpu_wait_min",
-        "lesion_nms_iou",
-        "precision",
-    }
-
-
-def test_plans_follow_the_cluster_and_the_work() -> None:
-    def plan(cpus: float, gpus: float, pending: int) -> pipeline.Plan:
-        resources = runtime.Resources(cpus=cpus, gpus=gpus)
-        return sizing.make_plan(resources, ScoreConfig(), pending=pending)
-
-    assert (plan(4, 0, 1_000_000).actors, plan(4, 0, 1_000_000).block_rows) == (2, 128)
-    gpus = plan(64, 4, 1_000_000)
-    assert (gpus.first_actors, gpus.gpus_per_actor, gpus.fetchers) == (4, 1.0, None)
-    assert (plan(64, 0, 1_000_000).first_actors, plan(64, 0, 1_000_000).fetchers) == (62, 16)
-    assert (plan(4, 0, 25).block_rows, plan(4, 0, 3).actors) == (4, 1)
-
-
-def test_plans_for_a_cluster_that_grows() -> None:
-    def plan(text: str, *, gpus: float) -> tuple[int, int, float, int]:
-        settings = config.load(ScoreConfig, sets=text.split())
-        resources = runtime.Resources(cpus=8, gpus=gpus)
-        made = sizing.make_plan(resources, settings, pending=1_000_000)
-        return made.first_actors, made.actors, made.gpus_per_actor, made.batch_size
-
-    assert plan("gpus=1 actors=8", gpus=0) == (1, 8, 1.0, 16)  # from zero
-    assert plan("actors=8", gpus=2) == (2, 8, 1.0, 16)
-    assert plan("gpus=0.25 actors=8", gpus=2) == (8, 8, 0.25, 16)
-    assert plan("", gpus=2) == (2, 62_500, 1.0, 16)  # as many as the cluster grows to
-    assert plan("gpus=0", gpus=2) == (6, 6, 0.0, 4)
-    assert plan("gpus=1", gpus=0) == (1, 62_500, 1.0, 16)
 
 
 def test_ranked_boxes_are_written_on_request(cluster: str, tmp_path: Path) -> None:
