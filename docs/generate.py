@@ -22,6 +22,7 @@ from cctmn.cli.common import leaf_commands
 from cctmn.evaluate import criteria
 from cctmn.metrics import document, metric
 from cctmn.schema import Column
+from cctmn.score import rates
 from cctmn.store import s3_errors
 
 DOCS = Path(__file__).parent
@@ -143,6 +144,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "metrics-sections": _sections,
     "metrics-ids": lambda: texts("id", metric.catalogue(["CLASS"])),
     "commands": commands,
+    "rates": rates.markdown,
     "settings-score": lambda: config.markdown("score"),
     "settings-detector": lambda: config.markdown("detector"),
     "settings-classifier": lambda: config.markdown("classifier"),

@@ -15,6 +15,7 @@ import functools
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,15 +39,42 @@ LAYOUTS: dict[str, list[tuple[int, int]]] = {
 STORE_BYTES = 4 << 30  # of the object stores of all nodes
 TODO_ROWS = 50_000  # per file
 BUSY = 0.95  # a fraction of the time above which something is the limit
-LOOK_S = 0.5
+LOOK_S = 1.0
+
+
+def cpu_s() -> Counter[str]:
+    """The CPU time until now of this process and its children, s, and of the whole machine."""
+    machine = psutil.cpu_times()
+    found = Counter({"machine": sum(machine) - machine.idle - machine.iowait})
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            line = " ".join(process.cmdline())
+            times = process.cpu_times()
+        except psutil.Error:
+            continue
+        role = "driver" if process.pid == psutil.Process().pid else "Ray's servers"
+        if line.startswith("ray::"):
+            role = "scorers" if "_ScoreBlock" in line else "tasks"
+        found[role] += times.user + times.system
+    return found
 
 
 @dataclass
 class Machine:
-    """What this machine does meanwhile: the fraction of its cores in use, and shared memory."""
+    """What this machine does meanwhile: CPU time by role at some times, and shared memory."""
 
-    times: list[tuple[float, float]] = field(default_factory=list)  # s since the epoch; fraction
+    looks: list[tuple[float, Counter[str]]] = field(default_factory=list)  # s since the epoch
     shared_bytes: int = 0
+
+    def cores(self, begin: float, end: float) -> dict[str, float]:
+        """Return how many cores each role used between two times, as fractions of all cores."""
+        inside = [look for look in self.looks if begin <= look[0] <= end]
+        assert len(inside) > 1, "too short to be measured; give more --slices"
+        (first, before), (last, after) = inside[0], inside[-1]
+        wall_s = (last - first) * (psutil.cpu_count() or 1)
+        used = {role: max(0.0, after[role] - before[role]) / wall_s for role in after}
+        used["others"] = max(0.0, 2 * used["machine"] - sum(used.values()))
+        return used
 
 
 @contextmanager
@@ -54,11 +82,10 @@ def watched() -> Iterator[Machine]:
     """Look at the machine again and again."""
     machine, done = Machine(), threading.Event()
     before = psutil.disk_usage("/dev/shm").used
-    psutil.cpu_percent()
 
     def watch() -> None:
         while not done.wait(LOOK_S):
-            machine.times.append((time.time(), psutil.cpu_percent() / 100))
+            machine.looks.append((time.time(), cpu_s()))
             used = psutil.disk_usage("/dev/shm").used - before
             machine.shared_bytes = max(machine.shared_bytes, used)
 
@@ -106,7 +133,7 @@ class Simulated:
 
     scorers: Steady
     decoders: float  # fraction of the CPUs that may decode which do
-    cores: float  # fraction of this machine's cores in use
+    cores: dict[str, float]  # fraction of this machine's cores in use, by role
     shared_bytes: int
     files: int
     all_slices_per_s: float  # from the first batch to the last
@@ -116,7 +143,7 @@ class Simulated:
         """What keeps the job from more slices per second."""
         if self.scorers.busy >= BUSY:
             return "the scorers"
-        if self.cores >= BUSY:
+        if self.cores["machine"] >= BUSY:
             return "the cores of this machine, which simulates all others"
         if self.decoders >= BUSY:
             return "the decoders"
@@ -161,18 +188,22 @@ def simulate(
     begin = min(one[0][0] for one in batches)
     end = max(one[-1][1] for one in batches)
     first = max(one[0][0] for one in batches)
-    cores = [used for at, used in machine.times if first <= at <= first + found.seconds]
     resources = runtime.resources()
     cpus = resources.cpus_elsewhere if plan.avoided_gpu_types else resources.cpus
     cpus -= 0 if plan.avoided_gpu_types else len(batches) * plan.scorer_cpus
     return Simulated(
         scorers=found,
         decoders=found.slices_per_s * decode_ms / 1e3 / cpus,
-        cores=sum(cores) / max(1, len(cores)),
+        cores=machine.cores(first, first + found.seconds),
         shared_bytes=machine.shared_bytes,
         files=len(files),
         all_slices_per_s=slices / (end - begin),
     )
+
+
+def _listed(cores: dict[str, float]) -> str:
+    parts = ", ".join(f"{role} {used:.0%}" for role, used in cores.items() if role != "machine")
+    return f"{cores['machine']:.0%} ({parts})"
 
 
 @click.command()
@@ -211,7 +242,7 @@ def main(
                     f"{name}, {count:,} slices: scorers {one.scorers.busy:.1%} busy, "
                     f"{one.scorers.slices_per_s:,.0f} slices/s for {one.scorers.seconds:.0f} s "
                     f"({one.all_slices_per_s:,.0f} with start and end), decoders "
-                    f"{one.decoders:.0%}, this machine's cores {one.cores:.0%}, shared memory "
+                    f"{one.decoders:.0%}, this machine's cores {_listed(one.cores)}, shared memory "
                     f"{one.shared_bytes / 2**30:.1f} GiB, {one.files} files; limit: {one.limit}"
                 )
 

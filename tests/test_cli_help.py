@@ -22,6 +22,8 @@ OPTIONS = {
     "score": "INPUTS --address --anonymous --config --device --dry-run --json --limit "
     "--max-error-rate --requester-pays --retry-errors --root --set -i/--input "
     "-m/--model -o/--out/--output -q/--quiet",
+    "plan": "--core-price --cores --cores-per-node --decode-ms --device --gpu-price --gpus "
+    "--gpus-per-node --json --objects --rate --read-price --slices --write-price -m/--model",
     "errors": "OUT --passed-over",
     "view": "OUT WHAT --full -o/--out/--output",
     "table": "OUT --by --names -o/--out/--output",

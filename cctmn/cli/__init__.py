@@ -20,6 +20,7 @@ from cctmn.cli.evaluate import evaluate, report
 from cctmn.cli.labels import labels
 from cctmn.cli.models import models
 from cctmn.cli.output import compact, table, view
+from cctmn.cli.plan import plan
 from cctmn.cli.score import demo, doctor, errors, score
 from cctmn.cli.settings import settings
 from cctmn.cli.submit import submit
@@ -52,6 +53,7 @@ def cli() -> None:
 # In the order of the work.
 for command in (
     doctor,
+    plan,
     score,
     errors,
     table,

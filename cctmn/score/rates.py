@@ -17,8 +17,8 @@ DECODE_MS_JPEG2000: Final = 29.0
 GPU_SLICES_PER_S: Final = 450.0
 
 _CORE: Final = "docs/measurements.md, two processes of one thread on two cores of an AMD EPYC"
-_BUDGET: Final = "counted kernels and operations of a batch of 16; no GPU was timed"
-_BY_CORE: Final = "the estimate for resnet18, by the ratio of both models on one core"
+_BEFORE: Final = "an assumption before any GPU was timed"
+_BY_CORE: Final = "the assumption for resnet18, by the ratio of both models on one core"
 _V100: Final = "torchvision's published 0.0903 s per image of 800 px, batch size 1"
 
 
@@ -36,12 +36,31 @@ class Rate:
         return "measured" if self.is_measured else "estimated"
 
 
+# Requests for one loose DICOM object on S3, counted: one looks into it, one gets it for decoding.
+READS_PER_OBJECT: Final = 2
+OBJECTS_PER_LISTING: Final = 1_000  # S3's page
+# Of the rate of the scorers, what a job keeps: files that wait, scorers that start and end.
+EFFICIENCY: Final = 0.9
+START_H: Final = 5 / 60  # for nodes to start, cluster/README.md
+
 CORE: Final = "core"  # one core of a CPU
 # By device and backbone of the model.
 RATES: Final[Mapping[tuple[str, str], Rate]] = {
     (CORE, "resnet18"): Rate(5.4, True, _CORE),
     (CORE, "resnet50"): Rate(1.35, True, _CORE),
-    ("h100", "resnet18"): Rate(GPU_SLICES_PER_S, False, _BUDGET),
+    ("h100", "resnet18"): Rate(GPU_SLICES_PER_S, False, _BEFORE),
     ("h100", "resnet50"): Rate(110.0, False, _BY_CORE),
     ("v100", "resnet50"): Rate(11.0, False, _V100),
 }
+
+
+def markdown() -> str:
+    """Return the rates as a Markdown table."""
+    lines = [
+        "| device | backbone | slices per second | measured? | source |",
+        "|---|---|---|---|---|",
+    ]
+    for (device, backbone), rate in RATES.items():
+        values = f"{rate.slices_per_s:g} | {rate.origin} | {rate.source}"
+        lines.append(f"| {device} | {backbone} | {values} |")
+    return "\n".join(lines) + "\n"
