@@ -28,8 +28,13 @@ from cctmn.reporter import Reporter, print_error
 SPARE_CPUS = 2.0
 # With fewer logical CPUs, Ray Data deadlocks (ray #44687).
 MIN_CPUS = 4
-# A block of 128 slices of 512 x 512 has 32 MiB, so dozens of blocks fit.
+# A block of 128 slices of 512 x 512 has 32 MiB. For each scorer one is being scored, one or two
+# wait and one is being decoded, and Ray Data fills half of the object store.
+OBJECT_STORE_BYTES_PER_CORE = 256 << 20
+# The least, which also the smallest machine has room for, if need be on its disk.
 OBJECT_STORE_BYTES = 1 << 30
+# The most, as fractions of the machine's memory (Ray's own default) and of the free /dev/shm.
+OF_MEMORY, OF_SHARED_MEMORY = 0.3, 0.9
 # Ray starts, or accepts this driver, within seconds; on a busy machine it took half a minute.
 START_S = 180.0
 # Free disk for Ray's logs and for what does not fit into the object store.
@@ -114,12 +119,13 @@ def session(address: str | None = None) -> Iterator[Resources]:
                 raise PreflightError(full)
             embedded.check_open_files()
             folder = surroundings.enter_context(embedded.private_folder())
-            on_disk = shared_memory_bytes() < OBJECT_STORE_BYTES
-            embedded.check_disk(folder, DISK_BYTES + OBJECT_STORE_BYTES * on_disk)
+            store_bytes = object_store_bytes()
+            on_disk = shared_memory_bytes() < store_bytes
+            embedded.check_disk(folder, DISK_BYTES + store_bytes * on_disk)
             surroundings.enter_context(embedded.token_and_loopback(folder))
             options |= {
                 "num_cpus": max(MIN_CPUS, usable_cores() + int(SPARE_CPUS)),
-                "object_store_memory": OBJECT_STORE_BYTES,
+                "object_store_memory": store_bytes,
                 "include_dashboard": False,
                 "_temp_dir": embedded.ray_folder(folder),
             }
@@ -277,6 +283,19 @@ def resources() -> Resources:
         cpus_elsewhere=sum(n["Resources"].get("CPU", 0.0) for n in nodes if n not in with_gpu),
         gpu_types=() if "" in types else tuple(sorted(types)),
     )
+
+
+def object_store_bytes() -> int:
+    """Return the size of the object store of a Ray that is started here.
+
+    It grows with the cores, of which there are at least as many as scorers, within what memory and
+    /dev/shm allow. Ray takes the memory only when it is used.
+    """
+    from ray._common.utils import get_system_memory
+
+    room = min(OF_MEMORY * get_system_memory(), OF_SHARED_MEMORY * shared_memory_bytes())
+    wanted = OBJECT_STORE_BYTES_PER_CORE * usable_cores()
+    return max(OBJECT_STORE_BYTES, int(min(wanted, room)))
 
 
 def shared_memory_bytes() -> int:

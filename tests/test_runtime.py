@@ -235,3 +235,22 @@ def test_a_start_without_an_end_is_one_line() -> None:
     assert (done.returncode, done.stdout) == (4, "")
     [line] = done.stderr.splitlines()
     assert line.startswith("error: Ray: no end of its start is in sight; check memory, disk")
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory_gib", "shared_gib", "expected_gib"),
+    [(2, 16, 8, 1), (64, 256, 128, 16), (64, 20, 128, 6), (64, 256, 10, 9), (64, 256, 0.06, 1)],
+)
+def test_the_object_store_grows_with_the_cores_within_memory(
+    cores: int,
+    memory_gib: float,
+    shared_gib: float,
+    expected_gib: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray._common.utils
+
+    monkeypatch.setattr(runtime, "usable_cores", lambda: cores)
+    monkeypatch.setattr(runtime, "shared_memory_bytes", lambda: int(shared_gib * 2**30))
+    monkeypatch.setattr(ray._common.utils, "get_system_memory", lambda: int(memory_gib * 2**30))
+    assert runtime.object_store_bytes() / 2**30 == pytest.approx(expected_gib)
