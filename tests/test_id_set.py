@@ -60,3 +60,15 @@ def test_names_have_equal_ids_only_if_they_are_equal() -> None:
     assert (ids[0] == ids[2]).all()
     assert not (ids[0] == ids[1]).any()
     assert ids.dtype == np.uint64
+
+
+def test_ids_of_chosen_places_and_of_another_set() -> None:
+    ids = some_ids(300, seed=7)
+    whole, other = (IdSet(id_set.of_hex(pa.array(part))) for part in (ids, ids[100:120]))
+    chosen = np.zeros(300, np.bool_)
+    chosen[100:120] = True
+    assert sorted(whole.places_in(other).tolist()) == list(range(100, 120))
+    assert (
+        IdSet(whole.ids_of(chosen)).find(id_set.of_hex(pa.array(ids[90:130]))).tolist().count(-1)
+        == 20
+    )

@@ -49,7 +49,7 @@ class KnownObjects:
 
     def __init__(self, *, retry_errors: bool = False) -> None:
         self._retry_errors = retry_errors
-        self._parts: list[tuple[NDArray[np.int64], Ids, NDArray[np.uint64], NDArray[np.bool_]]] = []
+        self._parts: list[tuple[NDArray[np.int32], Ids, NDArray[np.int64], NDArray[np.bool_]]] = []
 
     def add(self, table: pa.Table, *, shard: int) -> None:
         """Add the objects of a shard, by a table of at least COLUMNS."""
@@ -80,9 +80,9 @@ class KnownObjects:
             complete_N[-1] = False
         self._parts.append(
             (
-                np.full(len(first_N), shard),
+                np.full(len(first_N), shard, np.int32),
                 id_set.of_names(objects["uri"].to_pylist()),
-                id_set.of_names(states)[:, 0],
+                np.fromiter(states, np.int64, len(first_N)),
                 complete_N,
             )
         )
@@ -91,15 +91,16 @@ class KnownObjects:
         """End the adding. An object of two shards counts as not complete."""
         shards, ids, states, complete = zip(*self._parts, strict=True) if self._parts else [()] * 4
         self._parts.clear()
-        self._shard_N = np.concatenate([np.zeros(0, np.int64), *shards])
-        self._ids_N = id_set.concatenated(ids)
-        self._states_N = np.concatenate([np.zeros(0, np.uint64), *states])
+        self._shard_N = np.concatenate([np.zeros(0, np.int32), *shards])
+        self._states_N = np.concatenate([np.zeros(0, np.int64), *states])
         self._complete_N = np.concatenate([np.zeros(0, np.bool_), *complete])
-        self._set = IdSet(self._ids_N)
+        ids_N = id_set.concatenated(ids)
+        del ids
+        self._set = IdSet(ids_N)
         again = self._set.repetitions()
         self._complete_N[again] = False
-        self._complete_N[self._set.find(self._ids_N[again])] = False
-        self._listed_N = np.zeros(len(self._ids_N), np.bool_)
+        self._complete_N[self._set.find(ids_N[again])] = False
+        self._listed_N = np.zeros(len(ids_N), np.bool_)
         self._listed_N[again] = True
 
     def __len__(self) -> int:
@@ -108,14 +109,14 @@ class KnownObjects:
 
     def incomplete(self) -> Ids:
         """Return the ids of the objects that will be looked into again, if they are listed."""
-        return self._ids_N[~self._complete_N]
+        return self._set.ids_of(~self._complete_N)
 
     def unknown(self, listed: Sequence[ObjectInfo]) -> list[Unknown]:
         """Return those objects of a part of the listing that must be looked into."""
         if not len(self._set):
             return [Unknown(info, Why.NEW) for info in listed]
         places = self._set.find(id_set.of_names(info.uri for info in listed))
-        states = id_set.of_names(_state(i.size, i.etag, i.error_code) for i in listed)[:, 0]
+        states = [_state(info.size, info.etag, info.error_code) for info in listed]
         self._listed_N[places[places >= 0]] = True
         unknown = []
         for info, place, state in zip(listed, places.tolist(), states, strict=True):
@@ -133,10 +134,13 @@ class KnownObjects:
 
     def shards_of(self, objects: Ids) -> list[int]:
         """Return the numbers of the shards that have rows of these objects."""
-        is_one = IdSet(objects).contains(self._ids_N)
-        return [int(shard) for shard in np.unique(self._shard_N[is_one])]
+        places = self._set.places_in(IdSet(objects))
+        return [int(shard) for shard in np.unique(self._shard_N[places])]
 
 
-def _state(size: int, etag: str, code: str) -> str:
-    """Return what differs when an object was replaced; without an ETag, why it cannot be read."""
-    return f"{size}|{etag or code}"
+def _state(size: int, etag: str, code: str) -> int:
+    """Return a hash of what differs when an object was replaced; it holds for this process alone.
+
+    Without an ETag that is why the object cannot be read.
+    """
+    return hash((size, etag or code))

@@ -106,8 +106,9 @@ class PredictionFiles:
             elif self.stamp is not None:
                 store.delete(uri)
                 removed += 1
-        self._files = dict(sorted(read.items()))
-        self._finished = None
+        if read.keys() != self._files.keys():
+            self._files = dict(sorted(read.items()))
+            self._finished = None
         return removed
 
     @property

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -44,12 +44,12 @@ def lines(repeats: int) -> Iterator[Comparison]:
     )
 
 
-def _in_a_process(folder: str, slices: int) -> dict[str, float]:
+def _in_a_process(folder: str, slices: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.bookkeeping", str(slices), folder]
     done = subprocess.run(
         command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1]
     )
-    result: dict[str, float] = json.loads(done.stdout)
+    result: dict[str, Any] = json.loads(done.stdout)
     return result
 
 
@@ -110,7 +110,7 @@ def make(folder: Path, *, slices: int) -> None:
             commit.write(block, folder=f"{out}/predictions", schema=predictions, stamp=stamp)
 
 
-def run(folder: Path, *, slices: int) -> dict[str, float]:
+def run(folder: Path, *, slices: int) -> dict[str, Any]:
     """Do the bookkeeping of a run on this folder; return seconds of its parts and peak memory."""
     from cctmn import studies
     from cctmn.score import commit, reconcile
@@ -121,12 +121,14 @@ def run(folder: Path, *, slices: int) -> dict[str, float]:
 
     out = (folder / "out").absolute().as_uri()
     seconds: dict[str, float] = {}
+    peaks: list[int] = []  # MiB until the end of each part
     began = time.process_time()
 
     def took(name: str) -> None:
         nonlocal began
         now = time.process_time()
         seconds[name] = round(now - began, 2)
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
         began = now
 
     done = PredictionFiles(
@@ -151,8 +153,7 @@ def run(folder: Path, *, slices: int) -> dict[str, float]:
     took("count")
     studies.write(out, rule=studies.StudyRule("softmax"))
     took("studies")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return seconds | {"cpu_s": round(sum(seconds.values()), 2), "peak_mib": round(peak)}
+    return seconds | {"cpu_s": round(sum(seconds.values()), 2), "peaks_mib": peaks}
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from benchmarks.comparison import Comparison, of_samples
 
 PROCESSES = 2
 DRAWN = 50  # slices
-COPIES = 32  # links to each file or archive, so that the disk holds few
+COPIES = 128  # links to each file or archive, so that the disk holds few
 UNCOMPRESSED, JPEG_LOSSLESS = "uncompressed", "JPEG lossless"
 DECODER_DEPENDENCIES: dict[str, tuple[str, ...]] = {}  # pydicom asks each plugin's module for it
 
