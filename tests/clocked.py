@@ -91,20 +91,29 @@ def batches_of(folder: Path) -> list[list[Batch]]:
 
 @dataclasses.dataclass(frozen=True)
 class Steady:
-    """What all scorers did from when the last of them had begun to when the first had ended."""
+    """What all scorers did while all of them worked, in the part of that time that is measured."""
 
     slices_per_s: float
     busy: float  # fraction of the time that they spent in batches
-    seconds: float
+    begin: float  # s since the epoch
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.begin
 
 
-def steady(scorers: list[list[Batch]]) -> Steady:
-    """Return the rate and the work of all scorers while all of them work."""
+def steady(scorers: list[list[Batch]], *, left_out: float = 0.0) -> Steady:
+    """Return the rate and the work of all scorers while all of them work.
+
+    The first part of that time is left out, for example 0.5 of it: other processes still start.
+    """
     begin = max(batches[0][0] for batches in scorers)
     end = min(batches[-1][1] for batches in scorers)
     assert end > begin, "the scorers never all worked at one time"
+    begin += left_out * (end - begin)
     slices, busy_s = 0.0, 0.0
     for began, ended, count in (batch for batches in scorers for batch in batches):
         inside = max(0.0, min(ended, end) - max(began, begin))
         slices, busy_s = slices + count * inside / (ended - began), busy_s + inside
-    return Steady(slices / (end - begin), busy_s / (end - begin) / len(scorers), end - begin)
+    return Steady(slices / (end - begin), busy_s / (end - begin) / len(scorers), begin, end)

@@ -39,6 +39,7 @@ LAYOUTS: dict[str, list[tuple[int, int]]] = {
 STORE_BYTES = 4 << 30  # of the object stores of all nodes
 TODO_ROWS = 50_000  # per file
 BUSY = 0.95  # a fraction of the time above which something is the limit
+LEFT_OUT = 0.5  # of the time that all scorers work: processes of decoders still start then
 LOOK_S = 1.0
 
 
@@ -184,17 +185,16 @@ def simulate(
     files = list(out.iterdir())
     assert sum(pq.read_metadata(path).num_rows for path in files) == slices
     batches = batches_of(clock)
-    found = steady(batches)
+    found = steady(batches, left_out=LEFT_OUT)
     begin = min(one[0][0] for one in batches)
     end = max(one[-1][1] for one in batches)
-    first = max(one[0][0] for one in batches)
     resources = runtime.resources()
     cpus = resources.cpus_elsewhere if plan.avoided_gpu_types else resources.cpus
     cpus -= 0 if plan.avoided_gpu_types else len(batches) * plan.scorer_cpus
     return Simulated(
         scorers=found,
         decoders=found.slices_per_s * decode_ms / 1e3 / cpus,
-        cores=machine.cores(first, first + found.seconds),
+        cores=machine.cores(found.begin, found.end),
         shared_bytes=machine.shared_bytes,
         files=len(files),
         all_slices_per_s=slices / (end - begin),
@@ -240,7 +240,7 @@ def main(
                     )
                 click.echo(
                     f"{name}, {count:,} slices: scorers {one.scorers.busy:.1%} busy, "
-                    f"{one.scorers.slices_per_s:,.0f} slices/s for {one.scorers.seconds:.0f} s "
+                    f"{one.scorers.slices_per_s:,.0f} slices/s in {one.scorers.seconds:.0f} s "
                     f"({one.all_slices_per_s:,.0f} with start and end), decoders "
                     f"{one.decoders:.0%}, this machine's cores {_listed(one.cores)}, shared memory "
                     f"{one.shared_bytes / 2**30:.1f} GiB, {one.files} files; limit: {one.limit}"

@@ -39,7 +39,7 @@ PATIENCE_S = 300.0  # for a job to end by itself after a kill
 
 def start(study: Path, out: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "cctmn.cli", "score", str(study), "-o", str(out)]
-    command += ["-m", "cctmn:demo", "-q", "--set", "block_rows=4"]
+    command += ["-m", "cctmn:demo", "-q", "--set", "block_rows=4", "--set", "commit_rows=12"]
     return subprocess.Popen(command, start_new_session=True)
 
 

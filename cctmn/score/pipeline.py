@@ -152,7 +152,8 @@ def execute(
     )
     graph = (
         ray.data.read_parquet(names, filesystem=pafs.SubTreeFileSystem(todo_path, todo_fs))
-        .repartition(target_num_rows_per_block=plan.block_rows)
+        # A shorter block would leave a rest over from the file that it goes into: a small file.
+        .repartition(target_num_rows_per_block=plan.block_rows, strict=True)
         .map_batches(
             _prepare_block,
             fn_kwargs={"source": source, "key": key, "plan": plan},
