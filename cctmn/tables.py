@@ -209,8 +209,10 @@ def rows(folder: str) -> list[dict[str, Any]]:
     return [row for uri in parquet_files(folder) for row in read(uri, None).to_pylist()]
 
 
-def read_each(uris: Sequence[str], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Yield these columns (None: all) of each file in order, read THREADS at a time.
+def read_each(
+    uris: Sequence[str], columns: Sequence[str] | None = None, *, threads: int = THREADS
+) -> Iterator[pa.Table]:
+    """Yield these columns (None: all) of each file in order, read by so many threads.
 
     The files are of cctmn's own form and small: each is read as a whole, by one request.
     """
@@ -222,7 +224,7 @@ def read_each(uris: Sequence[str], columns: Sequence[str] | None = None) -> Iter
             raise ResumeError(_OTHER_FORM, uri) from None
         return read_opened(file, columns or file.schema_arrow.names, uri=uri)
 
-    return map_in_order(read_one, uris, threads=THREADS)
+    return map_in_order(read_one, uris, threads=threads)
 
 
 def put_private(table: pa.Table, folder: str, *, name: str) -> str:

@@ -25,7 +25,7 @@ from cctmn.id_set import Ids, IdSet
 from cctmn.read import inventory
 from cctmn.read.listing import THREADS
 from cctmn.reporter import Reporter, silent
-from cctmn.score import reconcile, remote_index
+from cctmn.score import known_objects, reconcile, remote_index
 from cctmn.score.known_objects import KnownObjects, Unknown, Why
 from cctmn.score.todo import Todo
 from cctmn.store import ObjectInfo
@@ -35,6 +35,8 @@ from cctmn.store import ObjectInfo
 PAGE_OBJECTS: Final = (128, 8192)
 # A page ends early with objects of together this size, for they are archives with many members.
 PAGE_BYTES: Final = 2 << 30
+# Shards that are read at a time; up to four times as many wait in memory.
+SHARD_THREADS: Final = 16
 # Pages of the listing that are compared with the known objects at a time.
 LISTED_OBJECTS: Final = 1000
 # Pages that are looked into at a time: by this process, and at most by a cluster.
@@ -62,9 +64,9 @@ class Inventory:
 
     def read(self, *, finished: IdSet) -> None:
         """Read what earlier runs have written."""
-        for shard, (uri, table) in enumerate(
-            zip(self._shards, tables.read_each(self._shards), strict=True)
-        ):
+        columns = ["slice_id", *known_objects.COLUMNS]
+        shards = tables.read_each(self._shards, columns, threads=SHARD_THREADS)
+        for shard, (uri, table) in enumerate(zip(self._shards, shards, strict=True)):
             self.known.add(table, shard=shard)
             self.rows += len(table)
             if len(reconcile.without(table, finished)):
@@ -77,7 +79,7 @@ class Inventory:
         Those of objects that will be looked into again are left out.
         """
         incomplete = IdSet(self.known.incomplete())
-        for table in tables.read_each(self._unfinished):
+        for table in tables.read_each(self._unfinished, threads=SHARD_THREADS):
             left = reconcile.without(table, finished)
             if len(incomplete):
                 again = incomplete.contains(id_set.of_names(left["uri"].to_pylist()))
