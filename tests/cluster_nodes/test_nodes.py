@@ -143,7 +143,7 @@ def test_a_killed_node_and_a_killed_driver_lose_nothing_while_the_index_runs(
         for process in psutil.process_iter(["cmdline"]):
             if any(word.endswith("slowly_indexed.py") for word in process.info["cmdline"] or ()):
                 process.kill()
-        job.wait(TIMEOUT_S)
+        job.communicate(timeout=TIMEOUT_S)
         assert indexed() < objects
         s3.fault = None
         output, _ = ended(submit(*args))
