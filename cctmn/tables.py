@@ -25,8 +25,9 @@ from cctmn.errors import DataError, ObjectError, ResumeError
 from cctmn.id_set import IdSet
 from cctmn.parallel import map_in_order
 
-# Files that are read at a time, and above this size.
+# Files that are read at a time: from storage that answers late, from a disk, and above this size.
 THREADS: Final = 64
+DISK_THREADS: Final = 4
 LARGE_BYTES: Final = 16 << 20
 LARGE_THREADS: Final = 2
 
@@ -195,12 +196,12 @@ def read_filled(uri: str, columns: pa.Schema) -> pa.Table:
 def map_files(work: Callable[[str], R], files: Mapping[str, int]) -> Iterator[tuple[str, R]]:
     """Yield each file, given with its size, and the result of `work`, which reads it as a whole.
 
-    Small files are read THREADS at a time, for latency bounds that work; after them the large ones,
-    of which only a few at a time fit in memory.
+    Many small files are read at a time; after them the large ones, of which only a few at a time
+    fit in memory.
     """
     small = [uri for uri, size in files.items() if size <= LARGE_BYTES]
     large = [uri for uri, size in files.items() if size > LARGE_BYTES]
-    for uris, threads in ((small, THREADS), (large, LARGE_THREADS)):
+    for uris, threads in ((small, _threads(small)), (large, LARGE_THREADS)):
         yield from zip(uris, map_in_order(work, uris, threads=threads), strict=True)
 
 
@@ -212,7 +213,7 @@ def rows(folder: str) -> list[dict[str, Any]]:
 def read_each(
     uris: Sequence[str], columns: Sequence[str] | None = None, *, threads: int = THREADS
 ) -> Iterator[pa.Table]:
-    """Yield these columns (None: all) of each file in order, read by so many threads.
+    """Yield these columns (None: all) of each file in order, read by at most so many threads.
 
     The files are of cctmn's own form and small: each is read as a whole, by one request.
     """
@@ -224,7 +225,12 @@ def read_each(
             raise ResumeError(_OTHER_FORM, uri) from None
         return read_opened(file, columns or file.schema_arrow.names, uri=uri)
 
-    return map_in_order(read_one, uris, threads=threads)
+    return map_in_order(read_one, uris, threads=min(threads, _threads(uris)))
+
+
+def _threads(uris: Sequence[str]) -> int:
+    """Return how many of these files to read at a time. Threads that do not wait only compete."""
+    return DISK_THREADS if uris and store.traits(uris[0]).file_locks else THREADS
 
 
 def put_private(table: pa.Table, folder: str, *, name: str) -> str:
