@@ -26,7 +26,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cctmn import config, runtime, store
+from cctmn import config, runtime, store, tables
 from cctmn.config import ScoreConfig
 from cctmn.score import commit, pipeline, sizing
 from tests.clocked import Steady, batches_of, clocked, prepare_block, steady
@@ -34,6 +34,7 @@ from tests.clocked import Steady, batches_of, clocked, prepare_block, steady
 # CPUs and GPUs of the nodes; the first is the head.
 LAYOUTS: dict[str, list[tuple[int, int]]] = {
     "one": [(48, 8)],
+    "half": [(24, 4)],
     "mixed": [(4, 0), (32, 0), (12, 4), (12, 4)],
 }
 STORE_BYTES = 4 << 30  # of the object stores of all nodes
@@ -172,7 +173,7 @@ def simulate(
         with watched() as machine:
             stamp = commit.Stamp("", "")
             blocks = pipeline.execute(
-                store.to_uri(str(todo)),
+                tables.parquet_files(store.to_uri(str(todo))),
                 out=store.to_uri(str(out)),
                 source=source,
                 key=b"",
