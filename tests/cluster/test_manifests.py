@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import re
 import shlex
+import shutil
+import subprocess
 from typing import Any
 
 import click
@@ -267,3 +270,19 @@ def test_placeholders_are_in_capitals() -> None:
     buckets = set(itertools.chain(*(re.findall(r"s3://([^/\s]+)", text) for text in texts)))
     assert buckets == {"YOUR-BUCKET"}
     assert {image.split("/")[0] for image in images()} == {"YOUR-REGISTRY"}
+
+
+def test_the_apptainer_recipe_takes_the_image_of_the_dockerfile() -> None:
+    recipe = (REPO / "cluster/apptainer/cctmn.def").read_text()
+    image = re.search(r"^From: YOUR-REGISTRY/(\S+)$", recipe, re.MULTILINE)
+    assert image is not None
+    assert f"-t {image[1]} " in (REPO / "cluster/Dockerfile").read_text()
+
+
+def test_the_job_script_of_slurm_is_clean() -> None:
+    script = REPO / "cluster/slurm/score.sbatch"
+    assert os.access(script, os.X_OK)
+    if not shutil.which("shellcheck"):
+        pytest.skip("no shellcheck")
+    done = subprocess.run(["shellcheck", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
