@@ -42,6 +42,8 @@ LISTED_OBJECTS: Final = 1000
 # Pages that are looked into at a time: by this process, and at most by a cluster.
 PAGES_HERE: Final = 2
 MOST_PAGES: Final = 64
+# A person who stops a job does not want to wait for storage.
+STOP_S: Final = 10.0
 
 
 class Inventory:
@@ -184,10 +186,14 @@ class Index:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stop.set()
-        self._thread.join()
+        self.stop()
         if error is None:
             self.check()
+
+    def stop(self) -> None:
+        """End the thread; what it is looking into is not waited for for long."""
+        self._stop.set()
+        self._thread.join(STOP_S)
 
     @property
     def is_done(self) -> bool:
@@ -284,6 +290,8 @@ class Index:
         with ThreadPoolExecutor(MOST_PAGES, thread_name_prefix="index") as pool:
             try:
                 for page in self._pages():
+                    if self._stop.is_set():
+                        return
                     objects = [one.info for one in page]
                     pending.append((page, pool.submit(self.look, objects)))
                     while len(pending) >= min(self.pages, MOST_PAGES):

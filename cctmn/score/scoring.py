@@ -77,11 +77,14 @@ class Scoring:
             if self._todo.waiting():
                 report(f"0/{self._todo.rows:,}  starting Ray", transient=True)
                 with runtime.session(address) as available:
-                    self._begin(available)
-                    if not available.started_here:
-                        index.use_cluster(available, access=job.access)
-                    self._score(index)
-            index.wait(rows=None)
+                    try:
+                        self._begin(available)
+                        if not available.started_here:
+                            index.use_cluster(available, access=job.access)
+                        self._score(index)
+                        index.wait(rows=None)
+                    finally:
+                        index.stop()  # before Ray, whose tasks it may use
             self._report_index(index)
         return self._job
 
