@@ -216,7 +216,7 @@ def _places(job: Submission) -> Iterator[tuple[str, str]]:
 
 
 def _is_remote(place: str) -> bool:
-    return store.scheme(place) != "file" and not place.startswith(_SHIPPED)
+    return not store.traits(store.to_uri(place)).file_locks and not place.startswith(_SHIPPED)
 
 
 def _here(place: str, folder: Path | None) -> str:

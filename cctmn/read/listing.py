@@ -8,9 +8,8 @@ from typing import Final
 from cctmn import store
 from cctmn.errors import InputError, StoreError
 from cctmn.parallel import map_in_order
-from cctmn.read import s3_inventory
 from cctmn.reporter import Reporter, silent
-from cctmn.store import ObjectInfo
+from cctmn.store import ObjectInfo, s3_inventory
 from cctmn.user_table import is_table, read_user_table
 
 # Objects that are looked up or probed at a time: latency bounds that work, not bandwidth.

@@ -18,9 +18,10 @@ from urllib.parse import unquote_plus
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cctmn import store
 from cctmn.errors import DataError, ObjectError
-from cctmn.store import ObjectInfo
+from cctmn.store import objects
+from cctmn.store.protocols import ObjectInfo
+from cctmn.store.uri import to_uri
 
 NAME: Final = "manifest.json"
 _BUCKET_ARN: Final = "arn:aws:s3:::"
@@ -32,7 +33,7 @@ def manifest_of(text: str) -> dict[str, Any] | None:
     if not text.lower().endswith(NAME):
         return None
     try:
-        manifest = json.loads(store.read_all(store.to_uri(text)))
+        manifest = json.loads(objects.read_all(to_uri(text)))
     except (ObjectError, ValueError):  # the listing tells what is wrong with it
         return None
     is_inventory = isinstance(manifest, dict) and {"sourceBucket", "files"} <= set(manifest)
@@ -53,7 +54,7 @@ def list_inventory(manifest: dict[str, Any], *, where: str) -> Iterator[ObjectIn
     except (KeyError, AttributeError, TypeError):
         raise DataError("not a manifest of S3 Inventory; give another listing", where) from None
     for key in keys:
-        data = store.read_all(f"s3://{bucket}/{key}", hint="check the files of the inventory")
+        data = objects.read_all(f"s3://{bucket}/{key}", hint="check the files of the inventory")
         rows = _csv_rows(data, names) if form == "CSV" else _table_rows(data, form)
         for row in rows:
             if missing := [name for name in _NEEDED if row.get(name) is None]:
