@@ -38,7 +38,7 @@ REPLACES: Final = b"cctmn.replaces"
 
 R = TypeVar("R")
 
-_OTHER_FORM: Final = "not a file written by cctmn; remove it from OUT"
+OTHER_FORM: Final = "not a file written by cctmn; remove it from OUT"
 _GONE: Final = "was merged with others while this command read it; run the command again"
 # The end of a file that holds its footer: some 15 KB with all columns. A longer one is read again.
 _FOOTER_BYTES: Final = 64 << 10
@@ -127,7 +127,7 @@ def read(uri: str, columns: list[str] | None) -> pa.Table:
     except FileNotFoundError:
         raise ResumeError(_GONE, uri) from None
     except (KeyError, pa.ArrowInvalid):
-        raise ResumeError(_OTHER_FORM, uri) from None
+        raise ResumeError(OTHER_FORM, uri) from None
 
 
 def read_opened(file: pq.ParquetFile, columns: Sequence[str], *, uri: str) -> pa.Table:
@@ -136,7 +136,7 @@ def read_opened(file: pq.ParquetFile, columns: Sequence[str], *, uri: str) -> pa
     It costs a third of `read`, which matters for many small files.
     """
     if not set(columns) <= set(file.schema_arrow.names):
-        raise ResumeError(_OTHER_FORM, uri)
+        raise ResumeError(OTHER_FORM, uri)
     return file.read(columns=list(columns), use_threads=False)
 
 
@@ -146,7 +146,7 @@ def schema(uri: str) -> pa.Schema:
     try:
         return pq.read_schema(path, filesystem=filesystem)
     except pa.ArrowInvalid:
-        raise DataError(_OTHER_FORM, uri) from None
+        raise DataError(OTHER_FORM, uri) from None
 
 
 def open_whole(uri: str) -> pq.ParquetFile:
@@ -158,7 +158,7 @@ def open_whole(uri: str) -> pq.ParquetFile:
             raise
         raise DataError(_GONE, uri) from None
     except pa.ArrowInvalid:
-        raise DataError(_OTHER_FORM, uri) from None
+        raise DataError(OTHER_FORM, uri) from None
 
 
 def read_present(uri: str, columns: Sequence[str]) -> pa.Table:
@@ -222,7 +222,7 @@ def read_each(
         try:
             file = pq.ParquetFile(pa.BufferReader(store.read_all(uri)))
         except pa.ArrowInvalid:
-            raise ResumeError(_OTHER_FORM, uri) from None
+            raise ResumeError(OTHER_FORM, uri) from None
         return read_opened(file, columns or file.schema_arrow.names, uri=uri)
 
     return map_in_order(read_one, uris, threads=min(threads, _threads(uris)))

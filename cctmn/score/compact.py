@@ -164,7 +164,7 @@ def _plan(sizes: dict[str, int]) -> tuple[list[_Kind], list[str]]:
             unreadable.append(uri)
             continue
         if {"slice_id", "error_code"} - set(schema.names):
-            raise ResumeError("not a file written by cctmn; remove it from OUT", uri)
+            raise ResumeError(tables.OTHER_FORM, uri)
         kind = kinds.setdefault(schema.serialize().to_pybytes(), _Kind(schema))
         kind.sizes[uri] = size
         kind.data_bytes += max(0, size - footer_bytes)

@@ -167,7 +167,6 @@ class Index:
         self.pages = PAGES_HERE
         self.look: Callable[[Sequence[ObjectInfo]], pa.Table] = self._look_here
         self.changed_slices = 0  # finished slices whose object was replaced
-        self.was_reported = False
         self._listed = 0
         self._opened: Counter[Why] = Counter()
         self._stop = threading.Event()

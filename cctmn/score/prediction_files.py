@@ -118,11 +118,6 @@ class PredictionFiles:
             self._finished = IdSet(id_set.concatenated([file.ids for file in self._files.values()]))
         return self._finished
 
-    @property
-    def count(self) -> int:
-        """The number of files."""
-        return len(self._files)
-
     def tally(self) -> Tally:
         """Return the numbers of rows of all files together."""
         total = Tally()
@@ -179,7 +174,7 @@ def _read(uri: str, *, stamp: commit.Stamp | None) -> _File | None:
     try:
         return _File(id_set.of_hex(table["slice_id"]), Tally.of(table))
     except ValueError:
-        raise ResumeError("not a file written by cctmn; remove it from OUT", uri) from None
+        raise ResumeError(tables.OTHER_FORM, uri) from None
 
 
 def _rewrite(uri: str, table: pa.Table, *, keep: pa.Array | pa.ChunkedArray) -> int:

@@ -28,8 +28,6 @@ from cctmn.score import commit
 WINDOW_S: Final = 60.0  # the rate is that of the last minute
 # Scorers that start together commit together, so a rate from less time is many times too high.
 MEASURED_S: Final = 3.0
-# The end of a file that holds its footer: some 15 KB with all columns.
-FOOTER_BYTES: Final = 64 << 10
 STARTING: Final = "starting workers"
 
 
@@ -160,11 +158,9 @@ class Progress:
 
 def _codes(uri: str, size: int) -> Mapping[str, int] | None:
     """Return the number of rows by error code; None of a file that is being written."""
-    start = max(0, size - FOOTER_BYTES)
-    tail = store.read_range(uri, start=start, length=size - start)
+    end = tables.file_end(uri, size)
     with contextlib.suppress(pa.ArrowException, OSError, ValueError):
-        # Where the footer is all that is asked for, its place in the file does not matter.
-        footer = pq.read_metadata(io.BytesIO(tail))
+        footer = pq.read_metadata(io.BytesIO(end))
         if (codes := commit.codes(footer.metadata or {})) is not None:
             return codes
     try:  # of an older version, which says nothing of its codes

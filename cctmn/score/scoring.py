@@ -53,6 +53,7 @@ class Scoring:
         self._done, self._known, self._todo = done, known, todo
         self.scorers: dict[str, str] = {}  # device by id of the process
         self.planned = 0  # slices of this run
+        self._index_reported = False
 
     def run(self, address: str | None) -> ScoreJob:
         """Index and score; return the job with the device that was chosen."""
@@ -198,9 +199,9 @@ class Scoring:
     def _report_index(self, index: Index) -> None:
         """Say once what the index has found. Raises its error."""
         index.check()
-        if index.was_reported or not index.is_done:
+        if self._index_reported or not index.is_done:
             return
-        index.was_reported = True
+        self._index_reported = True
         finished = len(self._done.finished)
         for line in index.lines():
             self._report(line)

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from cctmn import store, tables
 from cctmn.id_set import IdSet
+from cctmn.parallel import map_in_order
 from cctmn.score import reconcile
 
 
@@ -73,8 +74,9 @@ class Todo:
 
     def clear(self) -> None:
         """Remove all files."""
-        for uri in tables.parquet_files(self._folder):
-            store.delete(uri)
+        files = tables.parquet_files(self._folder)
+        for _ in map_in_order(store.delete, files, threads=tables.THREADS):
+            pass
 
     def _write(self, rows: pa.Table) -> str:
         uri = tables.put_private(rows, self._folder, name=f"{self._written:06d}")

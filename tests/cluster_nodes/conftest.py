@@ -17,6 +17,7 @@ from tests.processes import end_with_the_test_run
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 WORKER_CPUS = 2
+TIMEOUT_S = 150
 
 Submit = Callable[..., "subprocess.Popen[str]"]
 
@@ -53,3 +54,13 @@ def submit(nodes: Nodes) -> Submit:
         )
 
     return start
+
+
+def ended(job: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
+    """What a job printed, by its two streams; it must end in time with this code."""
+    try:
+        out, talk = job.communicate(timeout=TIMEOUT_S)
+    finally:
+        job.kill()
+    assert job.returncode == code, out[-5000:] + talk[-5000:]
+    return out, talk

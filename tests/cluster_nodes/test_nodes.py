@@ -19,7 +19,7 @@ from cctmn.errors import ResumeError
 from cctmn.model import checkpoint
 from cctmn.phantom import layouts as phantom
 from cctmn.store import s3_client
-from tests.cluster_nodes.conftest import Submit
+from tests.cluster_nodes.conftest import TIMEOUT_S, Submit, ended
 from tests.cluster_nodes.nodes import Nodes, wait_for
 from tests.conftest import REPO, S3Server, Servers
 from tests.makers import png
@@ -29,19 +29,9 @@ from tests.train import small
 
 pytestmark = pytest.mark.slow
 
-TIMEOUT_S = 150
 COPIES = 3  # of each real slice, under other names
 BLOCK_ROWS = 4
 MODEL = REPO / "cctmn" / "assets" / "models" / "demo"
-
-
-def ended(job: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
-    try:
-        out, talk = job.communicate(timeout=TIMEOUT_S)
-    finally:
-        job.kill()
-    assert job.returncode == code, out[-5000:] + talk[-5000:]
-    return out, talk
 
 
 def committed(out: str, slices: float, job: subprocess.Popen[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,12 @@ from cctmn.dashboard import MODE, TOKEN
 from cctmn.errors import EXIT_REFUSED
 from cctmn.phantom import layouts as phantom
 from cctmn.submit import Jobs, Order
-from tests.cluster_nodes.conftest import Submit
+from tests.cluster_nodes.conftest import Submit, ended
 from tests.cluster_nodes.nodes import Nodes
 from tests.conftest import REPO, S3Server
 
 pytestmark = pytest.mark.slow
 
-TIMEOUT_S = 150
 STUDY = "s3://named/in"
 
 
@@ -33,15 +31,6 @@ def study(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> int:
     phantom.write_archive(path, patients=2, slices=3, seed=4)
     s3.upload("named", "in/study.zip", path.read_bytes())
     return 6
-
-
-def ended(job: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
-    try:
-        out, talk = job.communicate(timeout=TIMEOUT_S)
-    finally:
-        job.kill()
-    assert job.returncode == code, out[-5000:] + talk[-5000:]
-    return out, talk
 
 
 def test_a_job_runs_by_its_name_from_the_installed_package_and_is_listed(

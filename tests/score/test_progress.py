@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cctmn import store
+from cctmn import store, tables
 from cctmn.score import commit as commits
 from cctmn.score import progress
 from cctmn.score.progress import Pace, Progress
@@ -138,7 +138,7 @@ def test_a_look_costs_one_listing_and_one_small_read_of_each_new_file(
     watched.look()
     assert len(listed) == 2
     assert len(reads) == 2
-    assert max(length or 0 for length in reads) <= progress.FOOTER_BYTES
+    assert max(length or 0 for length in reads) <= tables._FOOTER_BYTES
     assert reporter.lines[-1].startswith("8,000/8,000  100 %  errors 0.03 %")
 
 
