@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.cluster_nodes.nodes import Nodes
+from cctmn import tables
+from tests.cluster_nodes.nodes import Nodes, wait_for
 from tests.conftest import REPO, S3Server
 from tests.processes import end_with_the_test_run
 
@@ -36,7 +37,12 @@ def nodes(s3: S3Server) -> Iterator[Nodes]:
 
 @pytest.fixture(scope="module")
 def submit(nodes: Nodes) -> Submit:
-    """Start the command as a person does, who knows the cluster's token."""
+    """Start `cctmn submit` to the cluster."""
+    return submit_to(nodes)
+
+
+def submit_to(nodes: Nodes) -> Submit:
+    """Return what starts the command as a person does, who knows the cluster's token."""
 
     def start(*args: object, token: str | None = nodes.token, cwd: Path = REPO, **env: str) -> Any:
         known = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
@@ -64,3 +70,19 @@ def ended(job: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
         job.kill()
     assert job.returncode == code, out[-5000:] + talk[-5000:]
     return out, talk
+
+
+def files(out: str) -> int:
+    """The number of files that a job has committed."""
+    return len(tables.parquet_files(f"{out}/predictions"))
+
+
+def wait_for_commits(out: str, count: float, job: subprocess.Popen[str]) -> None:
+    """Wait until a job has committed so many files."""
+
+    def enough() -> bool:
+        if job.poll() is not None:
+            ended(job, -1)  # shows why
+        return files(out) >= count
+
+    wait_for(enough, "commits", within_s=TIMEOUT_S)

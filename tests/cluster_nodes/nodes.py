@@ -100,14 +100,12 @@ class Nodes:
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={dashboard}",
             f"--ray-client-server-port={client}",
-            f"--temp-dir={self._folder}",
             "--num-cpus=0",
         )
         wait_for(self._answers, "dashboard")
 
     def add(self, *, cpus: int) -> Node:
         node = self._start(f"--address=127.0.0.1:{self.port}", f"--num-cpus={cpus}")
-        # one after another: two that start at once may take each other's files for their own
         wait_for(lambda: b"runtime started" in node.log.read_bytes(), f"node: {node.log}")
         return node
 
@@ -118,6 +116,10 @@ class Nodes:
 
     def _start(self, *options: str) -> Node:
         agent, grpc, metrics, runtime = map(str, free_ports(4))
+        # Machines share no folder. In a shared one, a node that joins unpacks the code of a job
+        # anew, under the feet of the workers of the other nodes.
+        folder = self._folder / str(len(self.nodes))
+        folder.mkdir()
         command = [
             str(Path(sys.executable).with_name("ray")),
             "start",
@@ -131,9 +133,10 @@ class Nodes:
             f"--dashboard-agent-grpc-port={grpc}",
             f"--metrics-export-port={metrics}",
             f"--runtime-env-agent-port={runtime}",
+            f"--temp-dir={folder}",
             *options,
         ]
-        path = self._folder / f"node{len(self.nodes)}.log"
+        path = folder / "node.log"
         with path.open("wb") as log:
             process = subprocess.Popen(
                 command,

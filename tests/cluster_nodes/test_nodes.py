@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import psutil
-import pyarrow as pa
 import pytest
 
 from cctmn import folder, store, tables
@@ -19,34 +14,17 @@ from cctmn.errors import ResumeError
 from cctmn.model import checkpoint
 from cctmn.phantom import layouts as phantom
 from cctmn.store import s3_client
-from tests.cluster_nodes.conftest import TIMEOUT_S, Submit, ended
+from tests.cluster_nodes.conftest import TIMEOUT_S, Submit, ended, files, wait_for_commits
 from tests.cluster_nodes.nodes import Nodes, wait_for
 from tests.conftest import REPO, S3Server, Servers
-from tests.makers import png
 from tests.servers import lead_to
-from tests.stand_in_command import environment
 from tests.train import small
 
 pytestmark = pytest.mark.slow
 
-COPIES = 3  # of each real slice, under other names
 BLOCK_ROWS = 4
+COPIES = 3  # of each real slice, under other names
 MODEL = REPO / "cctmn" / "assets" / "models" / "demo"
-
-
-def committed(out: str, slices: float, job: subprocess.Popen[str]) -> None:
-    """Wait until so many are."""
-
-    def enough() -> bool:
-        if job.poll() is not None:
-            ended(job, -1)  # shows why
-        return files(out) * BLOCK_ROWS >= slices
-
-    wait_for(enough, "commits", within_s=TIMEOUT_S)
-
-
-def files(out: str) -> int:
-    return len(tables.parquet_files(f"{out}/predictions"))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +57,7 @@ def test_a_killed_node_loses_nothing(
     began = time.monotonic()
     job = submit("tests/cluster_nodes/counted.py", "--env", f"CCTMN_TALLY={tally}", "--", *args)
     try:
-        committed(out, archive / 3, job)
+        wait_for_commits(out, archive / 3 / BLOCK_ROWS, job)
         victim = nodes.nodes[-1]
         assert any("_ScoreBlock" in "".join(p.cmdline()) for p in victim.processes())
         done = files(out)
@@ -103,53 +81,6 @@ def test_a_killed_node_loses_nothing(
         f"ended at {time.monotonic() - began:.0f} s; work done twice: {twice:.1%}"
     )
     assert 0 <= twice < 0.25
-
-
-def test_a_killed_node_and_a_killed_driver_lose_nothing_while_the_index_runs(
-    nodes: Nodes, submit: Submit, s3: S3Server
-) -> None:
-    objects, out = 240, "s3://slow/out"
-    s3.bucket("slow")
-    for n in range(objects):
-        s3.upload("slow", f"in/{n:03d}.png", png(n % 20))
-
-    def slowly(environ: dict[str, Any]) -> None:
-        if environ["REQUEST_METHOD"] == "GET" and environ["PATH_INFO"].startswith("/slow/in/"):
-            time.sleep(0.5)
-
-    def indexed() -> int:
-        folder = f"{out}/private/inventory"
-        return sum(map(len, tables.read_each(tables.parquet_files(folder), ["slice_id"])))
-
-    args = ["tests/cluster_nodes/slowly_indexed.py", "--", "s3://slow/in", "-o", out, "-m", "any"]
-    s3.fault = slowly
-    job = submit(*args)
-    try:
-        committed(out, 1, job)
-        assert indexed() < objects
-        nodes.nodes[-1].kill()
-        nodes.add(cpus=2)
-        held = files(out)
-        committed(out, BLOCK_ROWS * (held + 1), job)
-        assert indexed() < objects
-        for process in psutil.process_iter(["cmdline"]):
-            if any(word.endswith("slowly_indexed.py") for word in process.info["cmdline"] or ()):
-                process.kill()
-        job.communicate(timeout=TIMEOUT_S)
-        assert indexed() < objects
-    finally:
-        s3.fault = None
-        job.kill()
-    # Not on this cluster: its nodes share a folder, where Ray removes the code of the ended job.
-    command = [sys.executable, "-m", "tests.stand_in_command", "score", *args[2:]]
-    done = subprocess.run(
-        command, env=environment(sleep_s=0.0), cwd=REPO, capture_output=True, text=True, check=False
-    )
-    assert f"{objects} slices = {objects} ok" in done.stderr, done.stderr
-    ids = [row["slice_id"] for row in tables.rows(f"{out}/predictions")]
-    assert len(ids) == len(set(ids)) == objects
-    inventory = pa.concat_tables(tables.inventory(f"{out}/private/inventory"))
-    assert sorted(inventory["slice_id"].to_pylist()) == sorted(ids)
 
 
 def test_a_job_that_is_sent_from_here_scores_on_ceph(
@@ -204,7 +135,9 @@ def test_a_second_job_or_writer_of_an_output_is_refused(
     wait_for(lambda: files(out) > 0, "a commit", within_s=TIMEOUT_S)
     _, talk = ended(submit("--stop", name))
     assert "STOPPED" in talk
-    assert store.read_optional(f"{out}/private/lock") is None
+    log, _ = ended(submit("--follow", name), 130)
+    assert "Run the same command again to resume." in log
+    assert store.read_optional(f"{out}/private/lock") is None, log
     with folder.only_writer(out):  # it is free again
         pass
     second, _ = ended(submit("--no-wait", "jobs/score.py", *args, "--limit", 1))
