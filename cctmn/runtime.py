@@ -103,6 +103,9 @@ def session(address: str | None = None) -> Iterator[Resources]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Every run would print the harmless error of ray #53727.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # What Ray collects as garbage after this session cancels its tasks, and would start or join
+    # another Ray for that.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
     if ray.is_initialized():

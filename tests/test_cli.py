@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from types import SimpleNamespace
 import pytest
 
 from cctmn import store
-from cctmn.errors import ConfigError
+from cctmn.cli.common import resumable
+from cctmn.errors import EXIT_STOPPED, ConfigError
 from cctmn.score.doctor import spread
 from cctmn.score.run import ScoreJob
 from tests.commands import call, one_line
@@ -271,3 +273,16 @@ def test_names_cannot_command_the_terminal(tmp_path: Path) -> None:
     done = call("score", tmp_path / name, "-o", tmp_path / "out", "-m", "cctmn:demo")
     assert "\x1b" not in done.stderr
     assert r"a\x1b]52;c;ZXZpbA==\x07\u202egnp.dcm" in done.stderr
+
+
+def test_a_second_sigterm_does_not_cut_short_the_end() -> None:
+    ended = False
+    with pytest.raises(SystemExit) as stopped, resumable():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            ended = True
+    assert ended
+    assert stopped.value.code == EXIT_STOPPED
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN

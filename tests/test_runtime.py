@@ -254,3 +254,28 @@ def test_the_object_store_grows_with_the_cores_within_memory(
     monkeypatch.setattr(runtime, "shared_memory_bytes", lambda: int(shared_gib * 2**30))
     monkeypatch.setattr(ray._common.utils, "get_system_memory", lambda: int(memory_gib * 2**30))
     assert runtime.object_store_bytes() / 2**30 == pytest.approx(expected_gib)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_no_other_ray_starts_after_a_session() -> None:
+    """As it would when the garbage of a stopped job cancels its tasks."""
+    script = """
+from cctmn import runtime
+with runtime.session():
+    pass
+import ray
+try:
+    ray.put(1)
+except ray.exceptions.RaySystemError:
+    print("refused")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        preexec_fn=end_with_the_test_run,
+    )
+    assert done.stdout == "refused\n", done.stderr

@@ -161,9 +161,13 @@ def tree_text(value: dict[str, Any], indent: str = "") -> str:
 
 @contextlib.contextmanager
 def resumable() -> Iterator[None]:
-    """End the block on Ctrl-C or SIGTERM with a line on how to resume, and exit code 130."""
+    """End the block on Ctrl-C or SIGTERM with a line on how to resume, and exit code 130.
+
+    A second SIGTERM is ignored: it must not cut short how the block ends.
+    """
 
     def stop(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
