@@ -33,6 +33,9 @@ SCORER_CPUS = 0.5
 FETCH_CPUS = 0.4  # unequal to a scorer's
 GPU_FETCH_CPUS = 1.0  # what a task uses that feeds scorers on GPUs
 WRITE_CPUS = 0.25
+# Blocks that a scorer on a GPU holds at a time: while one is scored, Ray fetches the next and sends
+# the one before. Ray runs the scorer itself for one block at a time.
+GPU_CALLS = 2
 ACTOR_START_ATTEMPTS = 3  # one failure of a device must not end the job
 STALL_S = 30 * 60  # many times what a block takes on a slow CPU
 
@@ -171,7 +174,7 @@ def execute(
             compute=ray.data.ActorPoolStrategy(
                 min_size=plan.first_actors,
                 max_size=plan.actors,
-                max_concurrent_calls_per_actor=1,
+                max_concurrent_calls_per_actor=GPU_CALLS if plan.gpus_per_actor else 1,
             ),
             num_cpus=plan.scorer_cpus,
             num_gpus=plan.gpus_per_actor,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ import pytest
 from cctmn.config import ScoreConfig
 from cctmn.score import run
 from cctmn.score.scorer import ImageArray, ModelSource
+from tests.clocked import batches_of, clocked
 from tests.makers import StandIn, png, stand_in
 
 pytestmark = pytest.mark.slow
@@ -100,6 +102,25 @@ def test_all_scorers_of_one_node_and_of_several_work_at_once(
     summary = run.score(gathering_job(tmp_path, slices, expected=4, actors=4))
     assert summary.counts.ok == SLICES
     assert len(list((tmp_path / "scorers").iterdir())) == 4
+
+
+@pytest.mark.timeout(500)
+def test_a_scorer_on_a_gpu_scores_one_batch_at_a_time(
+    nodes: Any, slices: Path, tmp_path: Path
+) -> None:
+    """Although it holds two blocks: one that is scored, and the next."""
+    nodes.add_node(num_cpus=3, num_gpus=1, object_store_memory=STORE)
+    nodes.wait_for_nodes()
+    job = run.ScoreJob(
+        [str(slices)],
+        out=str(tmp_path / "out"),
+        source=clocked(tmp_path / "clock", slices_per_s=100.0),
+        settings=ScoreConfig(actors=1, gpus=1, batch_size=BATCH, block_rows=8),
+    )
+    assert run.score(job).counts.ok == SLICES
+    [batches] = batches_of(tmp_path / "clock")
+    assert sum(slices for _, _, slices in batches) == SLICES
+    assert all(end <= begin for (_, end, _), (begin, _, _) in itertools.pairwise(batches))
 
 
 @pytest.mark.timeout(500)
