@@ -35,6 +35,7 @@ from tests.clocked import Steady, batches_of, clocked, prepare_block, steady
 LAYOUTS: dict[str, list[tuple[int, int]]] = {
     "one": [(48, 8)],
     "half": [(24, 4)],
+    "two": [(14, 2)],
     "mixed": [(4, 0), (32, 0), (12, 4), (12, 4)],
 }
 STORE_BYTES = 4 << 30  # of the object stores of all nodes
@@ -66,6 +67,7 @@ class Machine:
     """What this machine does meanwhile: CPU time by role at some times, and shared memory."""
 
     looks: list[tuple[float, Counter[str]]] = field(default_factory=list)  # s since the epoch
+    driver_bytes: list[int] = field(default_factory=list)  # its resident memory at each look
     shared_bytes: int = 0
 
     def cores(self, begin: float, end: float) -> dict[str, float]:
@@ -88,6 +90,7 @@ def watched() -> Iterator[Machine]:
     def watch() -> None:
         while not done.wait(LOOK_S):
             machine.looks.append((time.time(), cpu_s()))
+            machine.driver_bytes.append(psutil.Process().memory_info().rss)
             used = psutil.disk_usage("/dev/shm").used - before
             machine.shared_bytes = max(machine.shared_bytes, used)
 
@@ -136,6 +139,7 @@ class Simulated:
     scorers: Steady
     decoders: float  # fraction of the CPUs that may decode which do
     cores: dict[str, float]  # fraction of this machine's cores in use, by role
+    driver_bytes: tuple[int, int]  # at a quarter of the job and at its end
     shared_bytes: int
     files: int
     all_slices_per_s: float  # from the first batch to the last
@@ -191,11 +195,13 @@ def simulate(
     end = max(one[-1][1] for one in batches)
     resources = runtime.resources()
     cpus = resources.cpus_elsewhere if plan.avoided_gpu_types else resources.cpus
+    driver = machine.driver_bytes
     cpus -= 0 if plan.avoided_gpu_types else len(batches) * plan.scorer_cpus
     return Simulated(
         scorers=found,
         decoders=found.slices_per_s * decode_ms / 1e3 / cpus,
         cores=machine.cores(found.begin, found.end),
+        driver_bytes=(driver[len(driver) // 4], driver[-1]),
         shared_bytes=machine.shared_bytes,
         files=len(files),
         all_slices_per_s=slices / (end - begin),
@@ -225,7 +231,6 @@ def main(
     sets: tuple[str, ...],
 ) -> None:
     """Print how busy scorers are, the rate, the peak of shared memory, and what is the limit."""
-
     settings = config.load(ScoreConfig, sets=sets)
     for name in layout or tuple(LAYOUTS):
         with cluster(name):
@@ -239,12 +244,14 @@ def main(
                         side=side,
                         settings=settings,
                     )
+                quarter, end = one.driver_bytes
                 click.echo(
                     f"{name}, {count:,} slices: scorers {one.scorers.busy:.1%} busy, "
                     f"{one.scorers.slices_per_s:,.0f} slices/s in {one.scorers.seconds:.0f} s "
                     f"({one.all_slices_per_s:,.0f} with start and end), decoders "
                     f"{one.decoders:.0%}, this machine's cores {_listed(one.cores)}, shared memory "
-                    f"{one.shared_bytes / 2**30:.1f} GiB, {one.files} files; limit: {one.limit}"
+                    f"{one.shared_bytes / 2**30:.1f} GiB, driver {quarter >> 20} MiB at a quarter "
+                    f"of the job and {end >> 20} at its end, {one.files} files; limit: {one.limit}"
                 )
 
 

@@ -1,9 +1,10 @@
 """Bookkeeping of a large job: its CPU time per slice and its memory must not grow with the job.
 
-    cd jobs && python -m benchmarks.bookkeeping 10_000_000 FOLDER
+    cd jobs && python -m benchmarks.bookkeeping 10_000_000 FOLDER [ROWS]
 
 makes an output folder of so many slices in FOLDER, half of them done, and does what a run does
-apart from looking into objects and scoring.
+apart from looking into objects and scoring. The files of predictions have ROWS rows: 128 as those
+of a job on CPUs, or 2048 as the smallest of a job on GPUs.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from benchmarks.comparison import Comparison
 
 SLICES: Final = (100_000, 1_000_000)  # of the two lines
 SHARD: Final = 8192  # objects, as indexing.PAGE_OBJECTS
-COMMIT: Final = 128  # rows of a file of predictions
+COMMIT: Final = 128  # rows of a file of predictions, if not given
 STUDY: Final = 300  # slices
 KEY: Final = b"k" * 32
 
@@ -63,7 +64,7 @@ def _ids(rng: np.random.Generator, count: int) -> list[str]:
     return [digits[at : at + 32] for at in range(0, len(digits), 32)]
 
 
-def make(folder: Path, *, slices: int) -> None:
+def make(folder: Path, *, slices: int, commit_rows: int = COMMIT) -> None:
     """Make an output folder with this inventory, and predictions of every second slice."""
     from cctmn import schema, tables
     from cctmn.score import commit
@@ -74,7 +75,7 @@ def make(folder: Path, *, slices: int) -> None:
     (folder / "out/predictions").mkdir(parents=True)
     stamp = commit.Stamp.of(fingerprint="f" * 32, key=KEY)
     inventory = {field.name: pa.nulls(SHARD, field.type) for field in schema.INVENTORY}
-    empty = {field.name: pa.nulls(COMMIT, field.type) for field in predictions}
+    empty = {field.name: pa.nulls(commit_rows, field.type) for field in predictions}
     for shard, at in enumerate(range(0, slices, SHARD)):
         rows = min(SHARD, slices - at)
         ids = _ids(rng, rows)
@@ -85,8 +86,8 @@ def make(folder: Path, *, slices: int) -> None:
         table = pa.table([columns[n] for n in schema.INVENTORY.names], schema=schema.INVENTORY)
         table = table.replace_schema_metadata({schema.WHOLE_OBJECTS: b"1"})
         tables.put_private(table, f"{out}/private/inventory", name=f"g000000-{shard:06d}")
-        for first in range(0, rows, 2 * COMMIT):
-            done = ids[first : first + 2 * COMMIT : 2]
+        for first in range(0, rows, 2 * commit_rows):
+            done = ids[first : first + 2 * commit_rows : 2]
             columns = {name: column.slice(0, len(done)) for name, column in empty.items()}
             study = [
                 f"{(at + first + 2 * n) // STUDY * 0x9E3779B1 % 2**32:08x}"
@@ -160,7 +161,7 @@ def main() -> None:
     """Make the folder if it is not there, and print the result of a run as JSON."""
     slices, folder = int(sys.argv[1]), Path(sys.argv[2])
     if not (folder / "out").exists():
-        make(folder, slices=slices)
+        make(folder, slices=slices, commit_rows=int(sys.argv[3]) if sys.argv[3:] else COMMIT)
     sys.stdout.write(json.dumps(run(folder, slices=slices)) + "\n")
 
 
