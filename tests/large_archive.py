@@ -10,9 +10,11 @@ the number of requests of each kind. Before that, so many files of predictions o
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,7 +34,7 @@ import pyarrow as pa
 from cctmn import schema, studies, tables
 from cctmn.score import commit, reconcile
 from cctmn.score.prediction_files import PredictionFiles
-from tests.conftest import s3_server
+from tests.cluster_nodes.nodes import free_ports, wait_for
 from tests.makers import png
 from tests.stand_in_command import environment
 
@@ -87,17 +89,10 @@ class MadeUpBucket:
             f"<ETag>&quot;{self.etag(n)}&quot;</ETag></Contents>"
             for n in range(first, last)
         )
-        more = last < self.objects
-        token = f"<NextContinuationToken>{last}</NextContinuationToken>" if more else ""
-        return (
-            f"<ListBucketResult><IsTruncated>{str(more).lower()}</IsTruncated>{token}{entries}"
-            "</ListBucketResult>"
-        )
+        return _listing(entries, token=last if last < self.objects else None)
 
 
-@contextmanager
-def served(bucket: MadeUpBucket) -> Iterator[None]:
-    """Serve the bucket, and lead the standard AWS variables to it."""
+def made_server(bucket: Callable[..., Any], port: int = 0) -> Any:
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):
@@ -106,17 +101,37 @@ def served(bucket: MadeUpBucket) -> Iterator[None]:
         def log(self, *args: Any, **kwargs: Any) -> None:
             pass
 
-    server = make_server("127.0.0.1", 0, bucket, threaded=True, request_handler=Quiet)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return make_server("127.0.0.1", port, bucket, threaded=True, request_handler=Quiet)
+
+
+def serve(bucket: Callable[..., Any], port: int) -> None:
+    made_server(bucket, port).serve_forever()
+
+
+def lead_to(port: int) -> None:
+    """Let the standard AWS variables lead to a server on this machine."""
     os.environ |= {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
+
+
+@contextmanager
+def served(bucket: MadeUpBucket) -> Iterator[None]:
+    """Serve the bucket from a thread."""
+    server = made_server(bucket)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    lead_to(server.server_port)
     yield
     server.shutdown()
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 def start(out: Path, *options: str) -> subprocess.Popen[str]:
@@ -135,35 +150,101 @@ def indexed(out: Path) -> int:
     return sum(len(t) for t in tables.read_each(tables.parquet_files(folder), ["slice_id"]))
 
 
+class FolderBucket:
+    """Answers the requests of S3 for one bucket: the files of a folder."""
+
+    def __init__(self, folder: Path, *, answer_s: float = ANSWER_S) -> None:
+        self._folder, self._answer_s = folder, answer_s
+
+    def __call__(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        time.sleep(self._answer_s)
+        path = self._folder / environ["PATH_INFO"].removeprefix(f"/{BUCKET}").lstrip("/")
+        method = environ["REQUEST_METHOD"]
+        if path == self._folder:
+            page = self._page(parse_qs(environ["QUERY_STRING"]))
+            start_response("200 OK", [("Content-Type", "application/xml")])
+            return [page.encode()]
+        if method == "PUT":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+        elif not path.is_file():
+            start_response("404 Not Found", [("Content-Length", "0")])
+            return []
+        data = b"" if method == "PUT" else path.read_bytes()
+        start_response("200 OK", [("ETag", '"1"'), ("Content-Length", str(len(data)))])
+        return [data] if method == "GET" else []
+
+    def _page(self, query: dict[str, list[str]]) -> str:
+        prefix = query.get("prefix", [""])[0]
+        every = (path for path in self._folder.rglob("*") if path.is_file())
+        sizes = {path.relative_to(self._folder).as_posix(): path.stat().st_size for path in every}
+        names = sorted(name for name in sizes if name.startswith(prefix))
+        first = int(query.get("continuation-token", ["0"])[0])
+        last = min(len(names), first + int(query.get("max-keys", ["1000"])[0]))
+        entries = "".join(
+            f"<Contents><Key>{escape(name)}</Key><Size>{sizes[name]}</Size>"
+            "<LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>1</ETag></Contents>"
+            for name in names[first:last]
+        )
+        return _listing(entries, token=last if last < len(names) else None)
+
+
+def _listing(entries: str, *, token: int | None) -> str:
+    more = "" if token is None else f"<NextContinuationToken>{token}</NextContinuationToken>"
+    truncated = str(token is not None).lower()
+    return (
+        f"<ListBucketResult><IsTruncated>{truncated}</IsTruncated>{more}{entries}"
+        "</ListBucketResult>"
+    )
+
+
+@contextmanager
+def served_by_another_process(folder: Path) -> Iterator[None]:
+    """Serve a folder as the bucket; the server takes no time of this process."""
+    [port] = free_ports(1)
+    process = multiprocessing.get_context("spawn").Process(
+        target=serve, args=(FolderBucket(folder), port), daemon=True
+    )
+    process.start()
+    lead_to(port)
+    try:
+        wait_for(lambda: is_listening(port), "the server")
+        yield
+    finally:
+        process.kill()
+        process.join()
+
+
 def balance(files: int) -> float:
     """Return the seconds that the bookkeeping of so many prediction files on S3 takes."""
     columns = schema.predictions(("control", "pneumonia", "covid"))
     stamp = commit.Stamp.of(fingerprint="f" * 32, key=b"k" * 32)
     empty = dict.fromkeys(columns.names)
-    with s3_server() as server:
-        server.bucket("books")
+    with tempfile.TemporaryDirectory() as made:
+        out = Path(made) / "out"
         rows = [{"slice_id": f"{n:032x}", "study_key": f"{n % 97:02x}"} for n in range(16 * files)]
+        (out / "predictions").mkdir(parents=True)
         for at in range(0, len(rows), 16):
-            made = [empty | {"error_code": "", "flags": []} | row for row in rows[at : at + 16]]
-            table = pa.Table.from_pylist(made, schema=columns)
-            commit.write(table, folder="s3://books/out/predictions", schema=columns, stamp=stamp)
+            held = [empty | {"error_code": "", "flags": []} | row for row in rows[at : at + 16]]
+            table = pa.Table.from_pylist(held, schema=columns)
+            folder = (out / "predictions").as_uri()
+            commit.write(table, folder=folder, schema=columns, stamp=stamp)
         inventory = pa.Table.from_pylist(
             [dict.fromkeys(schema.INVENTORY.names) | {"slice_id": r["slice_id"]} for r in rows],
             schema=schema.INVENTORY,
         )
-        tables.put_private(inventory, "s3://books/out/private/inventory", name="g000000-000000")
-
-        def wait(_: dict[str, Any]) -> None:
-            time.sleep(ANSWER_S)
-
-        server.fault = wait
-        began = time.monotonic()
-        done = PredictionFiles("s3://books/out/predictions", stamp=stamp)
-        done.refresh()
-        counts = reconcile.count(done, inventory="s3://books/out/private/inventory")
-        assert (counts.ok, counts.pending) == (16 * files, 0)
-        studies.write("s3://books/out", rule=studies.StudyRule("softmax"))
-        return time.monotonic() - began
+        folder = (out / "private/inventory").as_uri()
+        tables.put_private(inventory, folder, name="g000000-000000")
+        with served_by_another_process(Path(made)):
+            began = time.monotonic()
+            done = PredictionFiles(f"s3://{BUCKET}/out/predictions", stamp=stamp)
+            done.refresh()
+            counts = reconcile.count(done, inventory=f"s3://{BUCKET}/out/private/inventory")
+            assert (counts.ok, counts.pending) == (16 * files, 0)
+            studies.write(f"s3://{BUCKET}/out", rule=studies.StudyRule("softmax"))
+            return time.monotonic() - began
 
 
 @click.command()
