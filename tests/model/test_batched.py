@@ -173,8 +173,9 @@ def test_the_work_of_a_gpu_does_not_depend_on_the_number_of_lesions(demo, monkey
     assert totals[0] == totals[1]
 
 
+@pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("backbone", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
-def test_every_tensor_of_a_batch_is_made_on_the_gpu(backbone):
+def test_every_tensor_of_a_batch_is_made_on_the_gpu(backbone, masks):
     """Fake tensors have shapes and devices alone; the first value that is read ends the batch."""
     truncation = 0 if backbone == "resnet50" else 1
     warnings.filterwarnings("ignore", message=".*create_unbacked_symint")  # of torchvision
@@ -191,6 +192,15 @@ def test_every_tensor_of_a_batch_is_made_on_the_gpu(backbone):
         assert predictor._batched is not None
         results = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(batched, "_download", lambda parts, *_, **__: results.append(parts) or [])
-            predictor._batched.predict(images, shape=(64, 64), masks=False)
-    assert {str(part.device) for part in results[0].values()} == {"cuda:0"}
+
+            def download(parts, mask_logits, **_):
+                results.extend(parts.values())
+                results.extend([] if mask_logits is None else [mask_logits])
+                return []
+
+            patch.setattr(batched, "_download", download)
+            # The one value that the host reads is the largest number of lesions.
+            patch.setattr(batched, "int", lambda _: 3, raising=False)
+            predictor._batched.predict(images, shape=(64, 64), masks=masks)
+    assert {str(part.device) for part in results} == {"cuda:0"}
+    assert any(part.ndim == 5 for part in results) == masks  # B x M x 1 x S x S
