@@ -299,7 +299,7 @@ def preset_file(stage: str, name: str) -> Path:
     known = presets(stage)
     if name not in known:
         raise ConfigError(
-            f"--preset {name}: there is no such preset for the {stage}"
+            f"--preset {name}: the {stage} has no such preset"
             f"{nearest(name, known)}; choose from {', '.join(known)}"
         )
     return known[name]
