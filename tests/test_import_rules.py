@@ -71,6 +71,7 @@ HOMES = {
         "cctmn/embedded.py",
         "cctmn/runtime.py",
         "cctmn/score/pipeline.py",
+        "cctmn/score/gpu_failures.py",
         "cctmn/score/meters.py",
         "cctmn/score/remote_index.py",
         "cctmn/submit.py",

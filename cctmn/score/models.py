@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from cctmn.errors import ModelError
 from cctmn.model.card import (
@@ -23,7 +22,7 @@ from cctmn.model.card import (
 )
 from cctmn.model.memory import keep_freed_memory
 from cctmn.numerics import BFLOAT16, FLOAT32, TF32, precision_of, processor_name
-from cctmn.score.scorer import ImageArray, ModelSource
+from cctmn.score.scorer import GpuError, ImageArray, ModelSource
 
 if TYPE_CHECKING:
     from cctmn.model.inference import Prediction
@@ -72,7 +71,8 @@ class NetScorer:
         """One prediction per image, in order; with `masks`, lesions have mask logits.
 
         If the memory of the GPU is too small for a batch, this and all later batches are halved as
-        often as it takes. Raises ModelError if it is too small for one slice.
+        often as it takes. Raises ModelError if it is too small for one slice, GpuError after an
+        error of CUDA.
         """
         predictions: list[Prediction] = []
         while len(predictions) < len(images):
@@ -94,7 +94,7 @@ class NetScorer:
             return []
         except RuntimeError as error:
             if "CUDA error" in str(error):
-                end_process(error)
+                raise GpuError(str(error).partition("\n")[0]) from error
             raise
 
     def _halve(self, batch: int) -> None:
@@ -114,16 +114,6 @@ class NetScorer:
                 batch,
             )
         self._largest_batch = batch // 2
-
-
-def end_process(error: RuntimeError) -> NoReturn:
-    """End this process, which cannot use its GPU any more after an error of CUDA.
-
-    Ray starts another scorer, on any node with a free GPU, and gives it the same block.
-    """
-    cause = str(error).partition("\n")[0]
-    logging.getLogger(__name__).error("%s; this scorer ends and another takes its place", cause)
-    os._exit(1)
 
 
 def set_float32(precision: str) -> None:

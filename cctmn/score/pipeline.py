@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ import pyarrow.fs as pafs
 
 from cctmn import errors, runtime, schema, store
 from cctmn.contract import InputContract
-from cctmn.score import commit, meters
-from cctmn.score.scorer import ModelSource, device_name, score
+from cctmn.score import commit, gpu_failures, meters
+from cctmn.score.scorer import GpuError, ModelSource, device_name, score
 
 # On CPUs. A block that a scorer has taken waits for that scorer, also when its node dies, so the
 # nodes that are left must have a place for it. Half a core each: half of the nodes can hold all
@@ -33,8 +34,8 @@ SCORER_CPUS = 0.5
 FETCH_CPUS = 0.4  # unequal to a scorer's
 GPU_FETCH_CPUS = 1.0  # what a task uses that feeds scorers on GPUs
 WRITE_CPUS = 0.25
-# Blocks that a scorer on a GPU holds at a time: while one is scored, Ray fetches the next and sends
-# the one before. Ray runs the scorer itself for one block at a time.
+# Blocks that a scorer on a GPU holds at a time: while the GPU has a batch of one, the processor
+# makes rows of the other.
 GPU_CALLS = 2
 ACTOR_START_ATTEMPTS = 3  # one failure of a device must not end the job
 STALL_S = 30 * 60  # many times what a block takes on a slow CPU
@@ -79,6 +80,14 @@ class Stalled(Exception):  # noqa: N818  (an end of this graph, not of the job)
     """Nothing moved for STALL_S: blocks wait for scorers that the cluster has no place for."""
 
 
+class ScorerLost(Exception):  # noqa: N818  (an end of this graph, not of the job)
+    """Scorers have ended for good with the blocks that they held; `gpus` has names."""
+
+    def __init__(self, gpus: set[str]) -> None:
+        super().__init__()
+        self.gpus = gpus
+
+
 class _ScoreBlock:
     """What an actor holds: the model, loaded once."""
 
@@ -87,18 +96,23 @@ class _ScoreBlock:
         if meters.stage(plan.run) != meters.SCORING:
             meters.reached(meters.LOADING, run=plan.run)
         self._scorer = source.load(plan.gpus_per_actor > 0)
+        self._turn = threading.Lock()  # a network predicts one batch at a time
         self._id, self._device_name = secrets.token_hex(8), device_name(self._scorer)
         meters.reached(meters.SCORING, run=plan.run)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        rows = score(
-            block,
-            scorer=self._scorer,
-            source=self._source,
-            batch_size=self._plan.batch_size,
-            ranked_boxes=self._plan.ranked_boxes,
-            masks=self._plan.masks,
-        )
+        try:
+            rows = score(
+                block,
+                scorer=self._scorer,
+                source=self._source,
+                batch_size=self._plan.batch_size,
+                ranked_boxes=self._plan.ranked_boxes,
+                masks=self._plan.masks,
+                turn=self._turn,
+            )
+        except GpuError:
+            gpu_failures.end_scorer(self._plan.run)
         meters.scored(rows, run=self._plan.run)
         for name, value in (("scorer", self._id), ("device_name", self._device_name)):
             rows = rows.append_column(name, pa.array([value] * len(rows), pa.string()))
@@ -141,7 +155,7 @@ def execute(
 
     Yields each block when it is committed.
     Raises StoreError if storage does not answer, ModelError if a scorer cannot load its model,
-    Stalled if the cluster is not what it was; what was committed until then stays.
+    Stalled and ScorerLost if the cluster is not what it was; what was committed until then stays.
     """
     import ray.data
     from ray.data.exceptions import ExecutionTimeoutError
@@ -175,6 +189,7 @@ def execute(
                 min_size=plan.first_actors,
                 max_size=plan.actors,
                 max_concurrent_calls_per_actor=GPU_CALLS if plan.gpus_per_actor else 1,
+                enable_true_multi_threading=plan.gpus_per_actor > 0,
             ),
             num_cpus=plan.scorer_cpus,
             num_gpus=plan.gpus_per_actor,
@@ -187,6 +202,7 @@ def execute(
             num_cpus=WRITE_CPUS,
         )
     )
+    failing = gpu_failures.failing_gpus(plan.run)
     try:
         for table in graph.iter_batches(batch_size=None, batch_format="pyarrow"):
             runtime.finished_something()
@@ -195,7 +211,12 @@ def execute(
         raise Stalled from None
     except ray.exceptions.RayError as error:
         # Ray hands on only the text of a worker's error.
-        raise errors.from_wire(str(error)) or error from None
+        if known := errors.from_wire(str(error)):
+            raise known from None
+        now_failing = gpu_failures.failing_gpus(plan.run).items()
+        if lost := {name for name, count in now_failing if count != failing.get(name)}:
+            raise ScorerLost(lost) from None
+        raise error from None
 
 
 def _elsewhere(plan: Plan) -> dict[str, str] | None:

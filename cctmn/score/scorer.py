@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,13 +30,17 @@ if TYPE_CHECKING:
 ImageArray = NDArray[np.uint8]  # H x W, as the card's input contract asks
 
 
+class GpuError(Exception):
+    """An error of CUDA, after which a process cannot use its GPU any more."""
+
+
 class Scorer(Protocol):
     """Detector and classifier in one process."""
 
     def predict(self, images: Sequence[ImageArray], *, masks: bool) -> list[Prediction]:
         """One prediction per image, in order, each independent of the other images.
 
-        With `masks`, lesions have mask logits.
+        With `masks`, lesions have mask logits. Raises GpuError if another process must go on.
         """
         ...
 
@@ -83,8 +88,13 @@ def score(
     batch_size: int,
     ranked_boxes: bool,
     masks: bool = False,
+    turn: AbstractContextManager[Any] | None = None,
 ) -> pa.Table:
-    """Return one prediction row per prepared row, in the same order."""
+    """Return one prediction row per prepared row, in the same order.
+
+    The scorer predicts each batch while `turn` is held, a lock if several threads share the scorer.
+    """
+    turn = turn or nullcontext()
     rows = table.drop_columns("pixels").to_pylist()
     for row, pixels in zip(rows, _views(table["pixels"]), strict=True):
         row["pixels"] = pixels
@@ -95,9 +105,10 @@ def score(
             row |= {"num_lesions": 0, "lesions": [], "lesion_masks": [], "t_score_ms": 0.0}
     for start in range(0, len(todo), batch_size):
         batch = todo[start : start + batch_size]
-        began = time.perf_counter()
-        predictions = scorer.predict([_pixels(row) for row in batch], masks=masks)
-        share_ms = 1e3 * (time.perf_counter() - began) / len(batch)
+        with turn:
+            began = time.perf_counter()
+            predictions = scorer.predict([_pixels(row) for row in batch], masks=masks)
+            share_ms = 1e3 * (time.perf_counter() - began) / len(batch)
         for row, prediction in zip(batch, predictions, strict=True):
             row |= _scored(row, prediction, source, ranked_boxes=ranked_boxes)
             if masks:

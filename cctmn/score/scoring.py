@@ -18,6 +18,7 @@ from cctmn.read import inventory
 from cctmn.read.listing import look_up_all
 from cctmn.reporter import Reporter, run_id
 from cctmn.score import begun, meters, pipeline, reconcile, sizing
+from cctmn.score.gpu_failures import HeldGpus
 from cctmn.score.indexing import Index, Inventory
 from cctmn.score.job import ScoreJob
 from cctmn.score.prediction_files import PredictionFiles
@@ -54,6 +55,7 @@ class Scoring:
         self.scorers: dict[str, str] = {}  # device by id of the process
         self.planned = 0  # slices of this run
         self._index_reported = False
+        self._held = HeldGpus(run_id())
 
     def run(self, address: str | None) -> ScoreJob:
         """Index and score; return the job with the device that was chosen."""
@@ -134,16 +136,20 @@ class Scoring:
         )
 
     def _execute(self, part: Pending, *, index: Index) -> None:
-        """Score the rows of a part, with a new plan whenever the graph stalls.
+        """Score the rows of a part, with a new plan whenever the graph stalls or loses a scorer.
 
         Adds each scorer's device to `scorers`, and reports it when the first is known.
-        Raises PreflightError if no slice was scored for NO_PROGRESS_S.
+        Raises PreflightError if no slice was scored for NO_PROGRESS_S, or if all GPUs fail.
         """
         job, idle_s = self._job, 0.0
         while part.rows:
             meters.reached("", run=run_id())
+            available = runtime.resources()
             plan = sizing.make_plan(
-                runtime.resources(), job.settings, pending=part.rows, access=job.access
+                replace(available, gpus=available.gpus - len(self._held)),
+                job.settings,
+                pending=part.rows,
+                access=job.access,
             )
             try:
                 for block in pipeline.execute(
@@ -163,18 +169,35 @@ class Scoring:
                     self.scorers[block.scorer] = block.device_name
                 return
             except pipeline.Stalled:
-                self._done.refresh()
+                reason, lost_s = "no progress", float(pipeline.STALL_S)
+            except pipeline.ScorerLost as lost:
+                reason, lost_s = self._left_out(lost.gpus), 0.0
+            self._done.refresh()
             left = self._todo.left_of(part, finished=self._done.finished)
-            idle_s = idle_s + pipeline.STALL_S if left.rows == part.rows else 0.0
+            idle_s = idle_s + lost_s if left.rows == part.rows else 0.0
             if idle_s >= NO_PROGRESS_S:
                 raise PreflightError(
                     f"no scorer could be scheduled for {NO_PROGRESS_S // 3600} hours; free "
                     "resources on the cluster and run the same command again to resume"
                 )
             self._report(
-                f"no progress; continuing with the present nodes, {left.rows:,} slices to score"
+                f"{reason}; continuing with the present nodes, {left.rows:,} slices to score"
             )
             part = left
+
+    def _left_out(self, gpus: set[str]) -> str:
+        """Leave GPUs out that fail again and again, and say so.
+
+        Raises PreflightError if no other is left.
+        """
+        names = ", ".join(sorted(gpus))
+        failed = f"{names} failed again and again; check with nvidia-smi"
+        self._held.hold(gpus)
+        if runtime.resources().gpus <= len(self._held):
+            raise PreflightError(
+                f"{failed}; no other GPU is left, so run the same command again to resume"
+            )
+        return failed
 
     def _left(self) -> Pending:
         """Return the slices that storage failed to give, and those of objects that were replaced.
