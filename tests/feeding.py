@@ -38,7 +38,7 @@ LAYOUTS: dict[str, list[tuple[int, int]]] = {
     "two": [(14, 2)],
     "mixed": [(4, 0), (32, 0), (12, 4), (12, 4)],
 }
-STORE_BYTES = 4 << 30  # of the object stores of all nodes
+STORE_BYTES = 12 << 30  # of the object stores of all nodes; little of it is used
 TODO_ROWS = 50_000  # per file
 BUSY = 0.95  # a fraction of the time above which something is the limit
 LEFT_OUT = 0.5  # of the time that all scorers work: processes of decoders still start then

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import re
 import signal
 import socket
@@ -224,7 +225,11 @@ def balance(files: int) -> float:
     empty = dict.fromkeys(columns.names)
     with tempfile.TemporaryDirectory() as made:
         out = Path(made) / "out"
-        rows = [{"slice_id": f"{n:032x}", "study_key": f"{n % 97:02x}"} for n in range(16 * files)]
+        rng = random.Random(1)
+        rows = [
+            {"slice_id": f"{rng.getrandbits(128):032x}", "study_key": f"{n % 97:02x}"}
+            for n in range(16 * files)
+        ]
         (out / "predictions").mkdir(parents=True)
         for at in range(0, len(rows), 16):
             held = [empty | {"error_code": "", "flags": []} | row for row in rows[at : at + 16]]
