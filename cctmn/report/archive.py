@@ -116,7 +116,7 @@ def read(folder: str) -> ScoredArchive:
         raise DataError(f"{MANIFEST} is not JSON; run `cctmn score` again", folder) from None
     if not isinstance(manifest, dict):
         raise DataError(f"{MANIFEST} is not a table; run `cctmn score` again", folder)
-    classes = schema.classes_of(tables.read(files[0], None).schema)
+    classes = schema.classes_of(tables.schema(files[0]))
     studies = [
         row
         for uri in tables.parquet_files(store.join(out, "studies"))

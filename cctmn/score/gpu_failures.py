@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -20,6 +21,8 @@ MOST: Final = 3
 # The scorers of a graph that has ended give their GPUs back within this time.
 HOLD_S: Final = 60.0
 _KEY: Final = "cctmn.gpu_failures."
+# Taken for ever by the first of the threads that share a scorer: one failure counts once.
+_ENDING: Final = threading.Lock()
 
 
 def end_scorer(run: str) -> NoReturn:
@@ -27,6 +30,7 @@ def end_scorer(run: str) -> NoReturn:
     import ray
     from ray.experimental.internal_kv import _internal_kv_put
 
+    _ENDING.acquire()
     context = ray.get_runtime_context()
     most = 0
     for number in context.get_accelerator_ids()["GPU"]:
