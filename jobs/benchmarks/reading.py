@@ -72,7 +72,10 @@ def ours(folder: Path, out: Path) -> None:
         load=lambda _: AtOnce(),
     )
     settings = ScoreConfig(actors=PROCESSES, gpus=0)
-    run.score(ScoreJob([str(folder)], str(out), source, settings))
+    # The first run looks into all files. Else the second one would do it while it scores, and start
+    # its processes anew for the slices that are known by then.
+    for limit in (1, None):
+        run.score(ScoreJob([str(folder)], str(out), source, settings, limit=limit))
 
 
 def is_available(uid: str) -> bool:  # noqa: ARG001 - pydicom's signature
