@@ -31,11 +31,11 @@ def end_scorer(run: str) -> NoReturn:
     from ray.experimental.internal_kv import _internal_kv_put
 
     _ENDING.acquire()
-    context = ray.get_runtime_context()
+    context, records = ray.get_runtime_context(), _records(run)
     most = 0
     for number in context.get_accelerator_ids()["GPU"]:
         name = f"GPU {number} of {ray.util.get_node_ip_address()}"
-        failures = _records(run).get(name, {}).get("failures", 0) + 1
+        failures = records.get(name, {}).get("failures", 0) + 1
         record = {"failures": failures, "node": context.get_node_id(), "number": number}
         _internal_kv_put(f"{_KEY}{run}.{name}", json.dumps(record), overwrite=True)
         most = max(most, failures)

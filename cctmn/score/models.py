@@ -94,7 +94,11 @@ class NetScorer:
             return []
         except RuntimeError as error:
             if "CUDA error" in str(error):
-                raise GpuError(str(error).partition("\n")[0]) from error
+                cause = str(error).partition("\n")[0]
+                logging.getLogger(__name__).error(
+                    "%s; this scorer ends and another takes its place", cause
+                )
+                raise GpuError(cause) from error
             raise
 
     def _halve(self, batch: int) -> None:

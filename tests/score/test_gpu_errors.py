@@ -74,7 +74,7 @@ def test_a_gpu_too_small_for_one_slice_is_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_an_error_of_cuda_is_told_from_others(
-    tmp_path: Path, text: str, error: type[Exception]
+    tmp_path: Path, caplog, text: str, error: type[Exception]
 ) -> None:
     class Failing:
         def predict(self, images, *, masks):
@@ -84,6 +84,11 @@ def test_an_error_of_cuda_is_told_from_others(
     made._predictor = Failing()  # type: ignore[assignment]
     with pytest.raises(error, match=f"^{text.partition(chr(10))[0]}$"):
         made.predict([np.zeros((2, 2), np.uint8)], masks=False)
+    assert [record.message for record in caplog.records] == (
+        [f"{text.partition(chr(10))[0]}; this scorer ends and another takes its place"]
+        if error is GpuError
+        else []
+    )
 
 
 class FailingGpu(StandIn):
