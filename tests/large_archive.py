@@ -35,8 +35,9 @@ import pyarrow as pa
 from cctmn import schema, studies, tables
 from cctmn.score import commit, reconcile
 from cctmn.score.prediction_files import PredictionFiles
-from tests.cluster_nodes.nodes import free_ports, wait_for
+from tests.cluster_nodes.nodes import wait_for
 from tests.makers import png
+from tests.servers import free_ports
 from tests.stand_in_command import environment
 
 ANSWER_S = 0.02

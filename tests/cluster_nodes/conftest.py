@@ -16,7 +16,12 @@ from tests.cluster_nodes.nodes import Nodes, wait_for
 from tests.conftest import REPO, S3Server
 from tests.processes import end_with_the_test_run
 
-KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+# What the machines know, as by their roles.
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 WORKER_CPUS = 2
 TIMEOUT_S = 150
 
@@ -26,7 +31,7 @@ Submit = Callable[..., "subprocess.Popen[str]"]
 @pytest.fixture(scope="module")
 def nodes(s3: S3Server) -> Iterator[Nodes]:
     """A head that runs no tasks, and two workers; the machines know the keys of S3, as roles do."""
-    cluster = Nodes(KEYS | {"AWS_EC2_METADATA_DISABLED": "true"})
+    cluster = Nodes(KEYS)
     try:
         for _ in range(2):
             cluster.add(cpus=WORKER_CPUS)

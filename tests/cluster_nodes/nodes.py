@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,21 +22,11 @@ from pathlib import Path
 import psutil
 
 from tests.processes import end_with_the_test_run
+from tests.servers import free_ports
 
 TOKEN = "0123456789abcdef" * 4
 START_S = 60
 STORE_BYTES = 100 << 20
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def wait_for(true: Callable[[], bool], what: str, *, within_s: float = START_S) -> None:

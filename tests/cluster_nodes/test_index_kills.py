@@ -77,7 +77,7 @@ def test_a_killed_node_a_killed_driver_and_a_killed_head_lose_nothing_while_the_
     finally:
         s3.fault = None
     nodes.close()  # a cluster does not outlive its head
-    another = Nodes(KEYS | {"AWS_EC2_METADATA_DISABLED": "true"})
+    another = Nodes(KEYS)
     try:
         another.add(cpus=WORKER_CPUS)
         output, _ = ended(submit_to(another)(*ARGS))

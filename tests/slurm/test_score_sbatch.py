@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster_nodes.nodes import free_ports
 from tests.conftest import REPO
 from tests.makers import png
 from tests.processes import end_with_the_test_run
 from tests.score.conftest import manifest, predictions, results
+from tests.servers import free_ports
 from tests.stand_in_command import environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.servers, pytest.mark.timeout(900)]
