@@ -18,8 +18,10 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import IO, Any, Final
 
 from cctmn.contract import InputContract
@@ -39,62 +41,167 @@ class _Died(Exception):  # noqa: N818  (an event, not an error of ours)
     """The child has ended, or did not answer in time."""
 
 
+@dataclass(frozen=True)
+class _Request:
+    """An object to decode, and its frames that are wanted."""
+
+    group: list[Row]
+    data: bytes
+    contract: InputContract
+    key: bytes
+
+
 class Decoder:
     """A child process that decodes one object after another."""
 
     def __init__(self) -> None:
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: _Child | None = None
 
-    def rows(
-        self, group: list[Row], data: bytes, *, contract: InputContract, key: bytes
-    ) -> list[Row]:
-        """Return the prepared row of each frame of an object, in order."""
+    def decode(
+        self, objects: Iterable[tuple[list[Row], bytes]], *, contract: InputContract, key: bytes
+    ) -> Iterator[list[Row]]:
+        """Yield for each object the prepared rows of its frames, in order.
+
+        The child gets the next object while it decodes one, so that it need not wait for it.
+        """
+        sent: deque[_Request] = deque()
+        try:
+            for group, data in objects:
+                sent.append(_Request(group, data, contract, key))
+                self._send(sent[-1])
+                if len(sent) > 1:
+                    yield self._rows_of_first(sent)
+            while sent:
+                yield self._rows_of_first(sent)
+        finally:
+            if sent:  # its reply would be taken for that to the next request
+                self.close()
+
+    def close(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+    def _send(self, request: _Request) -> None:
+        if self._child is None:
+            self._child = _Child()
+        message = (request.group, len(request.data), request.contract, request.key)
+        # The data goes apart, for pickle would copy it.
+        self._child.send(*_framed(message), request.data)
+
+    def _rows_of_first(self, sent: deque[_Request]) -> list[Row]:
+        """Return the rows of the first request and take it out of those that were sent."""
+        group = sent[0].group
         rows: list[Row] = []
         failures = 0
         while len(rows) < len(group):
-            rest = group[len(rows) :]
             opened = False
             before = len(rows)
             try:
-                for row in self._replies(rest, data, contract, key):
+                for row in self._replies(1 + len(group) - before):
                     if row is None:
                         opened = True
                     else:
                         rows.append(row)
             except _Died:
                 failures = failures + 1 if len(rows) == before else 1
-                if failures < _ATTEMPTS:
-                    continue
-                lost = group[len(rows) : len(rows) + 1] if opened else group[len(rows) :]
-                rows += [error_row(row, "decoder_died") for row in lost]
-                failures = 0
+                if failures == _ATTEMPTS:
+                    lost = group[len(rows) : len(rows) + 1] if opened else group[len(rows) :]
+                    rows += [error_row(row, "decoder_died") for row in lost]
+                    failures = 0
+                self._send_again(sent, group[len(rows) :])
+        sent.popleft()
         return rows
 
-    def close(self) -> None:
-        """End the child."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.communicate()
-            self._child = None
+    def _send_again(self, sent: deque[_Request], rest: list[Row]) -> None:
+        """Send a new child the frames that the first request lacks, and the later requests."""
+        first, *later = sent
+        if rest:
+            self._send(replace(first, group=rest))
+        for request in later:
+            self._send(request)
 
-    def _replies(
-        self, group: list[Row], data: bytes, contract: InputContract, key: bytes
-    ) -> Iterator[Row | None]:
-        """Yield what the child sends: None once it has opened the object, then the rows."""
-        if self._child is None:
-            self._child = _start()
-        child = self._child
-        assert child.stdin is not None
-        assert child.stdout is not None
+    def _replies(self, count: int) -> Iterator[Row | None]:
+        """Yield what the child replies: None once it has opened the object, then the rows."""
+        assert self._child is not None
         try:
-            _send(child.stdin, (group, len(data), contract, key))
-            child.stdin.write(data)  # apart, for pickle would copy it
-            child.stdin.flush()
-            for _ in range(1 + len(group)):
-                yield _receive(child.stdout, deadline=time.monotonic() + TIMEOUT_S)
+            for _ in range(count):
+                yield self._child.receive(timeout_s=TIMEOUT_S)
         except (OSError, EOFError, pickle.UnpicklingError):
             self.close()
             raise _Died from None
+
+
+class _Child:
+    """The process, and the bytes that it has not taken yet."""
+
+    def __init__(self) -> None:
+        self._process = _start()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
+        # Both sides can have more to write than a pipe holds. Neither waits for the other then.
+        os.set_blocking(self._in, False)
+        self._unsent: deque[memoryview] = deque()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, *parts: bytes) -> None:
+        """Send bytes as far as the pipe takes them; `receive` sends the others."""
+        self._unsent += map(memoryview, parts)
+        with suppress(BrokenPipeError):  # it has died: `receive` will tell
+            self._write()
+
+    def receive(self, *, timeout_s: float) -> Any:
+        """Return the next reply. Raises EOFError or OSError if none comes in time."""
+        deadline = time.monotonic() + timeout_s
+        (length,) = _LENGTH.unpack(self._read(_LENGTH.size, deadline=deadline))
+        if length > MEMORY_BYTES:  # no row is that large: something else was written
+            raise EOFError
+        return pickle.loads(self._read(length, deadline=deadline))  # noqa: S301 - our own child
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+    def _read(self, size: int, *, deadline: float) -> bytearray:
+        """Read so many bytes, and meanwhile send what waits to be sent."""
+        buffer = bytearray(size)
+        missing = memoryview(buffer)
+        poll = select.poll()
+        poll.register(self._out, select.POLLIN)
+        while missing:
+            if self._unsent:
+                poll.register(self._in, select.POLLOUT)
+            ready = {fd for fd, _ in poll.poll(max(0.0, 1e3 * (deadline - time.monotonic())))}
+            if self._out in ready or not ready:  # first, for a child that has died may have replied
+                count = os.readv(self._out, [missing]) if ready else 0
+                if not count:
+                    raise EOFError
+                missing = missing[count:]
+            elif self._write():
+                poll.unregister(self._in)
+        return buffer
+
+    def _write(self) -> bool:
+        """Write until the pipe is full. Returns whether everything is written."""
+        while self._unsent:
+            try:
+                count = os.write(self._in, self._unsent[0])
+            except BlockingIOError:
+                return False
+            if count < len(self._unsent[0]):
+                self._unsent[0] = self._unsent[0][count:]
+            else:
+                self._unsent.popleft()
+        return True
 
 
 @functools.cache
@@ -126,33 +233,10 @@ def _start() -> subprocess.Popen[bytes]:
     return child
 
 
-def _send(file: IO[bytes], value: Any) -> None:
+def _framed(value: Any) -> tuple[bytes, bytes]:
+    """Return a message and, to be sent before it, its length."""
     message = pickle.dumps(value, protocol=5)
-    file.write(_LENGTH.pack(len(message)))
-    file.write(message)
-    file.flush()
-
-
-def _receive(file: IO[bytes], *, deadline: float) -> Any:
-    (length,) = _LENGTH.unpack(_read(file, _LENGTH.size, deadline=deadline))
-    if length > MEMORY_BYTES:  # no row is that large: something else was written
-        raise EOFError
-    return pickle.loads(_read(file, length, deadline=deadline))  # noqa: S301 - our own child
-
-
-def _read(file: IO[bytes], size: int, *, deadline: float) -> bytearray:
-    """Read so many bytes. Raises EOFError if they do not come in time."""
-    buffer = bytearray(size)
-    missing = memoryview(buffer)
-    poll = select.poll()
-    poll.register(file, select.POLLIN)
-    while missing:
-        ready = poll.poll(max(0.0, 1e3 * (deadline - time.monotonic())))
-        count = os.readv(file.fileno(), [missing]) if ready else 0
-        if not count:
-            raise EOFError
-        missing = missing[count:]
-    return buffer
+    return _LENGTH.pack(len(message)), message
 
 
 def _widen(*files: IO[bytes]) -> None:
@@ -191,7 +275,8 @@ def _serve() -> None:
         data = incoming.read(size)
         _limit_memory(data)
         for row in decode_rows(group, data, contract=contract, key=key):
-            _send(outgoing, row)
+            outgoing.writelines(_framed(row))
+            outgoing.flush()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ not answer raises, so that the next run reads those slices.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from cctmn.errors import SliceError
 from cctmn.read.fetch import fetch
 from cctmn.schema import ACQUISITION_COLUMNS
 from cctmn.score import decoder as decoder_module
-from cctmn.score.error_row import error_row
+from cctmn.score.error_row import Row, error_row
 
 READER_VERSION = 3  # raise it when the same bytes give other pixels, flags or codes
 
@@ -45,14 +46,17 @@ PREPARED: Final = pa.schema(
 
 def prepare(table: pa.Table, *, contract: InputContract, key: bytes, threads: int) -> pa.Table:
     """Return one prepared row per inventory row, in the same order."""
-    decoder = decoder_module.of_this_process()
     rows = table.to_pylist()
     done = {row["slice_id"]: error_row(row, row["error_code"]) for row in rows if row["error_code"]}
-    for group, data in fetch([r for r in rows if not r["error_code"]], threads=threads):
-        if isinstance(data, SliceError):
-            prepared = [error_row(row, data.code) for row in group]
-        else:
-            prepared = decoder.rows(group, data, contract=contract, key=key)
-        for row, ready in zip(group, prepared, strict=True):
-            done[row["slice_id"]] = ready
+
+    def readable() -> Iterator[tuple[list[Row], bytes]]:
+        for group, data in fetch([r for r in rows if not r["error_code"]], threads=threads):
+            if isinstance(data, SliceError):
+                done.update((row["slice_id"], error_row(row, data.code)) for row in group)
+            else:
+                yield group, data
+
+    decoder = decoder_module.of_this_process()
+    for prepared in decoder.decode(readable(), contract=contract, key=key):
+        done.update((row["slice_id"], row) for row in prepared)
     return pa.Table.from_pylist([done[row["slice_id"]] for row in rows], schema=PREPARED)
