@@ -50,6 +50,8 @@ _DICOMDIR: Final = "1.2.840.10008.1.3.10"
 # Rescale Type (PS3.3 C.11.1.1.2) of maps. Anything else counts as HU: "US", "Houndsfield Unit" ...
 _NOT_HU: Final = frozenset({"OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"})
 
+# Of direction cosines: 1 % for those that are rounded to two digits, and a little for binary ones.
+_MAX_LENGTH_ERROR: Final = 0.01001
 _MIN_AXIAL_NZ: Final = 0.9  # 25 degrees, more than any gantry tilts
 _MIN_STRAIGHT_NZ: Final = math.cos(math.radians(5))
 _MAX_SLOPE: Final = 1e5
@@ -155,13 +157,12 @@ class DicomImage:
         allocated, stored_bits, signed = _bits(dataset)
         if syntax in NATIVE:
             size = rows * cols * allocated // 8
-            frame = self.pixels[index * size : (index + 1) * size]
-            if len(frame) < size:
+            if len(self.pixels) < (index + 1) * size:
                 raise SliceError("truncated")
             order = ">" if syntax == BIG_ENDIAN else "<"
-            raw: npt.NDArray[Any] = np.frombuffer(frame, f"{order}u{allocated // 8}").reshape(
-                rows, cols
-            )
+            raw: npt.NDArray[Any] = np.frombuffer(
+                self.pixels, f"{order}u{allocated // 8}", count=rows * cols, offset=index * size
+            ).reshape(rows, cols)
         else:
             raw = codestream.decode_frame(
                 self._fragments(index),
@@ -261,10 +262,11 @@ def _orientation(plane: Dataset) -> tuple[Turn, frozenset[str]]:
     cosines = numbers_of(plane, "ImageOrientationPatient", 6)
     if cosines is None:
         return Turn(), frozenset({"orientation"})
-    along_row, along_col = np.array(cosines[:3]), np.array(cosines[3:])
-    normal = np.cross(along_row, along_col)
-    # 1 % covers cosines rounded to two digits; what is further off is no orientation at all.
-    if not np.allclose([np.linalg.norm(v) for v in (along_row, along_col, normal)], 1, atol=0.01):
+    along_row, along_col = cosines[:3], cosines[3:]
+    normal = _cross(along_row, along_col)
+    # What is further off is no orientation at all.
+    lengths = [math.hypot(*each) for each in (along_row, along_col, normal)]
+    if not all(abs(length - 1) <= _MAX_LENGTH_ERROR for length in lengths):
         return Turn(), frozenset({"orientation"})
     tilt_nz = abs(normal[2])
     if tilt_nz < _MIN_AXIAL_NZ:
@@ -279,6 +281,12 @@ def _orientation(plane: Dataset) -> tuple[Turn, frozenset[str]]:
     if tilt_nz < _MIN_STRAIGHT_NZ:
         flags.add("oblique")
     return turn, frozenset(flags)
+
+
+def _cross(one: tuple[float, ...], other: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the cross product of two vectors of three; numpy's is slow for so few numbers."""
+    (a, b, c), (d, e, f) = one, other
+    return b * f - c * e, c * d - a * f, a * e - b * d
 
 
 def _positive(dataset: Dataset, keyword: str, *, at_most: float) -> float | None:

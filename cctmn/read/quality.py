@@ -86,7 +86,8 @@ def check_hu(hu: npt.NDArray[np.float32]) -> frozenset[str]:
         fill = hu == lowest
         if _is_fill(fill, hu < LOWEST_HU):
             hu[fill] = AIR_HU
-    if hu.min() < LOWEST_HU or hu.max() > HIGHEST_HU:
+            lowest = hu.min()
+    if lowest < LOWEST_HU or hu.max() > HIGHEST_HU:
         if not _is_compact((hu < LOWEST_HU) | (hu > HIGHEST_HU)):
             raise SliceError("implausible_hu")
         np.clip(hu, LOWEST_HU, HIGHEST_HU, out=hu)
