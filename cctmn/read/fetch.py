@@ -7,7 +7,7 @@ another one than was listed. Storage that answers nothing at all raises StoreErr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +84,8 @@ def _windows(gets: Sequence[_Get]) -> Iterator[list[_Get]]:
         yield window
 
 
-def _run(get: _Get) -> list[tuple[list[Row], bytes | SliceError]]:
+def _run(get: _Get) -> Iterable[tuple[list[Row], bytes | SliceError]]:
+    """Read now, and unpack each member when it is asked for: so the first need not wait for all."""
     try:
         raw = _read(get)
     except StoreError:
@@ -97,7 +98,7 @@ def _run(get: _Get) -> list[tuple[list[Row], bytes | SliceError]]:
         # read each alone, so that one bad neighbour does not fail the others
         alone = [_Get(m[0]["offset"], m[0]["packed_size"], [m]) for m in get.members]
         return [result for single in alone for result in _run(single)]
-    return [(group, _unpack(raw, group[0], get.start)) for group in get.members]
+    return ((group, _unpack(raw, group[0], get.start)) for group in get.members)
 
 
 def _read(get: _Get) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cctmn.errors import SliceError
 from cctmn.read import fetch as module
 from cctmn.read.fetch import fetch
@@ -65,6 +67,26 @@ def test_windows_bound_the_bytes_in_flight_and_keep_the_order() -> None:
         sizes[:1], sizes[1:3], sizes[3:4], sizes[4:],
     ]  # fmt: skip
     assert list(module._windows([])) == []
+
+
+def test_the_first_member_does_not_wait_until_all_are_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"0123456789")
+    rows = [row(path.as_uri(), offset=n, size=1, member=str(n)) for n in range(10)]
+    unpacked = []
+    unpack = module._unpack
+
+    def counted(raw: bytes, one: module.Row, base: int) -> bytes | SliceError:
+        unpacked.append(one["member"])
+        return unpack(raw, one, base)
+
+    monkeypatch.setattr(module, "_unpack", counted)
+    results = fetch(rows, threads=2)
+    next(results)
+    assert unpacked == ["0"]
+    assert [data for _, data in results] == [b"%d" % n for n in range(1, 10)]
 
 
 def test_a_cut_member_does_not_take_its_neighbours_along(tmp_path: Path) -> None:
